@@ -7,6 +7,7 @@ grammar of the cells is in `spec`, which reads these rows (a record's text start
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -275,3 +276,33 @@ ROWS: dict[str, Row] = {
         cite=PAPER + ", section 6 (future work)",
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A backbone without its mixers: one stage is plain (ViT), several are hierarchical (Swin). Stages i and
+    i + 1 are joined by a patch merging that halves the grid; `dims`, `depths` and `num_heads` are by stage.
+
+    `global_pool` ``token`` reads a class token, ``avg`` averages the grid; `position` ``absolute`` adds a learned
+    embedding of every position (and of the class token) after the patch embedding.
+    """
+
+    patch_size: int
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    global_pool: Literal["token", "avg"] = "avg"
+    position: Literal["absolute", "none"] = "none"
+    reg_tokens: int = 0
+
+    @property
+    def prefix(self) -> int:
+        """The tokens before the grid: the class token, if there is one, and the registers."""
+        return (self.global_pool == "token") + self.reg_tokens
+
+
+# Sizes for images of 8 x 8 to 32 x 32 pixels: ours, small enough for a study on a CPU.
+SKELETONS: dict[str, Skeleton] = {
+    "plain": Skeleton(patch_size=2, dims=(64,), depths=(4,), num_heads=(4,)),
+    "hierarchical": Skeleton(patch_size=1, dims=(32, 64), depths=(2, 2), num_heads=(2, 4)),
+}
