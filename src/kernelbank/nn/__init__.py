@@ -1,0 +1,1 @@
+"""Modules: `mixer`, the only token-mixing module, and the backbones that hold it."""

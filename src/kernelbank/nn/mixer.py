@@ -1,0 +1,183 @@
+"""Mixer: the one module that runs every legal record. Its parameters are a loop over `inventory`, its forward is
+`ops.plan.mix`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernelbank.inventory import Grid, check_host, inventory
+from kernelbank.inventory import Tensor as Entry
+from kernelbank.ops.geometry import Geometry, geometry
+from kernelbank.ops.plan import mix
+from kernelbank.ops.setting import check_input
+from kernelbank.spec import Dynamic, MixerSpec, Predict, SpecError, Static, TwoStep
+
+
+class Mixer(nn.Module):
+    """static conv -> dynamic conv(s) -> static conv on tokens (B, T, C), T = prefix + H * W (paper, figure 1).
+
+    `spec` is a record or its text, `grid` = (H, W), `prefix` the tokens before the grid (class, registers).
+    `attn_drop` drops entries of the attention map of a two_step record, `proj_drop` the output. ``temperature``,
+    not in the state dict, replaces the tau of a predict record in training when it is set.
+
+    The state dict takes timm's names too: qkv, proj, relative_position_bias_table, and fc1, fc2 for an FFN.
+
+    Raises SpecError for channels that do not divide, an unresolved alternate shift, or dropout that the record has
+    no place for.
+    """
+
+    def __init__(
+        self,
+        spec: MixerSpec | str,
+        dim: int,
+        num_heads: int,
+        grid: Grid,
+        *,
+        prefix: int = 0,
+        qk_norm: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = MixerSpec.parse(spec) if isinstance(spec, str) else spec
+        self.dim, self.num_heads, self.grid, self.prefix, self.qk_norm = dim, num_heads, grid, prefix, qk_norm
+        check_host(dim, num_heads, grid, prefix)
+        check_drop("attn_drop", attn_drop)
+        check_drop("proj_drop", proj_drop)
+        if attn_drop and not isinstance(self.spec.kernel, TwoStep):
+            raise SpecError(f"attn_drop={attn_drop} is not legal with {self.spec}: only two_step has an attention map")
+        self.attn_drop, self.proj_drop = attn_drop, proj_drop
+        self.temperature: float | None = None
+        self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
+        for entry in self.entries:
+            self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
+        self._geometry = self._keep_geometry(device)
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_accept_timm_names)
+
+    def _place(self, entry: Entry, tensor: Tensor) -> None:
+        """The tensor under its dotted name, in plain modules for the parts before the dot."""
+        *path, leaf = entry.name.split(".")
+        home: nn.Module = self
+        for part in path:
+            if not hasattr(home, part):
+                home.add_module(part, nn.Module())
+            home = getattr(home, part)
+        if entry.buffer:
+            home.register_buffer(leaf, tensor)
+        else:
+            home.register_parameter(leaf, nn.Parameter(tensor))
+
+    def _keep_geometry(self, device: torch.device | str | None) -> Geometry:
+        """The geometry of the mixer's own grid; its tensors are non-persistent buffers."""
+        fixed = geometry(self.spec, self.grid, self.prefix, None if device is None else torch.device(device))
+        for name in ("visible", "offsets", "layout"):
+            self.register_buffer(name, getattr(fixed, name), persistent=False)
+        return fixed._replace(visible=None, offsets=None, layout=None)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every parameter as `inventory` says, from torch's generator."""
+        tensors = self.tensors()
+        for entry in self.entries:
+            initialise_tensor(tensors[entry.name], entry)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Rebuild the geometry after construction on the meta device (timm's convention)."""
+        device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
+        self._geometry = self._keep_geometry(device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and statistics by their inventory name."""
+        named: dict[str, Tensor] = dict(self.named_parameters())
+        return named | {name: b for name, b in self.named_buffers() if name.rpartition(".")[0]}
+
+    def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C). `grid` may differ from the mixer's where no parameter depends on it.
+
+        `attn_mask` is boolean, True where a query may see a kernel: (T, T), (B, T, T) or (B, 1, T, T). Raises
+        SpecError for shapes that do not fit and masks that the record cannot honour.
+        """
+        if x.ndim == 3 and x.shape[-1] != self.dim:
+            raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, T, C) with C = {self.dim}")
+        geo = self._on_grid(x, grid)
+        y = mix(
+            x, self.tensors(), self.spec, self.num_heads, self.grid if grid is None else grid, prefix=self.prefix,
+            attn_mask=attn_mask, training=self.training, attn_drop=self.attn_drop, temperature=self.temperature,
+            geo=geo,
+        )  # fmt: skip
+        return F.dropout(y, self.proj_drop, self.training)
+
+    def _on_grid(self, x: Tensor, grid: Grid | None) -> Geometry:
+        if grid is None or grid == self.grid:
+            check_input(x, self.spec, self.grid, self.prefix)
+            kept = {name: getattr(self, name) for name in ("visible", "offsets", "layout")}
+            return self._geometry._replace(**kept)
+        there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        for mine, theirs in zip(self.entries, there, strict=True):
+            if mine.shape != theirs.shape:
+                raise SpecError(
+                    f"grid={grid} is not legal for a mixer built on {self.grid}: {mine.name} has shape {mine.shape}, "
+                    f"that grid needs {theirs.shape}; legal: {self.grid}, or a mixer built on the grid"
+                )
+        return geometry(self.spec, grid, self.prefix, x.device)
+
+    def extra_repr(self) -> str:
+        return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
+
+
+def check_drop(name: str, value: float) -> None:
+    """Raises SpecError unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise SpecError(f"{name}={value} is not legal; legal: 0 <= {name} < 1")
+
+
+def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator | None = None) -> None:
+    """Fill `tensor` as its inventory entry says."""
+    match entry.init:
+        case "zeros":
+            tensor.zero_()
+        case "ones":
+            tensor.fill_(1)
+        case "uniform":
+            tensor.uniform_(-(entry.fan_in**-0.5), entry.fan_in**-0.5, generator=generator)
+        case _:
+            nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
+
+
+def _accept_timm_names(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """timm's fused qkv, its proj and fc1, fc2 and its table of offsets, renamed and reshaped in place."""
+    assert isinstance(module, Mixer)
+    shapes = {entry.name: entry.shape for entry in module.entries}
+    renames = {"proj": "out"}
+    if isinstance(module.spec.bank, Static) and isinstance(module.spec.kernel, TwoStep):
+        renames = {"fc1": "key", "fc2": "value"}
+    if isinstance(module.spec.bank, Dynamic) and isinstance(module.spec.kernel, TwoStep):
+        for kind in ("weight", "bias"):
+            fused = state.pop(f"{prefix}qkv.{kind}", None)
+            if fused is not None:
+                for name, part in zip(("q", "key", "value"), fused.chunk(3), strict=True):
+                    state[f"{prefix}{name}.{kind}"] = part
+    for theirs, ours in renames.items():
+        for kind in ("weight", "bias"):
+            tensor, shape = state.pop(f"{prefix}{theirs}.{kind}", None), shapes.get(f"{ours}.{kind}")
+            if tensor is not None:
+                state[f"{prefix}{ours}.{kind}"] = tensor if shape is None else _reshape(tensor, shape)
+    table, shape = state.pop(f"{prefix}relative_position_bias_table", None), shapes.get("table.weight")
+    if table is not None:  # (offsets, h), offsets row by row
+        state[f"{prefix}table.weight"] = table if shape is None else _reshape(table.t(), shape)
+    state.pop(f"{prefix}relative_position_index", None)
+
+
+def _reshape(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The tensor in the mixer's shape where it has as many elements; else as it is, for load to report."""
+    return tensor.reshape(shape) if tensor.numel() == torch.Size(shape).numel() else tensor
+
+
+__all__ = ["Mixer", "Predict", "initialise_tensor"]

@@ -1,0 +1,62 @@
+"""The frame axis: the static convs around the dynamic conv. `linear` (q conv in, projection out), `bn_relu`
+(conv-BN-ReLU, dynamic conv, BN-ReLU-conv-BN: DWNet, arXiv 2106.04263), `bare`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.ops.setting import Params
+from kernelbank.spec import MixerSpec
+
+EPS, MOMENTUM = 1e-5, 0.1  # torch.nn.BatchNorm's
+
+
+def linear(x: Tensor, p: Params, name: str) -> Tensor:
+    """A 1 x 1 static conv on tokens: x W^T + b, b if there is one."""
+    return F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
+
+
+def batch_norm(x_BTC: Tensor, p: Params, name: str, training: bool) -> Tensor:
+    """BatchNorm over batch and tokens. Raises ValueError in training on a single value a channel."""
+    B, T, C = x_BTC.shape
+    if training and B * T == 1:
+        raise ValueError(f"{name}: BatchNorm needs more than one value a channel in training, got batch {B} x {T}")
+    stats = p[f"{name}.running_mean"], p[f"{name}.running_var"]
+    weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
+    return F.batch_norm(x_BTC.reshape(B * T, C), *stats, weight, bias, training, MOMENTUM, EPS).view(B, T, C)
+
+
+def enter(x_BTC: Tensor, p: Params, spec: MixerSpec, training: bool) -> tuple[Tensor, Tensor]:
+    """(operand, source): what the dynamic conv is applied to, and what generators and predictors read."""
+    if spec.frame == "bare":
+        return x_BTC, x_BTC
+    q = linear(x_BTC, p, "q")
+    if spec.frame == "linear":
+        return q, x_BTC
+    operand = F.relu(batch_norm(q, p, "q_norm", training))
+    return operand, operand
+
+
+def leave(o_BTC: Tensor, p: Params, spec: MixerSpec, training: bool) -> Tensor:
+    """The static conv after the dynamic one."""
+    if spec.frame == "bare":
+        return o_BTC
+    if spec.frame == "linear":
+        return linear(o_BTC, p, "out")
+    o_BTC = linear(F.relu(batch_norm(o_BTC, p, "out_norm", training)), p, "out")
+    return batch_norm(o_BTC, p, "last_norm", training)
+
+
+def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
+    """LayerNorm over the d channels of a head, the last axis (qk_norm), where the record has one."""
+    if f"{name}.weight" not in p or f"{name}.running_mean" in p:
+        return x
+    weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
+    return F.layer_norm(x, weight.shape, weight, bias, 1e-6)  # eps of timm's ViT
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Autocast off: generated kernels and statistics run in float32 (design 1.3)."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,187 @@
+"""Which kernels a position sees, where tokens lie on the grid, and the patches a kernel of size > 1 covers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.inventory import Grid, extent
+from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, SpecError, Window
+
+
+class Geometry(NamedTuple):
+    """What the record and the grid fix, whatever the image.
+
+    `visible` (T, n), or None when every position sees every kernel; `offsets` (T, T), the entry of the flattened
+    relative table for each query and kernel; `layout` (N'), the source position of each cell of a padded grid
+    (-1 is padding), or None; `grid`, the (padded) grid.
+    """
+
+    grid: Grid
+    prefix: int
+    visible: Tensor | None = None
+    offsets: Tensor | None = None
+    layout: Tensor | None = None
+
+
+def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | None = None) -> Geometry:
+    """The geometry of `spec` on an H x W `grid` after `prefix` tokens."""
+    padded, layout = pad_layout(spec.support, grid, device)
+    selects = isinstance(spec.bank, Dynamic) and not isinstance(spec.support, All)
+    return Geometry(
+        padded,
+        prefix,
+        visibility(spec.support, padded, prefix, device) if selects else None,
+        relative_offsets(extent(spec, grid), padded, prefix, device) if spec.position == "relative" else None,
+        layout,
+    )
+
+
+# ---- visibility ------------------------------------------------------------------------------------------
+
+
+def visibility(
+    support: All | Window | Neighborhood | Own, grid: Grid, prefix: int, device: torch.device | None = None
+) -> Tensor:
+    """V (T, T), V[i, j] whether query i sees kernel j; prefix tokens come first, see all and are seen by all,
+    except that under `self` every token sees only itself (design 1.3)."""
+    tokens = prefix + grid[0] * grid[1]
+    if isinstance(support, Own):
+        return torch.eye(tokens, dtype=torch.bool, device=device)
+    rows = _axis_visibility(support, grid[0], device)
+    columns = _axis_visibility(support, grid[1], device)
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
+    on_grid = rows[:, None, :, None] & columns[None, :, None, :]  # (H, W, H, W)
+    seen[prefix:, prefix:] = on_grid.reshape(tokens - prefix, tokens - prefix)
+    return seen
+
+
+def _axis_visibility(support: All | Window | Neighborhood, length: int, device: torch.device | None) -> Tensor:
+    """(length, length): whether a coordinate sees another along one axis; supports are products of their axes."""
+    at = torch.arange(length, device=device)
+    match support:
+        case Window():
+            region = window_regions(support, length, device)
+            return region[:, None] == region[None, :]
+        case Neighborhood(M=M):
+            side = min(M, length)
+            start = (at - side // 2).clamp(0, length - side)
+            return (at[None, :] >= start[:, None]) & (at[None, :] < start[:, None] + side)
+        case _:
+            return torch.ones(length, length, dtype=torch.bool, device=device)
+
+
+def window_regions(window: Window, length: int, device: torch.device | None = None) -> Tensor:
+    """The region of each coordinate of an axis: floor((y - shift)/M), M = min(M, length), shift 0 where
+    length <= M. With ``pad=timm`` the axis is rolled already and its last window is cut as timm cuts it."""
+    if not isinstance(window.shift, int):
+        raise SpecError(f"support={window} is not resolved; take spec.at_block(i) first")
+    side = min(window.M, length)
+    shift = window.shift if length > window.M else 0
+    at = torch.arange(length, device=device)
+    if window.pad == "timm":
+        return 3 * (at // side) + (shift > 0) * ((at >= length - side).long() + (at >= length - shift).long())
+    return torch.div(at - shift, side, rounding_mode="floor")
+
+
+def pad_layout(
+    support: All | Window | Neighborhood | Own, grid: Grid, device: torch.device | None = None
+) -> tuple[Grid, Tensor | None]:
+    """The grid that a published padding works on, and the source position of each of its cells (-1: padding).
+
+    ``mmpretrain`` pads bottom and right to whole windows; ``timm`` rolls by the shift first, then pads. Pads carry
+    zeros into the static convs and are kernels like any other (systems.md 5.8). None: the grid as it is.
+    """
+    if not isinstance(support, Window) or support.pad == "masked":
+        return grid, None
+    axes = [_padded_axis(support, length, device) for length in grid]
+    rows, columns = (torch.where(axis < length, axis, -1) for axis, length in zip(axes, grid, strict=True))
+    cells = torch.where((rows[:, None] < 0) | (columns[None, :] < 0), -1, rows[:, None] * grid[1] + columns[None, :])
+    return (len(rows), len(columns)), cells.flatten()
+
+
+def _padded_axis(window: Window, length: int, device: torch.device | None) -> Tensor:
+    """Source coordinates along one axis, padded to whole windows; a coordinate >= length is padding."""
+    side = min(window.M, length)
+    padded = -(-length // side) * side
+    at = torch.arange(padded, device=device)
+    if window.pad == "mmpretrain" or length <= window.M:
+        return at
+    assert isinstance(window.shift, int)
+    return torch.where(at < length, (at + window.shift) % length, at)
+
+
+def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
+    """Tokens on the padded layout, zeros in the padding; as they are without one."""
+    if geo.layout is None:
+        return x_BTC
+    cells = F.pad(x_BTC[:, geo.prefix :], (0, 0, 0, 1))[:, geo.layout]
+    return torch.cat([x_BTC[:, : geo.prefix], cells], 1)
+
+
+def crop(y_BTC: Tensor, geo: Geometry) -> Tensor:
+    """The inverse of `lay_out`: the true tokens in their order, the padding dropped."""
+    if geo.layout is None:
+        return y_BTC
+    real = (geo.layout >= 0).nonzero()[:, 0]
+    back = real[geo.layout[real].argsort()] + geo.prefix
+    return torch.cat([y_BTC[:, : geo.prefix], y_BTC[:, back]], 1)
+
+
+# ---- position --------------------------------------------------------------------------------------------
+
+
+def relative_offsets(sides: Grid, grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
+    """(T, T) entries of the flattened relative table: offset i - j on the grid, then three entries for the prefix
+    (prefix to grid, grid to prefix, prefix to prefix). Offsets beyond the table are clamped: V hides them."""
+    (a, b), (height, width) = sides, grid
+    y = torch.arange(height, device=device).repeat_interleave(width)
+    x = torch.arange(width, device=device).repeat(height)
+    dy = (y[:, None] - y[None, :]).clamp(1 - a, a - 1) + a - 1
+    dx = (x[:, None] - x[None, :]).clamp(1 - b, b - 1) + b - 1
+    entries = (2 * a - 1) * (2 * b - 1)
+    tokens = prefix + height * width
+    index = torch.empty(tokens, tokens, dtype=torch.long, device=device)
+    index[prefix:, prefix:] = dy * (2 * b - 1) + dx
+    index[:prefix, prefix:] = entries
+    index[prefix:, :prefix] = entries + 1
+    index[:prefix, :prefix] = entries + 2
+    return index
+
+
+# ---- the grid --------------------------------------------------------------------------------------------
+
+
+def to_grid(x_BTC: Tensor, geo: Geometry) -> Tensor:
+    """The grid tokens as a map (B, C, H, W)."""
+    B, _, C = x_BTC.shape
+    return x_BTC[:, geo.prefix :].transpose(1, 2).reshape(B, C, *geo.grid)
+
+
+def from_grid(prefix_BPC: Tensor, map_BCHW: Tensor) -> Tensor:
+    """Tokens (B, T, C) from the prefix and a map."""
+    return torch.cat([prefix_BPC, map_BCHW.flatten(2).transpose(1, 2)], 1)
+
+
+def unfold(x_BTC: Tensor, size: int, geo: Geometry) -> Tensor:
+    """The size x size patch of every token, (B, T, C, t): zeros outside the grid; a prefix token is its own
+    1 x 1 grid and fills the centre tap only (design 1.3)."""
+    if size == 1:
+        return x_BTC[..., None]
+    B, T, C = x_BTC.shape
+    patches = F.unfold(to_grid(x_BTC, geo), size, padding=size // 2)  # (B, C*t, N)
+    patches = patches.view(B, C, size * size, -1).permute(0, 3, 1, 2)
+    centre = F.pad(x_BTC[:, : geo.prefix, :, None], (size * size // 2, size * size // 2))
+    return torch.cat([centre, patches], 1)
+
+
+def pool_cells(x_BTC: Tensor, stride: int, geo: Geometry) -> Tensor:
+    """The features that generate the bank, (B, n, C): cells (y//s, x//s) of the grid, a partial cell averages its
+    own positions; prefix tokens are not pooled."""
+    if stride == 1:
+        return x_BTC
+    cells = F.avg_pool2d(to_grid(x_BTC, geo), stride, ceil_mode=True, count_include_pad=False)
+    return from_grid(x_BTC[:, : geo.prefix], cells)

@@ -1,0 +1,73 @@
+"""The mix axis: how the kernels that a position sees combine. `stack` leaves them as they are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.ops.bank import TwoStepBank, generate_taps
+from kernelbank.ops.frame import full_precision, linear
+from kernelbank.ops.geometry import pool_cells
+from kernelbank.ops.setting import Params, Setting, wide
+from kernelbank.spec import Dynamic, Own, Pool, Predict, Project
+
+
+def project(bank: TwoStepBank, p: Params, s: Setting) -> TwoStepBank:
+    """r learned combinations of the n kernels: E^T k, F^T v (Linformer, arXiv 2006.04768)."""
+    if not isinstance(s.spec.mix, Project):
+        return bank
+    E, other = p["E"], p.get("F", p["E"])
+    return bank._replace(key=E.t().to(bank.key) @ bank.key, value=other.t().to(bank.value) @ bank.value)
+
+
+def average(values_BnX: Tensor, s: Setting) -> Tensor:
+    """The mean of values over V_i: (B, 1, X) where every position sees all of them, else (B, T, X)."""
+    if isinstance(s.spec.support, Own):
+        return values_BnX
+    if s.visible is None:
+        return values_BnX.mean(1, keepdim=True)
+    seen = s.visible[:, 0].to(values_BnX.dtype)
+    return (seen / seen.sum(-1, keepdim=True).clamp(min=1)) @ values_BnX
+
+
+def generated_kernel(source_BTC: Tensor, p: Params, s: Setting) -> tuple[Tensor, Tensor]:
+    """(kernel (B, 1 or T, R, t), taps (B, n, R, t)): the one-step kernel of a dynamic bank, and what was averaged.
+
+    `mean` generates, then averages; `pool` averages the features, then generates. Runs outside autocast.
+    """
+    assert isinstance(s.spec.bank, Dynamic)
+    with full_precision(source_BTC):
+        features = pool_cells(source_BTC.to(p["key.weight"].dtype), s.spec.bank.stride, s.geo)
+        if isinstance(s.spec.mix, Pool):
+            pooled = average(features.to(wide(features.dtype)), s).to(features.dtype)
+            taps, _ = generate_taps(pooled, p, s)
+            kernel = taps
+        else:
+            taps, _ = generate_taps(features, p, s)
+            kernel = average(taps.to(wide(taps.dtype)), s)
+        shape = (s.shared, s.spec.size**2)
+        return kernel.unflatten(-1, shape), taps.unflatten(-1, shape)
+
+
+def coefficients(source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+    """pi (B, K): softmax(z / tau) or sigmoid(z / tau), z predicted from the features pooled over all tokens."""
+    assert isinstance(s.spec.mix, Predict)
+    with full_precision(source_BTC):
+        z = source_BTC.to(wide(source_BTC.dtype)).mean(1).to(p["predict.weight"].dtype)
+        if s.spec.mix.r is not None:
+            z = F.relu(linear(z, p, "reduce"))
+        z = linear(z, p, "predict").to(wide(z.dtype))
+        z = z / (s.temperature if s.training and s.temperature is not None else s.spec.mix.tau)
+        return torch.softmax(z, -1) if s.spec.mix.gate == "softmax" else torch.sigmoid(z)
+
+
+def learned_kernel(source_BTC: Tensor, p: Params, s: Setting) -> tuple[Tensor, Tensor | None]:
+    """(weight (B or 1, C_out, C_in/g, k, k), bias (B or 1, C) or None) of a static one-step bank."""
+    weight, bias = p["weight"], p.get("bias")
+    if not isinstance(s.spec.mix, Predict):
+        return weight, bias
+    pi = coefficients(source_BTC, p, s)
+    with full_precision(source_BTC):
+        mixed = torch.einsum("bk,k...->b...", pi, weight.to(pi.dtype)).to(weight.dtype)
+        return mixed, None if bias is None else (pi @ bias.to(pi.dtype)).to(bias.dtype)
