@@ -1,0 +1,47 @@
+"""Layers around the mixer that timm does not have, and weights drawn by name."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from kernelbank.inventory import Tensor as Entry
+from kernelbank.nn.mixer import Mixer, initialise_tensor
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over batch and tokens of (B, T, C): the norm before the MLP of a bn_relu backbone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return super().forward(x.flatten(0, 1)).view(x.shape)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every parameter anew from (seed, its name) alone, so that models which share a parameter share its
+    values whatever else they hold.
+
+    Mixers follow their inventory; elsewhere matrices are truncated normals of standard deviation 0.02 (timm's ViT),
+    vectors of weights are 1 and biases 0.
+    """
+    entries: dict[str, Entry] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Mixer):
+            entries |= {f"{path}.{entry.name}".lstrip("."): entry for entry in module.entries}
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator(parameter.device).manual_seed(_name_seed(seed, name))
+        initialise_tensor(parameter, entries.get(name) or _entry(name, parameter), generator)
+
+
+def _name_seed(seed: int, name: str) -> int:
+    """63 bits of the SHA-256 of "seed:name": the same on every machine and in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
+
+
+def _entry(name: str, parameter: Tensor) -> Entry:
+    if name.endswith("bias"):
+        return Entry(name, tuple(parameter.shape), "zeros")
+    return Entry(name, tuple(parameter.shape), "linear" if parameter.ndim > 1 else "ones")
