@@ -31,7 +31,7 @@ class Scores(NamedTuple):
         """n: how many entries are visible along the axis, at least 1 so that an empty row stays zero."""
         if self.visible is None:
             return self.a.shape[self.dim]
-        return self.visible.sum(self.dim, keepdim=True).clamp(min=1)
+        return self.visible.sum(self.dim, keepdim=True).clamp(min=1).to(self.a.dtype)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the axis; invisible entries are zero already."""

@@ -77,7 +77,7 @@ def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, s: Setting)
     B, T, C = x_BTC.shape
     size, shared = s.spec.size, kernel.shape[2]
     if size > 1 and kernel.shape[1] == 1:
-        weight = kernel[:, 0].repeat_interleave(C // shared, 1).view(B, C, 1, size, size)
+        weight = kernel[:, 0].repeat_interleave(C // shared, 1).view(B, C, 1, size, size).to(x_BTC.dtype)
         return convolve(x_BTC, weight, None if bias is None else bias[None], C, s.geo)
     patches = unfold(x_BTC, size, s.geo).unflatten(2, (shared, C // shared))  # (B, T, R, C/R, t)
     o = (patches.to(wide(x_BTC.dtype)) * kernel[:, :, :, None]).sum(-1).flatten(2)
@@ -100,8 +100,10 @@ def convolve(x_BTC: Tensor, weight: Tensor, bias: Tensor | None, groups: int, ge
 
 def _conv(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     (B, C, H, W), (kernels, out, _, k, _) = x_BCHW.shape, weight.shape
+    # Through flat views: strides of sides of length 1 that look channels-last break torch's CPU backward.
+    x_BCHW, weight = x_BCHW.flatten().view(x_BCHW.shape), weight.flatten().view(weight.shape)
     if kernels == 1:
         return F.conv2d(x_BCHW, weight[0], None if bias is None else bias[0], padding=k // 2, groups=groups)
     bias = None if bias is None else bias.expand(B, out).flatten()
-    o = F.conv2d(x_BCHW.reshape(1, B * C, H, W), weight.flatten(0, 1), bias, padding=k // 2, groups=B * groups)
+    o = F.conv2d(x_BCHW.view(1, B * C, H, W), weight.flatten(0, 1), bias, padding=k // 2, groups=B * groups)
     return o.view(B, out, H, W)

@@ -240,7 +240,10 @@ def static_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> T
     weight, bias = p["weight"].flatten(3), p.get("bias")  # (K, out, C_in/g, t)
     pi = weight.new_ones(len(operand), 1)
     if isinstance(s.spec.mix, Predict):
-        z = affine(reduced(source.mean(1), p, s), p, "predict")
+        z = source.mean(1)
+        if s.spec.mix.r is not None:
+            z = affine(z, p, "reduce").clamp(min=0)
+        z = affine(z, p, "predict")
         z = z / (s.temperature if s.training and s.temperature is not None else s.spec.mix.tau)
         soft = s.spec.mix.gate == "softmax"
         pi = torch.exp(z - torch.logsumexp(z, -1, keepdim=True)) if soft else 1 / (1 + torch.exp(-z))

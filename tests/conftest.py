@@ -1,0 +1,10 @@
+"""Set-up for every test: two threads, and a fixed hypothesis profile so that a failure repeats."""
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(2)
+settings.register_profile(
+    "kernelbank", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("kernelbank")

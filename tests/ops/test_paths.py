@@ -1,0 +1,136 @@
+"""Every path equals the literal definition: outputs, every gradient and every statistic, over random records."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from equality import build, draw, run, worst
+from kernelbank.atlas import ROWS
+from kernelbank.axes import AXES, Window
+from kernelbank.ops.plan import PATHS
+from kernelbank.pipeline import STEPS
+from kernelbank.spec import CELLS, MixerSpec, TwoStep
+from strategies import Host, choose_host, choose_spec, hosts, specs
+
+RECORDS = 400
+FASTER = {name: path for name, path in PATHS.items() if name != "reference"}
+
+
+def serving(spec: MixerSpec) -> list[str]:
+    return [name for name in FASTER if name != "conv" or isinstance(spec.kernel, TwoStep)]
+
+
+def words_of(spec: MixerSpec) -> set[str]:
+    """Every value, by word, that the record holds: `support window`, `activation relu`, `pad timm`, ..."""
+    held = {f"{name} {str(getattr(spec, name)).partition('(')[0]}" for name in CELLS if name != "activation"}
+    held |= {f"step {step.name}" for step in spec.activation} | {f"axis {step.axis}" for step in spec.activation}
+    return held | ({f"pad {spec.support.pad}"} if isinstance(spec.support, Window) else set())
+
+
+def every_word() -> set[str]:
+    words = {f"{n} {axis.show(v).partition('(')[0]}" for n, axis in AXES.items() if n != "activation" for v in axis.examples}
+    words |= {f"step {name}" for name in STEPS} | {"axis kernels", "axis positions"}
+    return words | {"pad masked", "pad mmpretrain", "pad timm"}
+
+
+def check_record(seed: int, seen: Counter[str]) -> dict[str, float]:
+    """One random record in a random host on every path against the definition: the errors by path."""
+    choose = random.Random(seed).choice
+    spec, host, training = choose_spec(choose), choose_host(choose), choose((True, False))
+    seen.update(words_of(spec))
+    if training and spec.frame == "bn_relu":
+        host = replace(host, batch=2)  # BatchNorm has no variance over one value
+    mixer = build(spec, host, seed).train(training)
+    x, upstream = draw(mixer, host.batch, seed + 1)
+    defined, errors = run(mixer, "reference", x, upstream), {}
+    for path in serving(spec):
+        errors[path], where = worst(run(mixer, path, x, upstream), defined)
+        assert errors[path] < 1e-9, f"seed {seed}, {path}, {spec}, {host}: {where} differs by {errors[path]:.1e}"
+    return errors
+
+
+def test_random_records_in_float64() -> None:
+    seen: Counter[str] = Counter()
+    errors = [error for seed in range(RECORDS) for error in check_record(seed, seen).values()]
+    print(f"\n{RECORDS} random records, {len(errors)} comparisons, worst {max(errors):.1e}; values: {dict(seen)}")
+    assert not every_word() - seen.keys(), f"never drawn: {sorted(every_word() - seen.keys())}"
+    assert min(seen.values()) >= 3
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_in_float64(row: str, training: bool) -> None:
+    spec = MixerSpec.parse(row).at_block(1)
+    mixer = build(spec, Host(32, 2, (3, 2), 1, 2)).train(training)
+    x, upstream = draw(mixer, 2)
+    defined = run(mixer, "reference", x, upstream)
+    for path in serving(spec):
+        error, where = worst(run(mixer, path, x, upstream), defined)
+        assert error < 1e-9, f"{path}: {where} differs by {error:.1e}"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row != "ffn"])
+def test_rows_in_float32(row: str) -> None:
+    spec = MixerSpec.parse(row).at_block(1)
+    mixer = build(spec, Host(32, 2, (4, 3), 1, 2), dtype=torch.float32)
+    x, upstream = draw(mixer, 2)
+    x, upstream = x.float(), upstream.float()
+    defined = run(mixer.eval(), "reference", x, upstream)
+    for path in serving(spec):
+        error, where = worst(run(mixer, path, x, upstream), defined)
+        assert error < 1e-4, f"{path}: {where} differs by {error:.1e}"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row != "ffn"])
+def test_rows_in_bfloat16(row: str) -> None:
+    """At most twice the error of the definition itself run in bfloat16, both against float64."""
+    spec, host = MixerSpec.parse(row).at_block(1), Host(32, 2, (4, 3), 1, 2)
+    mixer = build(spec, host, dtype=torch.bfloat16).eval()
+    exact = build(spec, host).eval()
+    exact.load_state_dict({name: t.double() for name, t in mixer.state_dict().items()})
+    x, upstream = (t.bfloat16() for t in draw(mixer, 2))
+    truth = run(exact, "reference", x.double(), upstream.double())["output"]
+    defined = run(mixer, "reference", x, upstream)["output"]
+    for path in serving(spec):
+        y = run(mixer, path, x, upstream)["output"]
+        assert y.dtype == torch.bfloat16
+        ours, theirs = (float((t.double() - truth).abs().mean()) for t in (y, defined))
+        assert ours <= 2 * theirs + 1e-6
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_autocast_keeps_the_dtype_and_the_value(row: str) -> None:
+    spec = MixerSpec.parse(row).at_block(1)
+    mixer = build(spec, Host(32, 2, (4, 3), 1, 2), dtype=torch.float32).eval()
+    x = draw(mixer, 2)[0].float()
+    expected = mixer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer(x)
+    if y.requires_grad:
+        y.float().sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in mixer.parameters())
+    assert float((y.detach().float() - expected.detach()).abs().max() / (1 + expected.detach().abs().max())) < 0.1
+
+
+@settings(max_examples=60)
+@given(specs(), hosts(), st.integers(0, 2**31))
+def test_masks_narrow_what_is_seen(spec: MixerSpec, host: Host, seed: int) -> None:
+    tokens = host.prefix + host.grid[0] * host.grid[1]
+    mixer = build(spec, host, seed).eval()
+    x, upstream = draw(mixer, host.batch, seed)
+    mask = torch.rand(host.batch, tokens, tokens, generator=torch.Generator().manual_seed(seed)) < 0.7
+    try:
+        defined = run(mixer, "reference", x, upstream, mask)
+    except ValueError as refused:
+        assert "attn_mask" in str(refused)
+        return
+    for path in serving(spec):
+        error, where = worst(run(mixer, path, x, upstream, mask), defined)
+        assert error < 1e-9, f"{path}: {where} differs by {error:.1e}"
