@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops.bank import two_step_bank
 from kernelbank.ops.geometry import to_grid
-from kernelbank.ops.kernel import attention_map, normed_operand
+from kernelbank.ops.kernel import attention_map, conv2d, normed_operand
 from kernelbank.ops.mix import project
 from kernelbank.ops.setting import Params, Setting
 
@@ -23,7 +22,7 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     scores = _query_key(normed_operand(operand_BTC, p, s), key, s).view(B, h, n, T).transpose(-1, -2)
     a = attention_map(scores, bank, p, s).transpose(-1, -2).reshape(1, B * h * n, 1, T)
     value = bank.value.expand(B, -1, -1, -1).transpose(-1, -2).reshape(B * C, n, 1, 1)
-    o_BTC = F.conv2d(a, value, groups=B * h).view(B, C, T).transpose(1, 2)
+    o_BTC = conv2d(a, value, None, 0, B * h).view(B, C, T).transpose(1, 2)
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
 
 
@@ -31,9 +30,9 @@ def _query_key(operand_BTC: Tensor, key: Tensor, s: Setting) -> Tensor:
     """The first dynamic conv: (B*h*n, T). A prefix token is its own 1 x 1 grid and meets the centre tap."""
     (B, T, C), P, size = operand_BTC.shape, s.geo.prefix, s.spec.size
     image = to_grid(operand_BTC, s.geo).reshape(1, B * C, *s.geo.grid)
-    on_grid = F.conv2d(image, key, padding=size // 2, groups=B * s.heads).view(-1, T - P)
+    on_grid = conv2d(image, key, None, size // 2, B * s.heads).view(-1, T - P)
     if not P:
         return on_grid
     tokens = operand_BTC[:, :P].transpose(1, 2).reshape(1, B * C, 1, P)
     centre = key[:, :, size // 2, size // 2, None, None]
-    return torch.cat([F.conv2d(tokens, centre, groups=B * s.heads).view(-1, P), on_grid], 1)
+    return torch.cat([conv2d(tokens, centre, None, 0, B * s.heads).view(-1, P), on_grid], 1)

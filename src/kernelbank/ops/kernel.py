@@ -100,10 +100,14 @@ def convolve(x_BTC: Tensor, weight: Tensor, bias: Tensor | None, groups: int, ge
 
 def _conv(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     (B, C, H, W), (kernels, out, _, k, _) = x_BCHW.shape, weight.shape
-    # Through flat views: strides of sides of length 1 that look channels-last break torch's CPU backward.
-    x_BCHW, weight = x_BCHW.flatten().view(x_BCHW.shape), weight.flatten().view(weight.shape)
     if kernels == 1:
-        return F.conv2d(x_BCHW, weight[0], None if bias is None else bias[0], padding=k // 2, groups=groups)
+        return conv2d(x_BCHW, weight[0], None if bias is None else bias[0], k // 2, groups)
     bias = None if bias is None else bias.expand(B, out).flatten()
-    o = F.conv2d(x_BCHW.view(1, B * C, H, W), weight.flatten(0, 1), bias, padding=k // 2, groups=B * groups)
-    return o.view(B, out, H, W)
+    return conv2d(x_BCHW.reshape(1, B * C, H, W), weight.flatten(0, 1), bias, k // 2, B * groups).view(B, out, H, W)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
+    """F.conv2d through flat views: strides of sides of length 1 that look channels-last break torch's CPU backward
+    ("grad_weight must be contiguous", torch 2.14)."""
+    x, weight = x.flatten().view(x.shape), weight.flatten().view(weight.shape)
+    return F.conv2d(x, weight, bias, padding=padding, groups=groups)
