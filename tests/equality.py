@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from strategies import Host
 from torch import Tensor
 
 from kernelbank import Mixer, use_path
 from kernelbank.spec import MixerSpec
-from strategies import Host
 
 Run = dict[str, Tensor]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 from kernelbank.pipeline import Step, read_pipeline, show_pipeline, softmax
 from kernelbank.text import SpecError, number, split, split_call, suggest
-
 
 # ---- arguments -------------------------------------------------------------------------------------------
 
@@ -48,11 +47,12 @@ class Argument:
     accepts: Callable[[object], bool]
 
 
-def _whole(minimum: int) -> Argument:
-    def accepts(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+def _is_whole(value: object, minimum: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
-    return Argument(f"a whole number >= {minimum}", int, accepts)
+
+def _whole(minimum: int) -> Argument:
+    return Argument(f"a whole number >= {minimum}", int, lambda value: _is_whole(value, minimum))
 
 
 def _one_of(*words: str) -> Argument:
@@ -117,6 +117,9 @@ HEADS = _either(GROUPS, WIDTH)
 REDUCTION = _either(Argument("linear", _read_linear, lambda v: v is None), COUNT)
 SHIFT = _either(_whole(0), _one_of(ALTERNATE))
 SWITCH = Argument("True or False", _read_switch, lambda v: isinstance(v, bool))
+NEIGHBORS = Argument(
+    "an odd number >= 3 (for M = 1 write self)", int, lambda v: _is_whole(v, 3) and v % 2 == 1,
+)  # fmt: skip
 TEMPERATURE = Argument(
     "a finite number > 0", float,
     lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v > 0,
@@ -221,7 +224,9 @@ class Window(Value):
 
     def _check(self) -> None:
         if isinstance(self.shift, int) and self.shift >= self.M:
-            raise SpecError(f"window: shift={self.shift} is not legal; legal: 0 to {self.M - 1} (below M), or alternate")
+            raise SpecError(
+                f"window: shift={self.shift} is not legal; legal: 0 to {self.M - 1} (below M), or alternate"
+            )
 
 
 @dataclass(frozen=True)
@@ -229,8 +234,7 @@ class Neighborhood(Value):
     """A position sees the M x M kernels around it, M odd, shifted inward at borders (NAT, 2204.07143)."""
 
     word: ClassVar[str] = "neighborhood"
-    M: int = argument(Argument("an odd number >= 3 (for M = 1 write self)", int,
-                               lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 3 and v % 2 == 1))  # fmt: skip
+    M: int = argument(NEIGHBORS)
 
 
 @dataclass(frozen=True)
@@ -397,7 +401,7 @@ def _closed(name: str, *options: str) -> Axis:
 
 
 def _odd(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1 and value % 2 == 1
+    return _is_whole(value, 1) and value % 2 == 1
 
 
 def _read_size(text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -161,5 +161,6 @@ def _softmax_readings(steps: Pipeline) -> Iterator[tuple[float | None, int]]:
     if len(steps) >= 2 and steps[0] == EXP and steps[1].name == "l1":
         yield None, 2
     if len(steps) >= 3 and (x := steps[0].argument) and x > 0 and steps[1] == EXP and steps[2].name == "l1":
-        if math.isfinite(1 / x):
-            yield 1 / x, 3
+        tau = 1 / x
+        if math.isfinite(tau) and math.isfinite(1 / tau):
+            yield tau, 3

@@ -224,14 +224,20 @@ def _override(inherited: Mapping[str, Any], typed: Mapping[str, Any]) -> MixerSp
     """`inherited` with `typed` cells on top; the smallest set of inherited cells that makes it legal is reset."""
     cells = {**inherited, **typed}
     open_cells = [name for name in RESETTABLE if name not in typed]
-    subsets = [subset for size in range(len(open_cells) + 1) for subset in combinations(open_cells, size)]
-    candidates = [(subset, _reset(cells, subset)) for subset in subsets]
+    candidates = list(_candidates(cells, open_cells))
     for subset, candidate in candidates:
         if not any(_violations(candidate)):
             old, new = _show(cells), _show(candidate)
             return MixerSpec(**candidate, resets=tuple(Reset(n, old[n], new[n]) for n in subset if old[n] != new[n]))
     best = min((candidate for _, candidate in candidates), key=lambda c: len(list(_violations(c))))
-    raise SpecError(_explain_violation(best, next(_violations(best))))
+    raise SpecError(_explain_violation(best, next(_violations(best)), open_cells))
+
+
+def _candidates(cells: Mapping[str, Any], names: list[str]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The cells with every subset of `names` reset, smallest subsets first."""
+    for size in range(len(names) + 1):
+        for subset in combinations(names, size):
+            yield subset, _reset(cells, subset)
 
 
 def _reset(cells: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -307,11 +313,16 @@ def _violations(cells: Mapping[str, Any]) -> Iterator[Violation]:
             yield "position", f"stride={bank.stride} generates on the pooled grid, which has no offsets to positions"
 
 
-def _explain_violation(cells: Mapping[str, Any], violation: Violation) -> str:
-    """One line: the dependent field, its value, why it cannot stand, and the values that can."""
+def _explain_violation(cells: Mapping[str, Any], violation: Violation, open_cells: list[str] | None = None) -> str:
+    """One line: the dependent field, its value, why it cannot stand, and the values that can (after resets)."""
     name, reason = violation
-    broken = {AXES[name].show(v): [f for f, _ in _violations({**cells, name: v})] for v in AXES[name].examples}
-    legal = [value for value, fields in broken.items() if not fields]
-    legal = legal or [value for value, fields in broken.items() if name not in fields]
-    listed = "identity,count, softmax and other steps" if name == "activation" and legal != ["none"] else ", ".join(legal)
-    return f"{name}={AXES[name].show(cells[name])} is not legal here: {reason}; legal: {listed or 'no value of ' + name}"
+    others = [field for field in open_cells or [] if field != name]
+    legal = [
+        AXES[name].show(value)
+        for value in AXES[name].examples
+        if any(not any(_violations(c)) for _, c in _candidates({**cells, name: value}, others))
+    ]
+    if name == "activation" and legal != ["none"]:
+        legal = ["identity,count", "softmax and other steps"]
+    listed = ", ".join(legal) or f"no {name} beside the other cells"
+    return f"{name}={AXES[name].show(cells[name])} is not legal here: {reason}; legal: {listed}"

@@ -82,7 +82,10 @@ def test_mmpretrain_padding_is_pad_then_roll_with_pads_as_kernels() -> None:
         return t.unflatten(1, (2, 4)).unflatten(3, (2, 4)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
 
     w, region = windows(padded), windows(ids[None, :, :, None])[..., 0]
-    q, k, v = (F.linear(w, p[f"{n}.weight"], p[f"{n}.bias"]).unflatten(-1, (2, 4)).transpose(1, 2) for n in ("q", "key", "value"))
+    q, k, v = (
+        F.linear(w, p[f"{n}.weight"], p[f"{n}.bias"]).unflatten(-1, (2, 4)).transpose(1, 2)
+        for n in ("q", "key", "value")
+    )
     at = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
     offset = at[:, :, None] - at[:, None, :] + 3
     bias = p["table.weight"][:, offset[0], offset[1]]
@@ -105,7 +108,9 @@ def test_timm_squeeze_excitation_agrees() -> None:
     theirs = randomised(SqueezeExcite(32, rd_ratio=1 / 16, rd_divisor=1))
     ours = Mixer("se", 32, 1, (4, 3), dtype=torch.float64)
     names = {"reduce": theirs.fc1, "key": theirs.fc2}
-    ours.load_state_dict({f"{n}.{k}": t.flatten(1) if t.ndim > 1 else t for n, m in names.items() for k, t in m.state_dict().items()})
+    ours.load_state_dict(
+        {f"{n}.{k}": t.flatten(1) if t.ndim > 1 else t for n, m in names.items() for k, t in m.state_dict().items()}
+    )
     x = torch.randn(2, 32, 4, 3, dtype=torch.float64)
     assert close(ours(x.flatten(2).mT), theirs(x).flatten(2).mT)
 
@@ -152,8 +157,8 @@ def test_the_module_is_its_inventory(row: str) -> None:
 # Parameters whose gradient is zero by algebra. A key bias shifts all logits of a query alike, which softmax and
 # LayerNorm over the kernels remove; a q bias shifts all logits of a kernel alike, which softmax@positions removes; a
 # bias in front of a BatchNorm in training is a mean that the norm removes.
-ZERO_GRADIENT = {row: {"key.bias"} for row in ("vit", "vit_relpos", "swin", "nat", "strided_bank", "layernorm_attention",
-                                               "vit3", "swin3")}  # fmt: skip
+ZERO_GRADIENT = {row: {"key.bias"} for row in ("vit", "vit_relpos", "swin", "nat", "strided_bank", "vit3", "swin3",
+                                               "layernorm_attention")}  # fmt: skip
 ZERO_GRADIENT["layernorm_attention"].add("value.bias")  # the kernels' weights sum to zero
 ZERO_GRADIENT |= {"external_attention": {"q.bias"}, "dwnet": {"bias"}, "ddwconv": {"bias"}}
 

@@ -29,11 +29,13 @@ def test_softmax_is_torch_softmax_at_any_size_of_logit() -> None:
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("relu,count", [0.5, 0, 0, 0]), ("identity,count", [0.5, -1, 0, 0]), ("log_count", [1 - 0.6931471805599453, -2.6931471805599453, 0, 0]),
+    ("relu,count", [0.5, 0, 0, 0]), ("identity,count", [0.5, -1, 0, 0]),
+    ("log_count", [1 - 0.6931471805599453, -2.6931471805599453, 0, 0]),
     ("l1", [1 / 3, -2 / 3, 0, 0]), ("l2", [1 / 5**0.5, -2 / 5**0.5, 0, 0]), ("center", [1.5, -1.5, 0, 0]),
     ("sqrt_count", [1 / 2**0.5, -2 / 2**0.5, 0, 0]), ("sigmoid", [0.7310585786300049, 0.11920292202211755, 0, 0]),
     ("layernorm", [1.5 / (2.25 + 1e-6) ** 0.5, -1.5 / (2.25 + 1e-6) ** 0.5, 0, 0]),
-    ("rmsnorm", [1 / (2.5 + 1e-6) ** 0.5, -2 / (2.5 + 1e-6) ** 0.5, 0, 0]), ("softmax", [0.9525741268224334, 0.04742587317756678, 0, 0]),
+    ("rmsnorm", [1 / (2.5 + 1e-6) ** 0.5, -2 / (2.5 + 1e-6) ** 0.5, 0, 0]),
+    ("softmax", [0.9525741268224334, 0.04742587317756678, 0, 0]),
 ])  # fmt: skip
 def test_only_visible_entries_count(text: str, expected: list[float]) -> None:
     """Two of four visible: n = 2, and invisible entries are zero whatever they held."""
@@ -43,7 +45,12 @@ def test_only_visible_entries_count(text: str, expected: list[float]) -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_a_row_that_sees_nothing_stays_zero_and_finite(name: str) -> None:
     step = "scale(2)" if name == "scale" else name
-    statistics = {"weight": torch.ones(1), "bias": torch.ones(1), "running_mean": torch.ones(1), "running_var": torch.ones(1)}
+    statistics = {
+        "weight": torch.ones(1),
+        "bias": torch.ones(1),
+        "running_mean": torch.ones(1),
+        "running_var": torch.ones(1),
+    }
     params = {f"activation_norm.{n}": t for n, t in statistics.items()}
     s = torch.full((1, 1, 1, 3), 5.0, dtype=torch.float64, requires_grad=True)
     a = activate(s, torch.zeros(1, 1, 1, 3, dtype=torch.bool), read_pipeline(step), params)

@@ -17,11 +17,13 @@ def sees(support: object, i: int, j: int, grid: tuple[int, int]) -> bool:
     (yi, xi), (yj, xj) = divmod(i, grid[1]), divmod(j, grid[1])
     match support:
         case Window(M=M, shift=s):
+
             def region(at: int, length: int) -> int:
                 return (at - (s if length > M else 0)) // min(M, length)
 
             return region(yi, grid[0]) == region(yj, grid[0]) and region(xi, grid[1]) == region(xj, grid[1])
         case Neighborhood(M=M):
+
             def inside(at: int, other: int, length: int) -> bool:
                 side = min(M, length)
                 start = max(0, min(at - side // 2, length - side))
@@ -36,7 +38,9 @@ def sees(support: object, i: int, j: int, grid: tuple[int, int]) -> bool:
 
 @pytest.mark.parametrize("prefix", [0, 2])
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("support", [All(), Window(3), Window(3, 1), Window(4, 3), Neighborhood(3), Neighborhood(5), Own()])
+@pytest.mark.parametrize(
+    "support", [All(), Window(3), Window(3, 1), Window(4, 3), Neighborhood(3), Neighborhood(5), Own()]
+)
 def test_visibility_is_its_sentence(support: object, grid: tuple[int, int], prefix: int) -> None:
     V = visibility(support, grid, prefix)
     count = grid[0] * grid[1]

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from equality import build, draw, run, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import Host, choose_host, choose_spec, hosts, specs
 
-from equality import build, draw, run, worst
 from kernelbank.atlas import ROWS
 from kernelbank.axes import AXES, Window
 from kernelbank.ops.plan import PATHS
 from kernelbank.pipeline import STEPS
 from kernelbank.spec import CELLS, MixerSpec, TwoStep
-from strategies import Host, choose_host, choose_spec, hosts, specs
 
 RECORDS = 400
 FASTER = {name: path for name, path in PATHS.items() if name != "reference"}
@@ -35,7 +35,9 @@ def words_of(spec: MixerSpec) -> set[str]:
 
 
 def every_word() -> set[str]:
-    words = {f"{n} {axis.show(v).partition('(')[0]}" for n, axis in AXES.items() if n != "activation" for v in axis.examples}
+    words = {
+        f"{n} {axis.show(v).partition('(')[0]}" for n, axis in AXES.items() if n != "activation" for v in axis.examples
+    }
     words |= {f"step {name}" for name in STEPS} | {"axis kernels", "axis positions"}
     return words | {"pad masked", "pad mmpretrain", "pad timm"}
 

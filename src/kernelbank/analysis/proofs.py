@@ -121,10 +121,9 @@ def _out(mixer: Mixer, o_BhTd: Tensor) -> Tensor:
 
 def _position(mixer: Mixer) -> Tensor:
     """p (h, T, T) as the operator expands it, zero where invisible."""
-    kept = mixer._geometry._replace(visible=mixer.visible, offsets=mixer.offsets)
-    p = relative(mixer.tensors(), Setting(mixer.spec, mixer.dim, mixer.num_heads, kept))
+    p = relative(mixer.tensors(), Setting(mixer.spec, mixer.dim, mixer.num_heads, mixer.geometry))
     assert p is not None
-    return p if kept.visible is None else torch.where(kept.visible, p, 0)
+    return p if mixer.visible is None else torch.where(mixer.visible, p, 0)
 
 
 # ---- attention -------------------------------------------------------------------------------------------
@@ -184,7 +183,9 @@ def _regions_alone() -> float:
                 inner = random_mixer(MixerSpec.parse(f"{text} support=all"), grid)
                 table = mixer.tensors()["table.weight"]
                 middle = [(side - 1) // 2 for side in table.shape[1:]]
-                cut = table[:, middle[0] - grid[0] + 1 : middle[0] + grid[0], middle[1] - grid[1] + 1 : middle[1] + grid[1]]
+                cut = table[
+                    :, middle[0] - grid[0] + 1 : middle[0] + grid[0], middle[1] - grid[1] + 1 : middle[1] + grid[1]
+                ]
                 shared = {n: t for n, t in mixer.tensors().items() if n != "table.weight"}
                 set_tensors(inner, **shared, table__weight=cut)
                 worst = max(worst, error(y[:, rows == r][:, :, columns == c].flatten(1, 2), inner(block.flatten(1, 2))))
@@ -362,9 +363,10 @@ PROOFS: dict[str, Identity] = {
     "window as large as the grid": Identity("swin with M = H = W, shift 0 = vit_relpos", _window_is_grid),
     "shifted window": Identity("a shifted window = each region alone on its own grid", _regions_alone),
     "projection by identity": Identity("linformer with E = F = I = vit", _linformer_identity),
-    "external attention": Identity("external_attention = softmax over positions, then l1 over the bank", _external_rows),
+    "external attention": Identity(
+        "external_attention = softmax over positions, then l1 over the bank", _external_rows),
     "position is a convolution": Identity(
-        "dwsa = q * mean(k) + zero-padded conv2d of k with the flipped table, tied in a head", _position_is_convolution),
+        "dwsa = q * mean(k) + zero-padded conv2d of k by the flipped table, tied in a head", _position_is_convolution),
     "mean is pool": Identity(
         "linear generators: averaging kernels = generating from the average, every support and size", _mean_is_pool),
     "gate": Identity("dwsa without position = a channel gate per image", _gate),

@@ -6,8 +6,10 @@ Trunk parts are timm's (patch embedding, patch merging, drop path), with timm's 
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
-from timm.layers import DropPath, PatchEmbed, calculate_drop_path_rates
+from timm.layers import DropPath, PatchEmbed
 from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
@@ -27,7 +29,14 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, mixer: MixerSpec, mlp: MixerSpec | None, dim: int, num_heads: int, grid: Grid, prefix: int, drop_path: float
+        self,
+        mixer: MixerSpec,
+        mlp: MixerSpec | None,
+        dim: int,
+        num_heads: int,
+        grid: Grid,
+        prefix: int,
+        drop_path: float,
     ) -> None:
         super().__init__()
         normed_inside = mixer.frame == "bn_relu"
@@ -57,11 +66,11 @@ class Stage(nn.Module):
         self.downsample = None if merge_from is None else PatchMerging(merge_from, dim)
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Tokens on the grid of the stage before -> tokens on this stage's."""
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens on the grid of the stage before -> tokens on this stage's grid, and that grid."""
         if self.downsample is not None:
             x = self.downsample(x.unflatten(1, grid)).flatten(1, 2)
-        return self.blocks(x)
+        return self.blocks(x), self.grid
 
 
 class Backbone(nn.Module):
@@ -109,7 +118,7 @@ class Backbone(nn.Module):
             x = x + self.pos_embed
         grid = self.grid
         for stage in self.stages:
-            x, grid = stage(x, grid), stage.grid
+            x, grid = stage(x, grid)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -129,7 +138,9 @@ class Backbone(nn.Module):
 
 def _check(skeleton: Skeleton, img_size: Grid) -> None:
     if img_size[0] % skeleton.patch_size or img_size[1] % skeleton.patch_size:
-        raise SpecError(f"img_size={img_size} is not legal; legal: sides divisible by the patch of {skeleton.patch_size}")
+        raise SpecError(
+            f"img_size={img_size} is not legal; legal: sides divisible by the patch of {skeleton.patch_size}"
+        )
     if len(skeleton.dims) > 1 and skeleton.prefix:
         raise SpecError(f"{skeleton.prefix} prefix tokens are not legal in {len(skeleton.dims)} stages: patch merging "
                         "joins grid positions; legal: global_pool='avg', reg_tokens=0")  # fmt: skip
@@ -143,17 +154,17 @@ def _embedding(tokens: int, dim: int) -> nn.Parameter:
 
 def _stages(skeleton: Skeleton, mixer: str, mlp: str, grid: Grid, drop_path_rate: float) -> list[Stage]:
     """The stages with their records resolved: merging halves the grid, odd sides are padded up."""
-    count = len(skeleton.dims)
+    count, starts = len(skeleton.dims), [0, *accumulate(skeleton.depths)]
     mixers = read_stages(mixer, count)
-    mlps = [None] * count if mlp == "none" else [*read_stages(mlp, count)]
-    rates = calculate_drop_path_rates(drop_path_rate, list(skeleton.depths), stagewise=True)
+    mlps = None if mlp == "none" else read_stages(mlp, count)
+    rates = [drop_path_rate * block / max(starts[-1] - 1, 1) for block in range(starts[-1])]
     stages = []
     for i, (dim, heads) in enumerate(zip(skeleton.dims, skeleton.num_heads, strict=True)):
         grid = (-(-grid[0] // 2), -(-grid[1] // 2)) if i else grid
-        blocks = [
-            Block(mixers[i].at_block(j), None if mlps[i] is None else mlps[i].at_block(j), dim, heads, grid,
-                  skeleton.prefix, rates[i][j])
-            for j in range(skeleton.depths[i])
-        ]  # fmt: skip
+        blocks = []
+        for j in range(skeleton.depths[i]):
+            mlp_spec = None if mlps is None else mlps[i].at_block(j)
+            rate = rates[starts[i] + j]
+            blocks.append(Block(mixers[i].at_block(j), mlp_spec, dim, heads, grid, skeleton.prefix, rate))
         stages.append(Stage(skeleton.dims[i - 1] if i else None, dim, grid, blocks))
     return stages

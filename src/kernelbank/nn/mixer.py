@@ -12,7 +12,7 @@ from kernelbank.inventory import Tensor as Entry
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.ops.setting import check_input
-from kernelbank.spec import Dynamic, MixerSpec, Predict, SpecError, Static, TwoStep
+from kernelbank.spec import Dynamic, MixerSpec, SpecError, Static, TwoStep
 
 
 class Mixer(nn.Module):
@@ -27,6 +27,10 @@ class Mixer(nn.Module):
     Raises SpecError for channels that do not divide, an unresolved alternate shift, or dropout that the record has
     no place for.
     """
+
+    visible: Tensor | None
+    offsets: Tensor | None
+    layout: Tensor | None
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class Mixer(nn.Module):
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
         self._geometry = self._keep_geometry(device)
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(_accept_timm_names)
+        self.register_load_state_dict_pre_hook(_accept_timm_names)  # type: ignore[no-untyped-call]
 
     def _place(self, entry: Entry, tensor: Tensor) -> None:
         """The tensor under its dotted name, in plain modules for the parts before the dot."""
@@ -104,19 +108,23 @@ class Mixer(nn.Module):
         """
         if x.ndim == 3 and x.shape[-1] != self.dim:
             raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, T, C) with C = {self.dim}")
-        geo = self._on_grid(x, grid)
+        here = self.grid if grid is None else grid
+        check_input(x, self.spec, here, self.prefix)
+        geo = self.geometry if here == self.grid else self._geometry_on(here, x.device)
         y = mix(
-            x, self.tensors(), self.spec, self.num_heads, self.grid if grid is None else grid, prefix=self.prefix,
+            x, self.tensors(), self.spec, self.num_heads, here, prefix=self.prefix,
             attn_mask=attn_mask, training=self.training, attn_drop=self.attn_drop, temperature=self.temperature,
             geo=geo,
         )  # fmt: skip
         return F.dropout(y, self.proj_drop, self.training)
 
-    def _on_grid(self, x: Tensor, grid: Grid | None) -> Geometry:
-        if grid is None or grid == self.grid:
-            check_input(x, self.spec, self.grid, self.prefix)
-            kept = {name: getattr(self, name) for name in ("visible", "offsets", "layout")}
-            return self._geometry._replace(**kept)
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the mixer's own grid."""
+        return self._geometry._replace(visible=self.visible, offsets=self.offsets, layout=self.layout)
+
+    def _geometry_on(self, grid: Grid, device: torch.device) -> Geometry:
+        """The geometry of another grid. Raises SpecError where a parameter's shape depends on the grid."""
         there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
         for mine, theirs in zip(self.entries, there, strict=True):
             if mine.shape != theirs.shape:
@@ -124,7 +132,7 @@ class Mixer(nn.Module):
                     f"grid={grid} is not legal for a mixer built on {self.grid}: {mine.name} has shape {mine.shape}, "
                     f"that grid needs {theirs.shape}; legal: {self.grid}, or a mixer built on the grid"
                 )
-        return geometry(self.spec, grid, self.prefix, x.device)
+        return geometry(self.spec, grid, self.prefix, device)
 
     def extra_repr(self) -> str:
         return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
@@ -149,9 +157,7 @@ def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator |
             nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
 
 
-def _accept_timm_names(
-    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
-) -> None:
+def _accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """timm's fused qkv, its proj and fc1, fc2 and its table of offsets, renamed and reshaped in place."""
     assert isinstance(module, Mixer)
     shapes = {entry.name: entry.shape for entry in module.entries}
@@ -178,6 +184,3 @@ def _accept_timm_names(
 def _reshape(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The tensor in the mixer's shape where it has as many elements; else as it is, for load to report."""
     return tensor.reshape(shape) if tensor.numel() == torch.Size(shape).numel() else tensor
-
-
-__all__ = ["Mixer", "Predict", "initialise_tensor"]

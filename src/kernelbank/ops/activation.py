@@ -27,8 +27,8 @@ class Scores(NamedTuple):
     dim: int = -1
 
     @property
-    def count(self) -> Tensor | int:
-        """n: how many entries are visible along the axis, at least 1 so that an empty row stays zero."""
+    def n(self) -> Tensor | int:
+        """How many entries are visible along the axis, at least 1 so that an empty row stays zero."""
         if self.visible is None:
             return self.a.shape[self.dim]
         return self.visible.sum(self.dim, keepdim=True).clamp(min=1).to(self.a.dtype)
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over visible entries of the axis."""
-        return self.sum(values) / self.count
+        return self.sum(values) / self.n
 
     def hide(self, values: Tensor) -> Tensor:
         """Zero at invisible entries."""
@@ -69,9 +69,9 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 NORMALISERS: dict[str, Callable[[Scores], Tensor]] = {
-    "log_count": lambda s: s.a - torch.as_tensor(s.count, dtype=s.a.dtype, device=s.a.device).log(),
-    "count": lambda s: s.a / s.count,
-    "sqrt_count": lambda s: s.a / s.count**0.5,
+    "log_count": lambda s: s.a - torch.as_tensor(s.n, dtype=s.a.dtype, device=s.a.device).log(),
+    "count": lambda s: s.a / s.n,
+    "sqrt_count": lambda s: s.a / s.n**0.5,
     "l1": lambda s: s.a / s.sum(s.a.abs()).clamp(min=EPS),
     "l2": _l2,
     "rmsnorm": lambda s: s.a / (s.mean(s.a**2) + EPS).sqrt(),
@@ -97,8 +97,8 @@ def activate(
 
 
 def _apply(step: Step, following: Step | None, s: Scores, params: Mapping[str, Tensor], training: bool) -> Tensor:
-    if step.name == "scale":
-        return s.a * step.argument
+    if step.argument is not None:
+        return s.a * step.argument  # scale(x), the one step with an argument
     if step.name == "batchnorm":
         return _batchnorm(s, params, training)
     if step.name in NORMALISERS:

@@ -171,7 +171,7 @@ def unfold(x_BTC: Tensor, size: int, geo: Geometry) -> Tensor:
     1 x 1 grid and fills the centre tap only (design 1.3)."""
     if size == 1:
         return x_BTC[..., None]
-    B, T, C = x_BTC.shape
+    B, _, C = x_BTC.shape
     patches = F.unfold(to_grid(x_BTC, geo), size, padding=size // 2)  # (B, C*t, N)
     patches = patches.view(B, C, size * size, -1).permute(0, 3, 1, 2)
     centre = F.pad(x_BTC[:, : geo.prefix, :, None], (size * size // 2, size * size // 2))

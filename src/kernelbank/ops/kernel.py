@@ -30,7 +30,11 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
 
 def normed_operand(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
     """The operand after the LayerNorm a head of qk_norm, where the record has one."""
-    return head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2) if "k_norm.weight" in p else operand_BTC
+    return (
+        head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2)
+        if "k_norm.weight" in p
+        else operand_BTC
+    )
 
 
 def attention_map(scores_BhTn: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
@@ -48,7 +52,9 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     """One kernel a position: o_i = sum_t w_it q_{i+t}, and the positional term of a relative position."""
     match s.spec.bank:
         case Box():
-            return from_grid(torch.zeros_like(operand_BTC[:, : s.geo.prefix]), box(to_grid(operand_BTC, s.geo), s.spec.size))
+            return from_grid(
+                torch.zeros_like(operand_BTC[:, : s.geo.prefix]), box(to_grid(operand_BTC, s.geo), s.spec.size)
+            )
         case Dynamic():
             kernel, taps = generated_kernel(source_BTC, p, s)
             o = apply_kernel(operand_BTC, kernel, p.get("bias"), s)
@@ -74,7 +80,7 @@ def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
 
 def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, s: Setting) -> Tensor:
     """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches."""
-    B, T, C = x_BTC.shape
+    B, _, C = x_BTC.shape
     size, shared = s.spec.size, kernel.shape[2]
     if size > 1 and kernel.shape[1] == 1:
         weight = kernel[:, 0].repeat_interleave(C // shared, 1).view(B, C, 1, size, size).to(x_BTC.dtype)

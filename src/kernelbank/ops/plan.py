@@ -57,7 +57,11 @@ def _vectorised(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tenso
 
 
 def _refuse_one_step(s: Setting) -> str | None:
-    return None if isinstance(s.spec.kernel, TwoStep) else f"it writes kernel two_step as convolutions, not {s.spec.kernel}"
+    return (
+        None
+        if isinstance(s.spec.kernel, TwoStep)
+        else f"it writes kernel two_step as convolutions, not {s.spec.kernel}"
+    )
 
 
 def _refuse_dropout(s: Setting) -> str | None:

@@ -227,7 +227,10 @@ def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> 
             assert taps is not None
             summed = taps.sum(-1).unflatten(-1, (s.heads, -1))  # (B, n, h, d)
             terms = [
-                sum((position(i, j, p, s)[:, None] * summed[b, j] for j in seen(i, b, s)), torch.zeros_like(summed[b, 0]))
+                sum(
+                    (position(i, j, p, s)[:, None] * summed[b, j] for j in seen(i, b, s)),
+                    torch.zeros_like(summed[b, 0]),
+                )
                 for b in range(B)
             ]
             o = o + torch.stack(terms).flatten(1)
@@ -292,7 +295,7 @@ OVER: dict[str, Callable[[Tensor], Tensor]] = {
 
 def activate(table: Table, step: Step, after: tuple[Step, ...], p: Params, s: Setting) -> Table:
     """One step of the pipeline over the table."""
-    if step.name == "scale":
+    if step.argument is not None:  # scale(x)
         return {key: a * step.argument for key, a in table.items()}
     if step.name == "batchnorm":
         normed = batch_norm(torch.stack(list(table.values())), p, "activation_norm", s, EPS)

@@ -1,0 +1,7 @@
+"""``python -m kernelbank``."""
+
+import sys
+
+from kernelbank.cli import main
+
+sys.exit(main())

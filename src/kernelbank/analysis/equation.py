@@ -1,0 +1,253 @@
+"""The equation of a record, composed from its cells: every cell contributes its own sign. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kernelbank.pipeline import show_pipeline
+from kernelbank.spec import (
+    STEPS,
+    All,
+    Box,
+    Depthwise,
+    Dynamic,
+    Full,
+    Grouped,
+    MixerSpec,
+    Neighborhood,
+    Own,
+    Pool,
+    Predict,
+    Project,
+    Static,
+    TwoStep,
+    Window,
+)
+from kernelbank.text import number, split, split_call
+
+
+def equation(spec: MixerSpec) -> str:
+    """The output o_i of the dynamic convolution(s) in one line; `definitions` says what stands in it."""
+    if isinstance(spec.kernel, TwoStep):
+        bias = " + b" if _biased(spec) else ""
+        return f"o_i = Σ_{_over(spec)} {_tight(_activated(spec))} {_key(spec, 'v')}_j{bias}"
+    return f"o_i = {_one_step(spec)}"
+
+
+def definitions(spec: MixerSpec) -> tuple[str, ...]:
+    """What stands in the equation, a line each: the convs around it, the kernels' origin, who sees what."""
+    return (*_frame(spec), *_bank(spec), *_mix(spec), *_seen(spec), *_symbols(spec))
+
+
+# ---- two steps -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Term:
+    """Part of an equation; a loose one needs brackets before anything is multiplied with it."""
+
+    text: str
+    loose: bool = False
+
+
+def _tight(term: _Term) -> str:
+    return f"({term.text})" if term.loose else term.text
+
+
+def _biased(spec: MixerSpec) -> bool:
+    """Whether the static kernels of two steps come with biases, as fc1 and fc2 do."""
+    static = isinstance(spec.bank, Static) and isinstance(spec.kernel, TwoStep)
+    return static and spec.bias and spec.frame == "bare"
+
+
+def _operand(spec: MixerSpec) -> str:
+    return "x" if spec.frame == "bare" else "q"
+
+
+def _key(spec: MixerSpec, name: str) -> str:
+    return f"{name}'" if isinstance(spec.mix, Project) else name
+
+
+def _over(spec: MixerSpec) -> str:
+    return "j" if isinstance(spec.support, All) else "{j∈V(i)}"
+
+
+def _count(spec: MixerSpec) -> str:
+    """The sign of n_i, the number of kernels that position i sees."""
+    match spec.mix, spec.bank:
+        case Project(r=r), _:
+            return str(r)
+        case _, Static(K=K):
+            return str(K)
+        case _:
+            return "n_i" if isinstance(spec.support, Window) else "n"
+
+
+def _score(spec: MixerSpec) -> _Term:
+    operand, key = _operand(spec), _key(spec, "k")
+    product = f"{operand}_i {key}_jᵀ" if spec.size == 1 else f"Σ_t {operand}_{{i+t}} {key}_jtᵀ"
+    scaled = product if isinstance(spec.bank, Static) else f"{product} / √d"
+    if spec.position == "relative":
+        return _Term(f"{scaled} + p_ij", loose=True)
+    if _biased(spec):
+        return _Term(f"{scaled} + c_j", loose=True)
+    return _Term(scaled, loose=True)
+
+
+def _activated(spec: MixerSpec) -> _Term:
+    term = _score(spec)
+    for written in split(show_pipeline(spec.activation), ","):
+        term = _step(written, term, _count(spec))
+    return term
+
+
+def _step(written: str, term: _Term, count: str) -> _Term:
+    """One step around a term, in the notation of the step's written form."""
+    call, at, _ = written.partition("@")
+    word, argument = split_call("activation", call)
+    axis, count = ("i", "m_j") if at else ("j", count)
+    match word:
+        case "identity":
+            return term
+        case "count":
+            return _Term(f"{_tight(term)} / {count}", loose=True)
+        case "sqrt_count":
+            return _Term(f"{_tight(term)} / √{count}", loose=True)
+        case "log_count":
+            return _Term(f"{term.text} − log {count}", loose=True)
+        case "scale":
+            return _Term(f"{number(float(argument or 1))}·{_tight(term)}")
+        case "softmax":
+            return _Term(f"softmax_{axis}({_tight(term)} / {argument})" if argument else f"softmax_{axis}({term.text})")
+        case _:
+            normaliser = STEPS[word].normaliser
+            return _Term(f"{word}_{axis}({term.text})" if normaliser else f"{word}({term.text})")
+
+
+# ---- one step --------------------------------------------------------------------------------------------
+
+
+def _one_step(spec: MixerSpec) -> str:
+    operand, spatial = _operand(spec), spec.size > 1
+    x, t = (f"{operand}_{{i+t}}", "t") if spatial else (f"{operand}_i", "")
+    taps = "Σ_t " if spatial else ""
+    match spec.bank, spec.mix:
+        case Box(), _:
+            return f"mean_t {operand}_{{i+t}} − {operand}_i"
+        case Static(), Predict():
+            bias = " + Σ_m π_m b_m" if spec.bias else ""
+            return f"{taps}{_apply(spec, f'(Σ_m π_m W_m{t})', x)}{bias}"
+        case Static(), _:
+            return f"{taps}{_apply(spec, f'W_{t}' if t else 'W', x)}{' + b' if spec.bias else ''}"
+        case _, Pool():
+            index = ("" if isinstance(spec.support, All) else "i") + t
+            bias = " + b" if spec.frame == "bn_relu" and spec.bias else ""
+            return f"{taps}{_apply(spec, f'k_{index}' if index else 'k', x)}{bias}"
+        case _:
+            own = isinstance(spec.support, Own)
+            kernel = f"k_i{t}" if own else f"mean_{_over(spec)} k_j{t}"
+            position = f"p_ii {taps}k_i{t}" if own else f"Σ_{_over(spec)} p_ij {taps}k_j{t}"
+            return f"{taps}{_apply(spec, kernel, x)}" + (f" + {position}" if spec.position == "relative" else "")
+
+
+def _apply(spec: MixerSpec, kernel: str, x: str) -> str:
+    """A full kernel is a matrix in front; every other one multiplies channel by channel."""
+    return f"{kernel} {x}" if isinstance(spec.kernel, Full) else f"{x} ⊙ {kernel}"
+
+
+# ---- definitions -----------------------------------------------------------------------------------------
+
+
+def _frame(spec: MixerSpec) -> Iterator[str]:
+    bias = " + b_q" if spec.bias else ""
+    match spec.frame:
+        case "linear":
+            yield f"q_i = W_q x_i{bias};  y_i = W_o o_i + b_o"
+        case "bn_relu":
+            yield "q_i = ReLU(BN(W_q x_i));  y_i = BN(W_o ReLU(BN(o_i)))"
+        case _:
+            yield "y_i = o_i"
+
+
+def _bank(spec: MixerSpec) -> Iterator[str]:
+    match spec.bank:
+        case Dynamic():
+            yield from _generator(spec, spec.bank)
+        case Static(K=K):
+            letters = "k, v" if isinstance(spec.kernel, TwoStep) else "W"
+            yield f"{letters}: learned, the same for every image" + ("" if K == 1 else f"; {K} kernels")
+            if _biased(spec):
+                yield "c, b: learned biases of the two steps"
+        case _:
+            yield "t runs over the taps inside the grid; nothing is learned"
+
+
+def _generator(spec: MixerSpec, bank: Dynamic) -> Iterator[str]:
+    source = "q" if spec.frame == "bn_relu" else "x"
+    index = "_i" if isinstance(spec.support, Own) else "_j"
+    fed = source + index
+    if isinstance(spec.mix, Pool) and index == "_j":
+        index = "" if isinstance(spec.support, All) else "_i"
+        fed = f"mean_{_over(spec)} {source}_j"
+    if bank.stride > 1:
+        yield f"{source}_j here: the mean of cell j of {bank.stride} × {bank.stride} positions"
+    if bank.r is not None:
+        reduced = f"BN(W_r {fed})" if spec.frame == "bn_relu" else f"W_r {fed}" + (" + b_r" if spec.bias else "")
+        yield f"z{index} = ReLU({reduced}), {bank.r} times narrower"
+        fed = f"z{index}"
+    for letter in ("k", "v") if isinstance(spec.kernel, TwoStep) else ("k",):
+        generated = f"W_{letter} {fed}" + (f" + b_{letter}" if spec.bias else "")
+        generated = generated if bank.squash == "identity" else f"{bank.squash}({generated})"
+        taps = f", {spec.size} × {spec.size} taps t" if spec.size > 1 and letter == "k" else ""
+        yield f"{letter}{index} = {generated}{taps}"
+
+
+def _mix(spec: MixerSpec) -> Iterator[str]:
+    match spec.mix:
+        case Project(r=r, shared=shared):
+            yield f"k'_j = Σ_m E_mj k_m;  v'_j = Σ_m {'E' if shared else 'F'}_mj v_m;  j = 1 … {r}"
+        case Predict(gate=gate, tau=tau, r=r):
+            source = "q" if spec.frame == "bn_relu" else "x"
+            bias, reduced_bias = (" + b_P", " + b_r") if spec.bias else ("", "")
+            fed = f"mean_j {source}_j" if r is None else f"ReLU(P_r mean_j {source}_j{reduced_bias})"
+            inside = f"P {fed}{bias}"
+            yield f"π = {gate}({inside if tau == 1 else f'({inside}) / {number(tau)}'})"
+
+
+def _seen(spec: MixerSpec) -> Iterator[str]:
+    if not isinstance(spec.bank, Dynamic):
+        return
+    match spec.support:
+        case Window(M=M, shift=shift, pad=pad):
+            shifted = f"by {M // 2} in odd blocks" if shift == "alternate" else f"by {shift}"
+            moved = "" if shift == 0 else f", windows shifted {shifted}"
+            padded = "" if pad == "masked" else f"; windows the grid does not fill are padded as {pad} does"
+            yield f"V(i): the kernels of the {M} × {M} window of position i{moved}{padded}"
+        case Neighborhood(M=M):
+            yield f"V(i): the {M} × {M} kernels around position i, shifted inward at borders"
+        case Own():
+            yield "each position uses its own kernel only"
+        case All() if not isinstance(spec.mix, Project):
+            yield "j: the kernels of all " + ("positions" if spec.bank.stride == 1 else "cells")
+
+
+def _symbols(spec: MixerSpec) -> Iterator[str]:
+    match spec.kernel:
+        case TwoStep(heads=1):
+            yield "one head: d = C"
+        case TwoStep(heads=heads):
+            yield f"in each of {'h' if heads == 'host' else heads} heads of d channels"
+        case Full(groups=groups) if groups != 1:
+            yield f"W is block-diagonal: {'h' if groups == 'host' else groups} groups of channels"
+        case Grouped(G=G) if not isinstance(spec.bank, Box):
+            yield f"⊙: the channels share {'h' if G == 'host' else G} weights a tap, a group each"
+        case Depthwise():
+            yield "⊙: channel by channel"
+    if spec.position == "relative":
+        yield "p_ij: learned, a number a head for each offset i − j"
+    counted = {step.axis for step in spec.activation if step.name in ("count", "sqrt_count", "log_count")}
+    if "kernels" in counted and _count(spec).startswith("n"):
+        yield f"{_count(spec)}: the number of kernels that position i sees"
+    if "positions" in counted:
+        yield "m_j: the number of positions that see kernel j"

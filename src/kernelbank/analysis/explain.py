@@ -1,0 +1,232 @@
+"""One record in full, without torch: its cells, equation, picture, parameters, generator and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kernelbank.analysis.chain import shape_text
+from kernelbank.analysis.cost import cost
+from kernelbank.analysis.diagram import diagram
+from kernelbank.analysis.equation import definitions, equation
+from kernelbank.analysis.host import Host
+from kernelbank.atlas import ROWS
+from kernelbank.inventory import Grid, inventory, resolve
+from kernelbank.spec import Depthwise, Dynamic, Full, Grouped, MixerSpec, Predict, Static, TwoStep
+from kernelbank.text import words
+
+__all__ = ["Generator", "definitions", "describe", "diagram", "equation", "generator", "render"]
+
+SIZES = "C_in = C_out = C"
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The paper's argument of section 4.3: the weights of the generator this record has (biases aside), beside
+    those of a generator that would emit the whole kernel. Formulas are sums of products of the symbols."""
+
+    formula: str
+    params: int
+    whole: str
+    whole_formula: str
+    whole_params: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times larger the avoided generator is."""
+        return self.whole_params / self.params
+
+
+def generator(spec: MixerSpec, dim: int, num_heads: int) -> Generator | None:
+    """The weight generator (or coefficient predictor) of a record; None where nothing depends on the image.
+
+    H x W in the paper's C*H*W*C_in*C_out is the size of the kernel: k*k here.
+    """
+    made = _made(spec, dim, num_heads)
+    if made is None:
+        return None
+    area, taps = spec.size**2, "" if spec.size == 1 else f"·{spec.size}·{spec.size}"
+    formula, params = made
+    if isinstance(spec.mix, Predict) and not isinstance(spec.kernel, Full):
+        weights, kind = _one_weight_each(spec, dim, num_heads)
+        return Generator(formula, params, "the mixed kernel", f"C{taps}·{kind}", dim * area * weights)
+    groups = resolve(spec.kernel.groups, dim, num_heads) if isinstance(spec.kernel, Full) else 1
+    split = "" if groups == 1 else f"/{groups}"
+    return Generator(formula, params, "a full kernel", f"C{taps}·C_in·C_out{split}", dim * area * dim * dim // groups)
+
+
+def _made(spec: MixerSpec, dim: int, num_heads: int) -> tuple[str, int] | None:
+    """The formula and the number of weights of what is generated from the image."""
+    match spec.bank, spec.mix:
+        case Dynamic(r=r), _:
+            weights, kind = _one_weight_each(spec, dim, num_heads)
+            taps = "" if spec.size == 1 else f"·{spec.size}·{spec.size}"
+            outputs = [(f"{taps}·{kind}", weights * spec.size**2)]
+            if isinstance(spec.kernel, TwoStep):
+                outputs.append(("·C_out", dim))
+        case Static(K=K), Predict(r=r):
+            outputs = [("·K", resolve(K, dim, num_heads))]
+        case _:
+            return None
+    width, sign = (dim, "C") if r is None else (max(1, dim // r), f"(C/{r})")
+    first = [] if r is None else [f"C·{sign}"]
+    formula = " + ".join([*first, *(sign + output for output, _ in outputs)])
+    return formula, (0 if r is None else dim * width) + width * sum(count for _, count in outputs)
+
+
+def _one_weight_each(spec: MixerSpec, dim: int, num_heads: int) -> tuple[int, str]:
+    """The weights a tap of a kernel that is not full, and their sign."""
+    match spec.kernel:
+        case TwoStep():
+            return dim, "C_in"
+        case Grouped(G=wanted):
+            return resolve(wanted, dim, num_heads), "G"
+        case Depthwise():
+            return dim, "C"
+        case _:
+            return dim, "C_in"
+
+
+# ---- the whole record ------------------------------------------------------------------------------------
+
+
+def describe(text: str | MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0) -> dict[str, Any]:
+    """Everything about one record at a size, as JSON-able values. Where an alternating window resolves by block,
+    `cost` is an even block's and `cost_odd_block` an odd one's. Raises SpecError."""
+    spec = text if isinstance(text, MixerSpec) else MixerSpec.parse(text)
+    host = Host(spec.at_block(0), dim, num_heads, grid, prefix)
+    tensors = inventory(spec, dim, num_heads, grid, prefix)
+    even, odd = (cost(spec.at_block(block), dim, num_heads, grid, prefix) for block in (0, 1))
+    made = generator(spec, dim, num_heads)
+    return {
+        "record": str(spec),
+        "row": _row(words(text)[0]) if isinstance(text, str) else None,
+        "host": {"dim": dim, "num_heads": num_heads, "grid": list(grid), "prefix": prefix},
+        "cells": spec.text,
+        "resets": [asdict(reset) for reset in spec.resets],
+        "roles": list(spec.roles),
+        "equation": equation(spec),
+        "where": list(definitions(spec)),
+        "diagram": diagram(spec, dim, num_heads, grid, prefix),
+        "kernels": {"bank": host.kernels, "fewest_seen": host.visible[0], "most_seen": host.visible[1]},
+        "parameters": [
+            {"name": t.name, "shape": list(t.shape), "numel": t.numel, "init": t.init, "buffer": t.buffer}
+            for t in tensors
+        ],
+        "generator": None if made is None else {**asdict(made), "ratio": made.ratio},
+        "cost": asdict(even),
+        "cost_odd_block": None if odd == even else asdict(odd),
+    }
+
+
+def _row(name: str) -> dict[str, Any]:
+    row = ROWS[name]
+    published = [asdict(figure) for figure in row.published]
+    return {"name": name, "title": row.title, "cite": row.cite, "note": row.note, "published": published}
+
+
+def render(described: Mapping[str, Any], console: Console) -> None:
+    """Prints what `describe` returned."""
+    for section in (_heading, _cells, _equation, _diagram, _parameters, _generator, _cost):
+        console.print(section(described))
+
+
+def _plain(text: str) -> Text:
+    return Text(text, overflow="fold")
+
+
+def _titled(title: str, *parts: RenderableType) -> Group:
+    return Group(Text(title, style="bold"), *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts), "")
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _heading(described: Mapping[str, Any]) -> Group:
+    row, host = described["row"], described["host"]
+    lines: list[RenderableType] = []
+    if row:
+        based = "" if described["record"] == row["name"] else f"from row {row['name']}: "
+        lines.append(_plain(f"{based}{row['title']}"))
+        lines.append(_plain(row["cite"]))
+        lines += [_plain(f"note: {row['note']}")] if row["note"] else []
+        lines += [_published(row)] if row["published"] else []
+    grid = shape_text(tuple(host["grid"]))
+    lines.append(_plain(f"at C = {host['dim']}, {host['num_heads']} heads, a {grid} grid, prefix {host['prefix']}"))
+    return _titled(described["record"], *lines)
+
+
+def _published(row: Mapping[str, Any]) -> Table:
+    table = _table(f"published ({row['name']})", "params", "MACs", "top-1", "source", right=("params", "MACs", "top-1"))
+    for figure in row["published"]:
+        params, macs, top1 = (figure[key] for key in ("params", "macs", "top1"))
+        numbers = [f"{value}{unit}" if value is not None else "-"
+                   for value, unit in ((params, "M"), (macs, "G"), (top1, "%"))]  # fmt: skip
+        table.add_row(figure["model"], *numbers, figure["source"])
+    return table
+
+
+def _cells(described: Mapping[str, Any]) -> Group:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in described["cells"].items():
+        table.add_row(name, value)
+    table.add_row("roles", ", ".join(described["roles"]) or "none")
+    for reset in described["resets"]:
+        table.add_row("reset", f"{reset['field']}: {reset['old']} → {reset['new']}")
+    return _titled("cells", table)
+
+
+def _equation(described: Mapping[str, Any]) -> Group:
+    where = (Padding(_plain(line), (0, 0, 0, 2), expand=False) for line in described["where"])
+    return _titled("equation", Text(described["equation"], style="bold", overflow="fold"), *where)
+
+
+def _diagram(described: Mapping[str, Any]) -> Group:
+    return _titled("chain", Text(described["diagram"], no_wrap=True, overflow="ignore"))
+
+
+def _parameters(described: Mapping[str, Any]) -> Group:
+    if not described["parameters"]:
+        return _titled("parameters", _plain("none"))
+    table = _table("name", "shape", "numbers", "init", right=("numbers",))
+    for tensor in described["parameters"]:
+        init = tensor["init"] + (", a buffer" if tensor["buffer"] else "")
+        table.add_row(tensor["name"], shape_text(tuple(tensor["shape"])), f"{tensor['numel']:,}", init)
+    return _titled("parameters", table)
+
+
+def _generator(described: Mapping[str, Any]) -> Group:
+    made = described["generator"]
+    if made is None:
+        return _titled("weight generator", _plain("none: no kernel depends on the image"))
+    table = _table("", "formula", "weights", right=("weights",))
+    table.add_row("this record", made["formula"], f"{made['params']:,}")
+    table.add_row(made["whole"], made["whole_formula"], f"{made['whole_params']:,}")
+    fewer = f"{SIZES}; {made['ratio']:,.1f} times fewer weights, biases aside"
+    return _titled("weight generator", table, _plain(fewer))
+
+
+def _cost(described: Mapping[str, Any]) -> Group:
+    even, odd = described["cost"], described["cost_odd_block"]
+    blocks = {"": even} if odd is None else {"even block": even, "odd block": odd}
+    counts = {"params": "parameters", "macs": "MACs", "macs_modules": "MACs of modules only",
+              "multiplies": "elementwise multiplies"}  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=odd is not None, header_style="dim")
+    table.add_column("")
+    for block in blocks:
+        table.add_column(block, justify="right")
+    for key, name in counts.items():
+        table.add_row(name, *(f"{count[key]:,}" for count in blocks.values()))
+    return _titled("cost of one image", table)

@@ -1,0 +1,78 @@
+"""A record at a size, and the counts that its cost, its text and its figure share. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kernelbank.analysis.selection import selections, visible_pairs, visible_range
+from kernelbank.inventory import Grid, bank_size, groups, heads, taps
+from kernelbank.spec import Dynamic, MixerSpec, Pool, Project
+
+
+@dataclass(frozen=True)
+class Host:
+    """A record at a size, and the counts that its parts share."""
+
+    spec: MixerSpec
+    dim: int
+    num_heads: int
+    grid: Grid
+    prefix: int
+
+    @property
+    def tokens(self) -> int:
+        """T = P + H W."""
+        return self.prefix + math.prod(self.grid)
+
+    @property
+    def heads(self) -> int:
+        """h."""
+        return heads(self.spec, self.dim, self.num_heads)
+
+    @property
+    def groups(self) -> int:
+        """The groups of a one-step kernel."""
+        return groups(self.spec, self.dim, self.num_heads)
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels the bank holds."""
+        return bank_size(self.spec, self.dim, self.grid, self.prefix)
+
+    @property
+    def taps(self) -> int:
+        """The weights of one generated kernel (of the first of two steps)."""
+        return taps(self.spec, self.dim, self.num_heads)
+
+    @property
+    def pairs(self) -> int:
+        """sum_i n_i: every position with every kernel it sees, after the mix."""
+        match self.spec.bank, self.spec.mix:
+            case _, Project(r=r):
+                return self.tokens * r
+            case Dynamic(stride=stride), _:
+                return visible_pairs(self.spec.support, self.grid, self.prefix, stride)
+            case _:
+                return self.tokens * self.kernels
+
+    @property
+    def visible(self) -> tuple[int, int]:
+        """The fewest and the most kernels that a grid position sees, after the mix where it stacks."""
+        match self.spec.bank, self.spec.mix:
+            case _, Project(r=r):
+                return r, r
+            case Dynamic(stride=1), _:
+                return visible_range(self.spec.support, self.grid, self.prefix)
+            case _:
+                return self.kernels, self.kernels
+
+    @property
+    def mixed(self) -> int:
+        """How many kernels `mean` or `pool` makes of one image: one for each different set of visible kernels."""
+        return selections(self.spec.support, self.grid, self.prefix)
+
+    @property
+    def generated(self) -> int:
+        """How many times the generator runs: after pooling, or once a kernel."""
+        return self.mixed if isinstance(self.spec.mix, Pool) else self.kernels

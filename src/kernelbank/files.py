@@ -1,0 +1,73 @@
+"""Files that are whole or absent: written beside and renamed, set aside instead of deleted. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from kernelbank.errors import InputError
+
+TEMPORARY = ".tmp"
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk, then rename it over `path`.
+
+    A process killed at any moment leaves the old file or the new one, and at worst a ``*.tmp`` beside it.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        write(beside)
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """`replace_file` with a text in UTF-8."""
+    replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to ``<name>.broken`` (``<name>.broken.2`` if taken, and so on), and return the new path."""
+    first = path.with_name(path.name + ".broken")
+    others = (first.with_name(f"{first.name}.{index}") for index in count(2))
+    aside = first if not first.exists() else next(other for other in others if not other.exists())
+    path.rename(aside)
+    return aside
+
+
+def writable_folder(path: Path) -> Path:
+    """Create `path` with its parents. Raises InputError when it is not a folder that can be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        replace_text(path / "probe", "")
+        (path / "probe").unlink()
+    except OSError as error:
+        raise InputError(f"out: {path} cannot be written to: {error.strerror or error}") from None
+    return path
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes, and clear what killed ones left half-written in it.
+
+    The hold ends with the process, however it ends. Raises InputError when another process holds the folder.
+    """
+    with (folder / ".lock").open("w") as lock:
+        if sys.platform != "win32":  # there is no flock there: two writers at once stay possible
+            import fcntl  # noqa: PLC0415
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"out: {folder} is in use by another run of this study") from None
+        for left in folder.rglob(f"*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+        yield

@@ -1,0 +1,109 @@
+"""The house: imports run one way, no method name is code, every public thing is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import kernelbank
+from kernelbank.atlas import ROWS
+
+ROOT = Path(kernelbank.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# Lower layers first; a module imports its own layer's package or lower layers, never higher ones. The text of a
+# record names rows, so the rows (plain text) stand below the grammar that reads them.
+LAYERS = [
+    {"errors", "text"}, {"files", "pipeline"}, {"axes"}, {"atlas"}, {"spec"}, {"inventory"}, {"records"}, {"options"},
+    {"ops"}, {"nn"}, {"analysis", "data"}, {"train"}, {"studies"}, {"cli"}, {"__init__", "__main__"},
+]  # fmt: skip
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+TORCH_FREE = {"errors", "files", "text", "pipeline", "axes", "atlas", "spec", "inventory", "records", "options", "cli"}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, functions included, by full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def home(path: Path) -> str:
+    """The first component of a file below the package: `ops`, `spec`, ..."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    if home(path) == "__init__":
+        return
+    for name in imports(path):
+        if name.startswith("kernelbank.") and (part := name.split(".")[1]) in RANK:
+            assert RANK[part] < RANK[home(path)] or part == home(path), f"{home(path)} imports {name}"
+        if name.split(".")[0] in ("torch", "timm"):
+            assert home(path) not in TORCH_FREE, f"{home(path)} imports {name}"
+
+
+@pytest.mark.parametrize("folder", ["ops"])
+def test_the_operator_stands_on_torch_alone(folder: str) -> None:
+    for path in [*(ROOT / folder).rglob("*.py"), ROOT / "nn" / "mixer.py"]:
+        outside = {name.split(".")[0] for name in imports(path)} - {"kernelbank", "torch", "__future__"}
+        assert not outside & {"timm", "torchvision", "numpy", "einops", "sklearn"}, f"{path.name}: {outside}"
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "ops").glob("*.py")), ROOT / "nn" / "mixer.py"], ids=lambda p: p.name)
+def test_no_method_is_code(path: Path) -> None:
+    """A row's name may stand in prose, never in the operator's code."""
+    plain = {"pool", "conv"}  # words of the axes and of torch
+    tree = ast.parse(path.read_text())
+    words = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)
+    }
+    docs = {
+        ast.get_docstring(n, clean=False)
+        for n in ast.walk(tree)
+        if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))
+    }
+    words |= {
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value not in docs
+    }
+    assert not words & (ROWS.keys() - plain)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_public_things_are_documented_and_typed(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            missing = [
+                a.arg
+                for a in node.args.args + node.args.kwonlyargs
+                if a.annotation is None and a.arg not in ("self", "cls")
+            ]
+            assert not missing and node.returns is not None, f"{path.name}: {node.name} is not typed"
+
+
+def test_nothing_unfinished_or_local_is_committed() -> None:
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|(^|[\s\"'])/(work|root|tmp)/")
+    for path in FILES:
+        assert not marks.search(path.read_text()), path
+
+
+def test_the_lazy_names_exist() -> None:
+    assert all(getattr(kernelbank, name) is not None for name in kernelbank.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Mixr'"):
+        kernelbank.Mixr  # noqa: B018

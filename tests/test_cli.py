@@ -1,0 +1,244 @@
+"""The command line: its verbs and options, one line and exit code 2 for bad input, fast and without torch."""
+
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import kernelbank
+from kernelbank import cli
+from kernelbank.analysis.command import Options
+from kernelbank.atlas import ROWS
+
+GOLDEN = Path(__file__).parent / "golden" / "cli.txt"
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *argv: str) -> tuple[int, str, str]:
+    code = cli.main(list(argv))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def process(*argv: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *argv]
+    environment = {**os.environ, "PYTHONPATH": str(Path(kernelbank.__file__).parents[1]), "PYTHONWARNINGS": "error"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def helped(capsys: Capture, *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*argv, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def unframed(text: str) -> str:
+    """tyro's help without the frames and blanks, which depend on the stream."""
+    lines = (re.sub(r"[╭╮╰╯│─]+|-{5,}", " ", line).strip() for line in text.splitlines())
+    return "\n".join(" ".join(line.split()) for line in lines if line)
+
+
+def test_verbs_and_options_are_the_golden_ones(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a wanted change: ``KERNELBANK_GOLDEN=1 pytest tests/test_cli.py`` writes the file anew."""
+    monkeypatch.setenv("COLUMNS", "100")
+    _, listed, _ = run(capsys, "--help")
+    text = f"$ kernelbank --help\n{listed}\n$ kernelbank atlas --help\n{unframed(helped(capsys, 'atlas'))}\n"
+    if os.environ.get("KERNELBANK_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_every_verb_has_a_function_and_a_line() -> None:
+    for verb, (target, line) in cli.VERBS.items():
+        assert verb.islower() and ":" in target and len(line) < 100
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(f"  {verb}" in out for verb in cli.VERBS)
+    assert run(capsys) == (2, out, "")
+    assert run(capsys, "--version") == (0, f"kernelbank {kernelbank.__version__}\n", "")
+
+
+# ---- atlas -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_whole_when_piped(capsys: Capture) -> None:
+    code, out, err = run(capsys, "atlas")
+    assert code == 0 and not err and "…" not in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    for name, row in ROWS.items():
+        shown = lines[name]
+        for field, text in row.cells.items():
+            assert field == "bias" or ("-" if text == "none" else text.replace(" tau=1,", "")) in shown
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 160])
+def test_the_table_fits_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(["atlas"]) == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert max(map(len, shown.splitlines())) <= columns
+    widest = ["window(7, alternate)", "softmax@positions,l1", "predict(softmax, r=4)", "dynamic(16, sigmoid)"]
+    for cell in [*ROWS, *widest]:
+        assert cell in shown
+
+
+def test_all_rows_as_json(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "atlas", "--json")
+    assert code == 0 and [row["row"] for row in json.loads(out)] == list(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_one_record_as_json(capsys: Capture, row: str) -> None:
+    code, out, err = run(capsys, "atlas", row, "--json", "--prefix", "1")
+    assert (code, err) == (0, "") and json.loads(out)["record"] == row
+
+
+@pytest.mark.parametrize("words", [["vit", "kernel=depthwise", "mix=mean"], ["vit kernel=depthwise mix=mean"]])
+def test_one_record_as_words_or_quoted(capsys: Capture, words: list[str]) -> None:
+    code, out, _ = run(capsys, "atlas", *words, "--dim", "64", "--heads", "4", "--grid", "7", "5")
+    assert code == 0 and out.startswith("dwsa position=none\n")
+    assert "activation: softmax → none" in out and "35 × 64" in out and "o_i = q_i ⊙ mean_j k_j" in out
+
+
+def test_figure(capsys: Capture, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "atlas", "se", "--json", "--figure", str(tmp_path / "se.svg"))
+    assert code == 0 and json.loads(out) and (tmp_path / "se.svg").exists()
+
+
+BAD = [
+    (["atlsa"], "unknown verb 'atlsa'; did you mean 'atlas'?"),
+    (["atlas", "vti"], "did you mean 'vit'?"),
+    (["atlas", "vit", "kernle=full"], "did you mean 'kernel'?"),
+    (["atlas", "vit", "kernel=full"], "kernel=full is not legal here"),
+    (["atlas", "kernel=full"], "has cells only"),
+    (["atlas", ""], "empty record"),
+    (["atlas", "vit", "--heads", "5"], "dim=384 does not divide into 5 heads"),
+    (["atlas", "vit", "--grid", "0", "4"], "grid height=0"),
+    (["atlas", "vit", "--grid", "14"], "--grid"),
+    (["atlas", "vit", "--grid", "a", "b"], "--grid"),
+    (["atlas", "vit", "--prefix", "-1"], "prefix=-1"),
+    (["atlas", "vit", "--dim", "0"], "dim=0"),
+    (["atlas", "vit", "--dim", "wide"], "--dim"),
+    (["atlas", "vit", "--dim"], "--dim"),
+    (["atlas", "vit", "--dimm", "3"], "unknown option --dimm; did you mean '--dim'?"),
+    (["atlas", "vit", "--grid", "3", "3", "mix=mean"], "mix=mean"),
+    (["atlas", "--dim", "64"], "--dim belongs to one record"),
+    (["atlas", "--figure", "x.svg"], "--figure draws one record"),
+    (["atlas", "vit", "--figure", "x.gif"], ".svg, .png or .pdf"),
+    (["atlas", "vit", "--figure", "/nowhere/x.svg"], "cannot be written"),
+    (["atlas", "vit", "--prove"], "takes no record"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_input_is_one_line_and_exit_code_2(capsys: Capture, argv: list[str], said: str) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("kernelbank") and ": error: " in err and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--debug", "atlas", "vti"], ["atlas", "vti", "--debug"]])
+def test_debug_shows_the_traceback(argv: list[str]) -> None:
+    with pytest.raises(kernelbank.SpecError):
+        cli.main(argv)
+
+
+# ---- proofs ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeProof:
+    name: str
+    error: float
+    statement: str = "a = b"
+    tolerance: float = 1e-9
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    errors = {"one": 0.0, "two": 1e-12}
+    module = types.ModuleType("kernelbank.analysis.proofs")
+    module.PROOFS = errors  # type: ignore[attr-defined]
+    module.prove = lambda name: FakeProof(name, errors[name])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kernelbank.analysis.proofs", module)
+    return errors
+
+
+def test_proofs_that_hold(capsys: Capture, proofs: dict[str, float]) -> None:
+    code, out, _ = run(capsys, "atlas", "--prove")
+    assert code == 0 and out.count("holds") == 2 and "2 of 2 hold" in out and "1.0e-12" in out
+
+
+@pytest.mark.parametrize("error", [1e-3, float("nan"), float("inf")])
+def test_a_proof_that_fails_is_exit_code_1(capsys: Capture, proofs: dict[str, float], error: float) -> None:
+    proofs["two"] = error
+    code, out, _ = run(capsys, "atlas", "--prove")
+    assert code == 1 and "fails" in out and "1 of 2 hold" in out
+    code, out, _ = run(capsys, "atlas", "--prove", "--json")
+    assert code == 1 and [proof["holds"] for proof in json.loads(out)] == [True, False]
+
+
+# ---- the process -----------------------------------------------------------------------------------------
+
+
+def test_interruption_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kernelbank.analysis.command.main", interrupt)
+    assert run(capsys, "atlas") == (130, "", "kernelbank: interrupted\n")
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(Path(kernelbank.__file__).parents[1])}
+    command = [sys.executable, "-m", "kernelbank", "atlas", "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["atlas"], ["atlas", "vit"]], ids=" ".join)
+def test_start_is_fast(argv: list[str]) -> None:
+    def seconds() -> float:
+        """Of processor time: a start is one thread of Python, and the wall clock also measures the neighbours."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert process("-m", "kernelbank", *argv).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_atlas_imports_neither_torch_nor_matplotlib() -> None:
+    program = "import sys; from kernelbank.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    for argv in (["atlas"], ["atlas", "vit"], ["atlas", "vit", "--json"]):
+        loaded = process("-c", program, *argv).stderr.split()
+        assert not {"torch", "matplotlib", "numpy"} & set(loaded)
+    program += "; assert 'tyro' not in sys.modules and 'rich' not in sys.modules"
+    assert process("-c", program, "--help").returncode == 0
+
+
+def test_options_have_help() -> None:
+    assert Options.__doc__ and Options().grid == (14, 14)
