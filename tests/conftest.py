@@ -1,4 +1,4 @@
-"""Set-up for every test: one thread (the tensors are tiny), and a fixed hypothesis profile so that a failure repeats."""
+"""Set-up for every test: one thread (the tensors are tiny), and a fixed hypothesis profile: a failure repeats."""
 
 import torch
 from hypothesis import HealthCheck, settings

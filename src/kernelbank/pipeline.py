@@ -16,42 +16,44 @@ ROLES: tuple[Role, ...] = ("normalisation", "communication", "non-linearity")
 @dataclass(frozen=True)
 class StepKind:
     """An activation step as data: its equation (a over the n visible kernels), its roles in the sense of the
-    paper's section 5.2, and whether it normalises over an axis (then ``@positions`` is legal)."""
+    paper's section 5.2, whether it normalises over an axis (then ``@positions`` is legal), and its multiplies a
+    score (a division counts as one, sums, maxima and the exponential as none)."""
 
     equation: str
     roles: tuple[Role, ...] = ()
     normaliser: bool = False
+    multiplies: int = 0
 
 
-def _pointwise(equation: str) -> StepKind:
-    return StepKind(equation, ("non-linearity",))
+def _pointwise(equation: str, multiplies: int = 0) -> StepKind:
+    return StepKind(equation, ("non-linearity",), multiplies=multiplies)
 
 
-def _normaliser(equation: str, *roles: Role) -> StepKind:
-    return StepKind(equation, roles, normaliser=True)
+def _normaliser(equation: str, multiplies: int, *roles: Role) -> StepKind:
+    return StepKind(equation, roles, True, multiplies)
 
 
 # The functions stand in ops/activation.py under the same names; a test holds the two tables together.
 STEPS: dict[str, StepKind] = {
     "identity": StepKind("a"),
     "relu": _pointwise("max(a, 0)"),
-    "relu2": _pointwise("max(a, 0)^2"),
-    "gelu": _pointwise("a Phi(a)"),
-    "silu": _pointwise("a sigmoid(a)"),
+    "relu2": _pointwise("max(a, 0)^2", 1),
+    "gelu": _pointwise("a Phi(a)", 1),
+    "silu": _pointwise("a sigmoid(a)", 1),
     "exp": _pointwise("exp(a)"),
-    "sigmoid": _pointwise("1 / (1 + exp(-a))"),
+    "sigmoid": _pointwise("1 / (1 + exp(-a))", 1),
     "softplus": _pointwise("log(1 + exp(a))"),
-    "tanh": _pointwise("tanh(a)"),
+    "tanh": _pointwise("tanh(a)", 1),
     "log_count": StepKind("a - log n"),
-    "scale": StepKind("x a"),
-    "count": _normaliser("a / n"),
-    "sqrt_count": _normaliser("a / sqrt(n)"),
-    "l1": _normaliser("a / max(sum |a|, eps)", "normalisation", "communication"),
-    "l2": _normaliser("a / max(sqrt(sum a^2), eps)", "normalisation", "communication"),
-    "rmsnorm": _normaliser("a / sqrt(mean a^2 + eps)", "normalisation", "communication"),
-    "center": _normaliser("a - mean a", "communication"),
-    "layernorm": _normaliser("(a - mean a) / sqrt(var a + eps)", "normalisation", "communication"),
-    "batchnorm": StepKind("g (a - mean_b a) / sqrt(var_b a + eps) + b, a head", ("normalisation",)),
+    "scale": StepKind("x a", multiplies=1),
+    "count": _normaliser("a / n", 1),
+    "sqrt_count": _normaliser("a / sqrt(n)", 1),
+    "l1": _normaliser("a / max(sum |a|, eps)", 1, "normalisation", "communication"),
+    "l2": _normaliser("a / max(sqrt(sum a^2), eps)", 2, "normalisation", "communication"),
+    "rmsnorm": _normaliser("a / sqrt(mean a^2 + eps)", 2, "normalisation", "communication"),
+    "center": _normaliser("a - mean a", 0, "communication"),
+    "layernorm": _normaliser("(a - mean a) / sqrt(var a + eps)", 2, "normalisation", "communication"),
+    "batchnorm": StepKind("g (a - mean_b a) / sqrt(var_b a + eps) + b, a head", ("normalisation",), multiplies=1),
 }
 
 

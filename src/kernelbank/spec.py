@@ -41,7 +41,7 @@ from kernelbank.text import SpecError, suggest, words
 __all__ = [
     "AXES", "CELLS", "STEPS", "All", "Box", "Channels", "Depthwise", "Dynamic", "Full", "Grouped", "Mean", "MixerSpec",
     "Neighborhood", "Own", "Pipeline", "Pool", "Predict", "Project", "Reset", "SpecError", "Stack", "Static", "Step",
-    "TwoStep", "Window", "read_stages", "roles",
+    "TwoStep", "Window", "read_mlps", "read_stages", "roles",
 ]  # fmt: skip
 
 SPEC_VERSION = 1
@@ -185,10 +185,19 @@ def read_stages(text: str, count: int, base: MixerSpec | None = None) -> tuple[M
 
     Raises SpecError when the number of records is neither 1 nor `count`.
     """
+    return tuple(MixerSpec.parse(part, base) for part in _stage_texts(text, count))
+
+
+def read_mlps(text: str, count: int) -> tuple[MixerSpec | None, ...]:
+    """The same for the MLPs, where ``none`` stands for no MLP: ``"ffn"``, ``"none"``, ``"none | ffn"``."""
+    return tuple(None if part.strip() == "none" else MixerSpec.parse(part) for part in _stage_texts(text, count))
+
+
+def _stage_texts(text: str, count: int) -> list[str]:
     parts = text.split("|")
     if len(parts) not in (1, count):
         raise SpecError(f"{text!r} has {len(parts)} records for {count} stages; legal: 1 or {count}")
-    return tuple(MixerSpec.parse(part, base) for part in parts) * (count if len(parts) == 1 else 1)
+    return parts * (count if len(parts) == 1 else 1)
 
 
 # ---- reading cells ---------------------------------------------------------------------------------------

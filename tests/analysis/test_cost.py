@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from kernelbank.analysis.cost import STEP_MULTIPLIES, Cost, backbone_cost, cost
+from kernelbank.analysis.cost import Cost, backbone_cost, cost
 from kernelbank.analysis.selection import sees, selections, visible_pairs, visible_range
 from kernelbank.atlas import ROWS, Skeleton
 from kernelbank.inventory import inventory
@@ -204,8 +204,12 @@ def test_qk_norm_adds_its_affines() -> None:
     assert cost(spec, 8, 2, (2, 2), qk_norm=True).params - cost(spec, 8, 2, (2, 2)).params == 4 * 4
 
 
-def test_every_activation_step_has_its_multiplies() -> None:
-    assert STEP_MULTIPLIES.keys() == STEPS.keys()
+def test_a_step_adds_its_multiplies_a_score() -> None:
+    for name, kind in STEPS.items():
+        written = "scale(2)" if name == "scale" else name
+        mixer = MixerSpec.parse(f"vit activation={written}")
+        plain = MixerSpec.parse("vit activation=identity")
+        assert cost(mixer, 8, 2, (2, 2)).multiplies - cost(plain, 8, 2, (2, 2)).multiplies == kind.multiplies * 2 * 16
 
 
 # ---- backbones -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from kernelbank.analysis.host import Host
 from kernelbank.atlas import Skeleton
 from kernelbank.inventory import Grid, inventory
 from kernelbank.spec import (
+    STEPS,
     Box,
     Dynamic,
     Full,
@@ -26,15 +27,10 @@ from kernelbank.spec import (
     SpecError,
     Static,
     TwoStep,
+    read_mlps,
     read_stages,
 )
 
-# Multiplies per score of an activation step (a division or a square root's scale counts as one).
-STEP_MULTIPLIES = {
-    "identity": 0, "relu": 0, "relu2": 1, "gelu": 1, "silu": 1, "exp": 0, "sigmoid": 1, "softplus": 0, "tanh": 1,
-    "log_count": 0, "scale": 1, "count": 1, "sqrt_count": 1, "l1": 1, "l2": 2, "rmsnorm": 2, "center": 0,
-    "layernorm": 2, "batchnorm": 1,
-}  # fmt: skip
 LAYER_NORM, BATCH_NORM = 3, 1
 """Multiplies per element: the square, 1/std and the affine; in evaluation BatchNorm is one scale."""
 
@@ -143,7 +139,7 @@ def _kernel(host: Host) -> Iterator[Cost]:
         case TwoStep():
             yield applied(host.pairs * host.dim * (area + 1))
             scaled = isinstance(spec.bank, Dynamic)
-            steps = scaled + sum(STEP_MULTIPLIES[step.name] for step in spec.activation)
+            steps = scaled + sum(STEPS[step.name].multiplies for step in spec.activation)
             yield _scale(host.pairs * host.heads * steps)
         case Full():
             yield applied(host.tokens * _weights(host))
@@ -185,7 +181,7 @@ def _backbone(
     yield Cost(params=prefix * dims[0])
     if skeleton.position == "absolute":
         yield Cost(params=(prefix + math.prod(grid)) * dims[0])
-    mixers, mlps = read_stages(mixer, len(dims)), _read_mlps(mlp, len(dims))
+    mixers, mlps = read_stages(mixer, len(dims)), read_mlps(mlp, len(dims))
     for index, (dim, num_heads) in enumerate(zip(dims, skeleton.num_heads, strict=True)):
         if index:
             grid = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
@@ -205,16 +201,6 @@ class _Stage:
     num_heads: int
     grid: Grid
     prefix: int
-
-
-def _read_mlps(text: str, count: int) -> tuple[MixerSpec | None, ...]:
-    parts = [part.strip() for part in text.split("|")]
-    if "none" not in parts:
-        return read_stages(text, count)
-    if len(parts) not in (1, count):
-        raise SpecError(f"{text!r} has {len(parts)} records for {count} stages; legal: 1 or {count}")
-    read = tuple(None if part == "none" else MixerSpec.parse(part) for part in parts)
-    return read * (count if len(parts) == 1 else 1)
 
 
 def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: _Stage) -> Iterator[Cost]:

@@ -17,7 +17,7 @@ from kernelbank.atlas import Skeleton
 from kernelbank.inventory import Grid
 from kernelbank.nn.layers import TokenBatchNorm
 from kernelbank.nn.mixer import Mixer
-from kernelbank.spec import MixerSpec, SpecError, read_stages
+from kernelbank.spec import MixerSpec, SpecError, read_mlps, read_stages
 
 NORM_EPS = 1e-6  # LayerNorm in timm's ViT
 
@@ -76,8 +76,8 @@ class Stage(nn.Module):
 class Backbone(nn.Module):
     """Images (B, in_chans, H, W) -> logits (B, num_classes).
 
-    `mixer` and `mlp` are records as text, one for all stages or one each separated by ``|``; ``mlp="none"`` removes
-    the MLP. Alternating shifts are resolved by the block's index inside its stage.
+    `mixer` and `mlp` are records as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
+    removes the MLP. Alternating shifts are resolved by the block's index inside its stage.
 
     Raises SpecError for an image that the patches do not fill, prefix tokens in a hierarchical skeleton, and what
     the records themselves refuse.
@@ -156,15 +156,15 @@ def _stages(skeleton: Skeleton, mixer: str, mlp: str, grid: Grid, drop_path_rate
     """The stages with their records resolved: merging halves the grid, odd sides are padded up."""
     count, starts = len(skeleton.dims), [0, *accumulate(skeleton.depths)]
     mixers = read_stages(mixer, count)
-    mlps = None if mlp == "none" else read_stages(mlp, count)
+    mlps = read_mlps(mlp, count)
     rates = [drop_path_rate * block / max(starts[-1] - 1, 1) for block in range(starts[-1])]
     stages = []
     for i, (dim, heads) in enumerate(zip(skeleton.dims, skeleton.num_heads, strict=True)):
         grid = (-(-grid[0] // 2), -(-grid[1] // 2)) if i else grid
         blocks = []
         for j in range(skeleton.depths[i]):
-            mlp_spec = None if mlps is None else mlps[i].at_block(j)
-            rate = rates[starts[i] + j]
+            mlp_spec, rate = mlps[i], rates[starts[i] + j]
+            mlp_spec = None if mlp_spec is None else mlp_spec.at_block(j)
             blocks.append(Block(mixers[i].at_block(j), mlp_spec, dim, heads, grid, skeleton.prefix, rate))
         stages.append(Stage(skeleton.dims[i - 1] if i else None, dim, grid, blocks))
     return stages

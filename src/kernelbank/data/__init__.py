@@ -1,0 +1,1 @@
+"""Data sets: each file makes one `Dataset`; `load` finds it by name."""

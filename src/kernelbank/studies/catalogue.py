@@ -1,0 +1,16 @@
+"""The studies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kernelbank.studies.assumptions import assumptions
+from kernelbank.studies.depthwise import depthwise
+from kernelbank.studies.softmax import softmax
+from kernelbank.studies.study import Study
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    "softmax": softmax,
+    "depthwise": depthwise,
+    "assumptions": assumptions,
+}

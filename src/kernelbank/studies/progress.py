@@ -1,0 +1,95 @@
+"""What a person sees while a study runs: live bars in a terminal, a line per finished run elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from kernelbank.records import RunRecord
+from kernelbank.studies.run import Run
+from kernelbank.studies.runner import EpochDone, Event, Note, RunDone, Sink
+
+
+class _Tally:
+    """Counts epochs and runs, and extrapolates the time left."""
+
+    def __init__(self, runs: int, epochs_each: int) -> None:
+        self.runs, self.total = runs, runs * epochs_each
+        self.epochs_each, self.epochs, self.runs_done = epochs_each, 0, 0
+        self.start = monotonic()
+
+    def count(self, event: Event) -> None:
+        if isinstance(event, EpochDone):
+            self.epochs += 1
+        elif isinstance(event, RunDone):
+            self.runs_done += 1
+            self.epochs += self.epochs_each - len(event.record.epochs)  # a diverged run skips its rest
+
+    @property
+    def left(self) -> str:
+        if not self.epochs:
+            return ""
+        seconds = (monotonic() - self.start) / self.epochs * (self.total - self.epochs)
+        return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
+
+
+@contextmanager
+def reporter(console: Console, runs: int, epochs_each: int) -> Iterator[Sink]:
+    """A sink for the runner's events that shows them on `console` while the context is open."""
+    tally = _Tally(runs, epochs_each)
+    if not console.is_terminal:
+        yield _Lines(console, tally)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total} {task.fields[what]}"),
+        console=console,
+        transient=True,
+    ) as bars:
+        yield _Bars(bars, tally)
+
+
+class _Lines:
+    def __init__(self, console: Console, tally: _Tally) -> None:
+        self.console, self.tally = console, tally
+
+    def __call__(self, event: Event) -> None:
+        self.tally.count(event)
+        if isinstance(event, Note):
+            self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(event, RunDone):
+            place = f"[{self.tally.runs_done}/{self.tally.runs}]"
+            text = f"{place} {event.run}: {outcome(event.record)}; {self.tally.left}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bars:
+    def __init__(self, bars: Progress, tally: _Tally) -> None:
+        self.bars, self.tally = bars, tally
+        self.overall = bars.add_task("study", total=tally.runs, what="runs")
+        self.tasks: dict[Run, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        self.tally.count(event)
+        if isinstance(event, Note):
+            self.bars.console.print(event.text, markup=False, highlight=False)
+        elif isinstance(event, EpochDone):
+            if event.run not in self.tasks:
+                self.tasks[event.run] = self.bars.add_task(str(event.run), total=event.run.recipe.epochs, what="epochs")
+            what = f"epochs, validation top-1 {event.result.val_top1:.1f}"
+            self.bars.update(self.tasks[event.run], advance=1, what=what)
+        elif isinstance(event, RunDone) and event.run in self.tasks:
+            self.bars.remove_task(self.tasks.pop(event.run))
+        self.bars.update(self.overall, completed=self.tally.runs_done, what=f"runs, {self.tally.left}")
+
+
+def outcome(record: RunRecord) -> str:
+    """The end of a run in words."""
+    if record.test_top1 is None:
+        return f"diverged: {record.failure}"
+    return f"validation {record.epochs[-1].val_top1:.1f}, test {record.test_top1:.1f} ({record.seconds:.1f} s)"

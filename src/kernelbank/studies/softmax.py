@@ -1,0 +1,51 @@
+"""Study 1 of the paper (section 5.2): what does softmax do in attention?"""
+
+from __future__ import annotations
+
+from kernelbank.studies.study import Study, StudyRow, both
+
+# label, activation, what it isolates. Every one of the eight subsets of the three roles has a row.
+ROWS = (
+    ("softmax", "softmax", "all three roles: exp is not linear, l1 normalises and lets the kernels communicate"),
+    ("identity", "identity,count", "no role: the two steps fuse into one linear kernel (1/n keeps the scale)"),
+    ("relu", "relu,count", "non-linearity alone, as ConvNets have it"),
+    ("exp", "exp,count", "non-linearity alone, softmax's own: what is left of it without normalisation"),
+    ("sigmoid", "log_count,sigmoid", "non-linearity alone, of the sigmoid shape that ConvNets gave up"),
+    ("batchnorm", "batchnorm,count", "normalisation alone: by batch statistics, kernels do not see each other"),
+    ("center", "center,count", "communication alone: the mean over kernels is subtracted, nothing is rescaled"),
+    ("layernorm", "layernorm,count", "normalisation and communication: the paper's LayerNorm over kernels"),
+    ("l1", "l1", "normalisation and communication: softmax without its exp, signs kept"),
+    ("softmax-positions", "softmax@positions", "normalisation and non-linearity: over the positions that see a kernel"),
+    ("center-relu", "center,relu,count", "communication and non-linearity: above the mean or not"),
+    ("relu-l1", "relu,l1", "all three roles with ReLU in the place of exp"),
+)
+
+
+def softmax() -> Study:
+    """Twelve pipelines in `vit_relpos` and in `swin` with windows of half the 4 x 4 grid.
+
+    The design is a full factorial over the three roles that section 5.2 names (the role columns of the table are
+    derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
+    """
+    rows = tuple(
+        StudyRow(
+            label,
+            what,
+            both(
+                plain=f"vit_relpos activation={activation}",
+                hierarchical=f"swin support=window(2, alternate) activation={activation}",
+            ),
+        )
+        for label, activation, what in ROWS
+    )
+    return Study(
+        name="softmax",
+        title="What does softmax do in attention?",
+        questions=(
+            "Which of its roles matters: normalisation, communication between kernels, or non-linearity?",
+            "With relative positions, can ReLU or LayerNorm replace it, and do they converge faster?",
+        ),
+        baseline="softmax",
+        rows=rows,
+        quick=("softmax", "identity", "relu", "layernorm"),
+    )

@@ -1,0 +1,1 @@
+"""Training: a recipe is data, the loop is a function of (model, data, recipe, seed)."""

@@ -1,0 +1,204 @@
+"""The runner: nothing finished is repeated, nothing broken is lost, a killed study ends with the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kernelbank.cli import main
+from kernelbank.data.load import load
+from kernelbank.records import RunRecord
+from kernelbank.studies import run as runs
+from kernelbank.studies import runner
+from kernelbank.studies.catalogue import STUDIES
+from kernelbank.studies.run import Run, grid
+from kernelbank.train.recipe import digits_recipe
+
+WORDS = ["study", "softmax", "--skeleton", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
+
+
+def study(folder: Path, *words: str) -> int:
+    return main([*WORDS, "--out", str(folder), "--workers", "1", *words])
+
+
+def numbers(folder: Path) -> dict[str, object]:
+    """Every record by name, without what may differ from one execution to the next."""
+    found: dict[str, object] = {}
+    for path in sorted((folder / "records").glob("*.json")):
+        record = RunRecord.load(path)
+        epochs = tuple(replace(epoch, seconds=0.0) for epoch in record.epochs)
+        found[path.name] = replace(record, epochs=epochs, code=None, machine=None)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert study(folder) == 0
+    return folder
+
+
+def test_outputs(whole: Path) -> None:
+    records = [RunRecord.load(path) for path in (whole / "records").iterdir()]
+    assert {record.row for record in records} == {"softmax", "relu"}
+    for record in records:
+        assert len(record.epochs) == 2 and record.test_top1 is not None and record.failure is None
+        assert record.recipe["epochs"] == 2 and record.machine.threads == 1 and record.macs > 1e5
+    assert not list((whole / "checkpoints").iterdir())
+    assert (whole / "study.png").read_bytes().startswith(b"\x89PNG")
+    document, text = json.loads((whole / "table.json").read_text()), (whole / "table.md").read_text()
+    assert [row["row"] for row in document["rows"]] == ["softmax", "relu"]
+    assert document["rows"][1]["changed"] == {"activation": "relu,count"}
+    assert document["rows"][1]["roles"] == ["non-linearity"]
+    assert "demonstration on digits: no verdicts" in text and "| relu | activation=relu,count |" in text
+
+
+def test_finished_runs_are_not_repeated(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in (whole / "records").iterdir()}
+    table = (whole / "table.md").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a finished run was repeated")
+
+    monkeypatch.setattr(runner, "execute", fail)
+    assert study(whole) == 0
+    assert {path.name: path.read_bytes() for path in (whole / "records").iterdir()} == before
+    assert (whole / "table.md").read_bytes() == table
+
+
+def test_a_broken_record_is_named_set_aside_and_repeated(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = numbers(whole)
+    path = next((whole / "records").glob("*-relu-*.json"))
+    path.write_text(path.read_text()[:300])
+    assert study(whole) == 0
+    complaint = capfd.readouterr().err
+    assert f"{path.name} is not a run record" in complaint and f"set aside as {path.name}.broken" in complaint
+    assert numbers(whole) == before and path.with_name(path.name + ".broken").exists()
+
+
+def test_records_of_other_code_are_pointed_out(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((whole / "records").glob("*-relu-*.json"))
+    text = path.read_text()
+    record = RunRecord.load(path)
+    replace(record, code=replace(record.code, sources="0" * 64)).save(path)
+    assert study(whole) == 0
+    path.write_text(text)
+    assert "1 of 2 records were made by another state of the code than this one" in capsys.readouterr().out
+
+
+def test_a_killed_study_ends_with_the_same_numbers(whole: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "kernelbank", *WORDS, "--out", str(tmp_path), "--workers", "2"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **path_env()}
+    )
+    assert process.stderr is not None
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("checkpoints/*.pt")):
+        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert len(list(tmp_path.glob("records/*.json"))) < 2
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.01)
+    assert study(tmp_path) == 0
+    assert numbers(tmp_path) == numbers(whole)
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.broken"))
+
+
+def path_env() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_diverged_run_is_recorded_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = runs.build
+
+    def build(run: Run, data: object) -> object:
+        model = real(run, data)  # type: ignore[arg-type]
+        if run.row == "relu":
+            model.norm.weight.data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(runs, "build", build)
+    assert study(tmp_path) == 0
+    records = [RunRecord.load(path) for path in (tmp_path / "records").iterdir()]
+    (failed,) = [record for record in records if record.failure]
+    assert failed.row == "relu" and failed.test_top1 is None and failed.epochs == ()
+    assert failed.failure == "training loss nan at epoch 1, step 1, lr 4e-05"
+    shown = capsys.readouterr().out
+    assert "diverged: plain relu, seed 0: training loss nan" in shown
+    assert study(tmp_path) == 0  # a recorded failure is not repeated: the same run would diverge again
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "execute", interrupt)
+    assert study(tmp_path) == 130
+    assert "the same command goes on where it was" in capsys.readouterr().err
+
+
+def test_a_crash_of_a_worker_is_reported(tmp_path: Path) -> None:
+    (run,) = some_runs()[:1]
+    broken = replace(run, mixer="no such record")
+    with pytest.raises(runner.WorkerError, match="unknown row 'no'"):
+        runner.run_all([broken, broken], tmp_path, 2, lambda event: None)
+
+
+def test_a_failed_worker_is_told_in_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise runner.WorkerError("a worker process ended unasked (exit code -9)")
+
+    monkeypatch.setattr(runner, "run_all", fail)
+    assert study(tmp_path) == 1
+    complaint = capsys.readouterr().err
+    assert "ended unasked (exit code -9)" in complaint and "goes on where it was" in complaint
+
+
+def some_runs() -> tuple[Run, ...]:
+    return grid(STUDIES["softmax"](), skeletons=("plain", "hierarchical"), rows=("softmax", "relu"), seeds=(0, 1),
+                recipe=digits_recipe(2), data=load("digits").identity)  # fmt: skip
+
+
+def test_keys_are_readable_and_tell_runs_apart() -> None:
+    listed = some_runs()
+    keys = [run.key for run in listed]
+    assert len(set(keys)) == len(keys) == 8
+    assert keys[0].startswith("softmax-plain-softmax-seed0-") and [run.seed for run in listed] == [0] * 4 + [1] * 4
+    first = listed[0]
+    changes: list[Run] = [
+        replace(first, recipe=replace(first.recipe, lr=0.5)),
+        replace(first, data=replace(first.data, sha256="0")),
+        replace(first, mixer="vit"),
+        replace(first, mlp="none"),
+        replace(first, study="depthwise"),
+    ]
+    assert len({first.key, *(run.key for run in changes)}) == 6

@@ -1,0 +1,190 @@
+"""The training loop: bit-exact across interruptions, clear about everything that stops it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernelbank.data.dataset import Dataset, Split
+from kernelbank.errors import InputError
+from kernelbank.records import EpochResult
+from kernelbank.train.loop import DivergedError, History, derive, evaluate, shifted, train
+from kernelbank.train.loop import _optimiser as optimiser_of
+from kernelbank.train.recipe import Recipe, digits_recipe
+
+RECIPE = Recipe(epochs=4, batch_size=16, lr=1e-2, weight_decay=0.05, warmup_epochs=1, label_smoothing=0.1,
+                clip_grad=1.0, shift=1)  # fmt: skip
+
+
+def tiny_data(train: int = 50) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> Split:
+        return Split(torch.randn(count, 1, 4, 4, generator=generator), torch.arange(count) % 3)
+
+    return Dataset("tiny", "none", split(train), split(9), split(9), num_classes=3)
+
+
+def model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def numbers(history: History) -> list[tuple[float, float, float]]:
+    return [(e.train_loss, e.val_loss, e.val_top1) for e in history.epochs]
+
+
+def stop_after(epochs: int) -> Callable[[EpochResult], None]:
+    seen: list[EpochResult] = []
+
+    def stop(result: EpochResult) -> None:
+        seen.append(result)
+        if len(seen) == epochs:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def assert_same(first: nn.Module, second: nn.Module) -> None:
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [4], [1, 2, 3]])
+def test_a_resumed_run_is_bit_exact(tmp_path: Path, stops: list[int]) -> None:
+    data, whole, path = tiny_data(), model(), tmp_path / "run.pt"
+    uninterrupted = train(whole, data, RECIPE, seed=3)
+    for stop in stops:
+        torch.manual_seed(stop)  # the state outside must not matter
+        with pytest.raises(KeyboardInterrupt):
+            train(model(), data, RECIPE, seed=3, checkpoint=path, on_epoch=stop_after(stop))
+    resumed, told = model(), list[EpochResult]()
+    history = train(resumed, data, RECIPE, seed=3, checkpoint=path, on_epoch=told.append)
+    assert numbers(history) == numbers(uninterrupted) and tuple(told) == history.epochs
+    assert_same(resumed, whole)
+
+
+def test_the_random_state_outside_is_left_alone_and_the_seed_matters() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = train(model(), tiny_data(), RECIPE, seed=0)
+    assert torch.equal(torch.rand(3), expected)
+    assert numbers(first) == numbers(train(model(), tiny_data(), RECIPE, seed=0))
+    assert numbers(first) != numbers(train(model(), tiny_data(), RECIPE, seed=1))
+    assert len({derive(seed, epoch, what) for seed in range(9) for epoch in range(9) for what in "ab"}) == 162
+
+
+@pytest.mark.parametrize("keep", [0, 100, -20])
+def test_a_broken_checkpoint_is_set_aside_and_the_run_restarts(
+    tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, whole, path = tiny_data(), model(), tmp_path / "run.pt"
+    uninterrupted = train(whole, data, RECIPE, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), data, RECIPE, seed=3, checkpoint=path, on_epoch=stop_after(2))
+    path.write_bytes(path.read_bytes()[:keep])
+    resumed = model()
+    history = train(resumed, data, RECIPE, seed=3, checkpoint=path)
+    assert numbers(history) == numbers(uninterrupted)
+    assert_same(resumed, whole)
+    assert (tmp_path / "run.pt.broken").exists() and "run.pt is not a checkpoint" in caplog.text
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    train(model(), tiny_data(), RECIPE, seed=3, checkpoint=path)
+    with pytest.raises(InputError, match=r"run\.pt belongs to another run \(its seed differs\)"):
+        train(model(), tiny_data(), RECIPE, seed=4, checkpoint=path)
+    with pytest.raises(InputError, match="its recipe differs"):
+        train(model(), tiny_data(), replace(RECIPE, lr=0.5), seed=3, checkpoint=path)
+
+
+def test_a_loss_that_is_not_finite_names_its_place() -> None:
+    data = tiny_data()
+    data.train.images[data.train.labels == 1] = math.inf
+    with pytest.raises(DivergedError, match=r"training loss nan at epoch 1, step 1, lr 0\.0001"):
+        train(model(), data, RECIPE, seed=0)
+    data = tiny_data()
+    data.val.images.fill_(math.nan)
+    with pytest.raises(DivergedError, match="validation loss nan after epoch 1"):
+        train(model(), data, RECIPE, seed=0)
+
+
+def test_a_single_image_and_a_single_epoch() -> None:
+    recipe = replace(RECIPE, epochs=1, warmup_epochs=0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    assert len(train(net, tiny_data(1), recipe, seed=0).epochs) == 1
+
+
+def test_evaluate_counts_and_restores_the_mode() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
+
+    fixed = Fixed()
+    metrics = evaluate(fixed, torch.zeros(5, 1, 2, 2), torch.tensor([0, 0, 0, 1, 1]), batch_size=2)
+    assert fixed.training and metrics.top1 == 60.0
+    expected = (3 * math.log(1 + math.exp(-1)) + 2 * math.log(1 + math.e)) / 5
+    assert metrics.loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_has_no_weight_decay() -> None:
+    class Tabled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.table = nn.Linear(2, 2), nn.Parameter(torch.zeros(2, 3, 3))
+
+        def no_weight_decay(self) -> set[str]:
+            return {"table"}
+
+    net = Tabled()
+    optimiser, _ = optimiser_of(net, RECIPE, steps=3)
+    decays = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    assert [decays[id(p)] for p in (net.linear.weight, net.linear.bias, net.table)] == [0.05, 0.0, 0.0]
+
+
+def test_the_schedule_warms_up_and_ends_near_zero() -> None:
+    optimiser, scheduler = optimiser_of(model(), RECIPE, steps=10)
+    rates = []
+    for step in range(40):
+        scheduler.step_update(step)
+        rates.append(optimiser.param_groups[0]["lr"])
+    assert rates[0] == RECIPE.lr / 100 and max(rates) == rates[10] == RECIPE.lr and 0 < rates[-1] < RECIPE.lr / 100
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_shifted_moves_every_image_by_its_own_offset() -> None:
+    images = torch.arange(6 * 16.0).view(6, 1, 4, 4)
+    moved = shifted(images, 1, torch.Generator().manual_seed(0))
+    padded = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    for image, source in zip(moved, padded, strict=True):
+        windows = [source[:, y : y + 4, x : x + 4] for y in range(3) for x in range(3)]
+        assert any(torch.equal(image, window) for window in windows)
+    assert not torch.equal(moved, images)
+    assert torch.equal(moved, shifted(images, 1, torch.Generator().manual_seed(0)))
+    assert shifted(images, 0, torch.Generator()) is images
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0), ("epochs", True), ("batch_size", 0), ("lr", 0.0), ("lr", math.nan), ("weight_decay", -1.0),
+        ("warmup_epochs", 4), ("warmup_epochs", -1), ("label_smoothing", 1.0), ("drop_path", -0.1), ("clip_grad", 0.0),
+        ("shift", -1), ("optimiser", "sgd"), ("schedule", "step"),
+    ],
+)  # fmt: skip
+def test_a_recipe_names_what_is_not_legal(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"recipe: {field}={value!r} is not legal; legal: "):
+        replace(RECIPE, **{field: value})  # type: ignore[arg-type]
+
+
+def test_the_digits_recipe_takes_any_epochs() -> None:
+    assert [digits_recipe(n).warmup_epochs for n in (1, 2, 3, 12)] == [0, 1, 2, 2]
