@@ -1,10 +1,21 @@
-"""Set-up for every test: one thread (the tensors are tiny), and a fixed hypothesis profile: a failure repeats."""
+"""Set-up for every test: one thread (the tensors are tiny), a fixed seed and a fixed hypothesis profile, so that a
+failure repeats whatever ran before it."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 settings.register_profile(
-    "kernelbank", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    "kernelbank",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("kernelbank")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

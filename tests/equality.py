@@ -55,7 +55,7 @@ def worst(a: Run, b: Run) -> tuple[float, str]:
     errors = {}
     for name in a:
         assert a[name].shape == b[name].shape and a[name].dtype == b[name].dtype, name
-        assert bool(b[name].isfinite().all()), name
+        assert bool(a[name].isfinite().all()) and bool(b[name].isfinite().all()), name
         errors[name] = float((a[name].double() - b[name].double()).abs().max() / (1 + b[name].double().abs().max())) \
             if a[name].numel() else 0.0  # fmt: skip
     where = max(errors, key=lambda name: errors[name])

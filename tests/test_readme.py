@@ -50,3 +50,16 @@ def test_every_command_it_names_exists() -> None:
     assert {verb for verb, _ in named} == VERBS.keys()
     assert {argument for verb, argument in named if verb == "study"} == STUDIES.keys()
     assert f"{len(ROWS)} rows" in README
+
+
+def test_every_relative_link_exists() -> None:
+    root = Path(__file__).parents[1]
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_counts_it_states_are_true() -> None:
+    from kernelbank.analysis.proofs import PROOFS
+
+    assert f"{len(PROOFS)} identities" in README

@@ -207,6 +207,12 @@ IMPOSSIBLE = {  # text: what the one line must say
     "vit support=window(7)x": "nothing may follow",
     "vit bank=static(C/2)": "a multiple of the width",
     "vit bank=dynamic(0)": "r=0",
+    "conv bank=static(1_000)": "a whole number",
+    "conv bank=static(+3)": "a whole number",
+    "conv bank=static(\uff11\uff12)": "a whole number",
+    "vit activation=softmax(1_0)": "must be a number",
+    "vit activation=(relu)": "a step starts with its name",
+    "conv bank=static(" + "9" * 600 + ")": "a value of 608 characters",
     "vit bank=dynamic(squash=relu)": "identity or sigmoid or tanh",
     "vit size=2": "size: 2 is not legal; legal: 1, 3, 5, 7",
     "vit size=three": "size: three is not legal",
@@ -229,7 +235,7 @@ def test_impossible_records_cannot_be_built(text: str) -> None:
 
 
 @pytest.mark.parametrize(("document", "message"), [
-    ("[]", "JSON object"), ("{", "JSON object"), ("{}", "spec_version"),
+    ("[]", "JSON object"), ("[" * 100_000, "JSON object"), ("{", "JSON object"), ("{}", "spec_version"),
     ('{"spec_version": 2}', "spec_version: 2"), ('{"spec_version": 1}', "bank: missing"),
 ])  # fmt: skip
 def test_bad_json_is_one_clear_error(document: str, message: str) -> None:
@@ -250,7 +256,8 @@ def test_booleans_are_no_counts(value: type[Value]) -> None:
 
 
 def test_values_are_checked_in_python_too() -> None:
-    for build in (lambda: Dynamic(0), lambda: Window(7, 9), lambda: Predict("relu"), lambda: Step("relu", 2.0)):
+    for build in (lambda: Dynamic(0), lambda: Window(7, 9), lambda: Predict("relu"), lambda: Step("relu", 2.0),
+                  lambda: Predict("softmax", 10**400), lambda: Step("scale", 10**400)):  # fmt: skip
         with pytest.raises(SpecError):
             build()
     with pytest.raises(SpecError, match="kernel"):

@@ -6,13 +6,13 @@ parentheses are ignored, and every value prints the shortest text that reads bac
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeGuard
 
 from kernelbank.pipeline import Step, read_pipeline, show_pipeline, softmax
-from kernelbank.text import SpecError, number, split, split_call, suggest
+from kernelbank.text import SpecError, finite, number, read_number, split, split_call, suggest
 
 # ---- arguments -------------------------------------------------------------------------------------------
 
@@ -52,7 +52,13 @@ def _is_whole(value: object, minimum: int) -> TypeGuard[int]:
 
 
 def _whole(minimum: int) -> Argument:
-    return Argument(f"a whole number >= {minimum}", int, lambda value: _is_whole(value, minimum))
+    return Argument(f"a whole number >= {minimum}", _read_whole, lambda value: _is_whole(value, minimum))
+
+
+def _read_whole(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,9}", text):
+        raise ValueError(text)
+    return int(text)
 
 
 def _one_of(*words: str) -> Argument:
@@ -77,14 +83,14 @@ def _either(first: Argument, second: Argument) -> Argument:
 def _read_multiple(text: str) -> Channels:
     if not text.endswith("C"):
         raise ValueError(text)
-    return Channels(times=int(text[:-1]) if text != "C" else 1)
+    return Channels(times=_read_whole(text[:-1]) if text != "C" else 1)
 
 
 def _read_fraction(text: str) -> Channels:
     head, slash, per = text.partition("/")
     if head != "C" or not slash:
         raise ValueError(text)
-    return Channels(per=int(per))
+    return Channels(per=_read_whole(per))
 
 
 def _read_switch(text: str) -> bool:
@@ -118,11 +124,10 @@ REDUCTION = _either(Argument("linear", _read_linear, lambda v: v is None), COUNT
 SHIFT = _either(_whole(0), _one_of(ALTERNATE))
 SWITCH = Argument("True or False", _read_switch, lambda v: isinstance(v, bool))
 NEIGHBORS = Argument(
-    "an odd number >= 3 (for M = 1 write self)", int, lambda v: _is_whole(v, 3) and v % 2 == 1,
+    "an odd number >= 3 (for M = 1 write self)", _read_whole, lambda v: _is_whole(v, 3) and v % 2 == 1,
 )  # fmt: skip
 TEMPERATURE = Argument(
-    "a finite number > 0", float,
-    lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v > 0,
+    "a finite number > 0", read_number, lambda v: finite(v) and v > 0,
 )  # fmt: skip
 
 
@@ -221,6 +226,13 @@ class Window(Value):
     M: int = argument(_whole(2))
     shift: int | Literal["alternate"] = argument(SHIFT, 0)
     pad: Literal["masked", "mmpretrain", "timm"] = argument(_one_of("masked", "mmpretrain", "timm"), "masked")
+
+    @property
+    def resolved_shift(self) -> int:
+        """The shift of one block. Raises SpecError while it alternates."""
+        if not isinstance(self.shift, int):
+            raise SpecError(f"support={self} is not resolved for a block; take spec.at_block(i) first")
+        return self.shift
 
     def _check(self) -> None:
         if isinstance(self.shift, int) and self.shift >= self.M:
@@ -406,7 +418,7 @@ def _odd(value: object) -> bool:
 
 def _read_size(text: str) -> int:
     try:
-        value = int(text)
+        value = _read_whole(text)
     except ValueError:
         value = 0
     if not _odd(value):

@@ -6,19 +6,22 @@ C channels, h heads of d = C/h, K or n kernels, G groups, k the kernel size, r a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kernelbank.axes import HOST
+from kernelbank.axes import COUNT, HOST
 from kernelbank.spec import (
     All,
+    Box,
     Channels,
+    Depthwise,
     Dynamic,
     Full,
     Grouped,
     MixerSpec,
     Neighborhood,
+    Own,
     Pool,
     Predict,
     Project,
@@ -64,13 +67,20 @@ def inventory(
 
 
 def check_host(dim: int, num_heads: int, grid: Grid, prefix: int) -> None:
-    """Raises SpecError unless channels, heads, grid sides are whole numbers >= 1 and the prefix is >= 0."""
+    """Raises SpecError unless channels, heads and both sides of the grid are whole numbers >= 1, the prefix >= 0."""
+    if not isinstance(grid, Sequence) or len(grid) != 2:
+        raise SpecError(f"grid={grid!r} is not legal; legal: (height, width)")
     sizes = {"dim": dim, "num_heads": num_heads, "grid height": grid[0], "grid width": grid[1]}
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise SpecError(f"{name}={value} is not legal; legal: a whole number >= 1")
-    if not isinstance(prefix, int) or prefix < 0:
-        raise SpecError(f"prefix={prefix} is not legal; legal: a whole number >= 0")
+        if not COUNT.accepts(value):
+            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}")
+    if prefix != 0 and not COUNT.accepts(prefix):
+        raise SpecError(f"prefix={prefix!r} is not legal; legal: a whole number >= 0")
+
+
+def reduced(dim: int, r: int) -> int:
+    """The width of a bottleneck: max(1, C // r)."""
+    return max(1, dim // r)
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------
@@ -100,7 +110,7 @@ def groups(spec: MixerSpec, dim: int, num_heads: int) -> int:
     match spec.kernel:
         case Full(groups=wanted) | Grouped(G=wanted):
             return _divide(dim, resolve(wanted, dim, num_heads), "groups")
-        case _:
+        case Depthwise() | TwoStep():
             return dim
 
 
@@ -111,7 +121,7 @@ def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
             return resolve(K, dim, 1)
         case Dynamic(stride=s):
             return prefix + math.ceil(grid[0] / s) * math.ceil(grid[1] / s)
-        case _:
+        case Box():
             return 1
 
 
@@ -122,7 +132,7 @@ def extent(spec: MixerSpec, grid: Grid) -> Grid:
             return grid
         case Window(M=M) | Neighborhood(M=M):
             return min(M, grid[0]), min(M, grid[1])
-        case _:
+        case Own():
             return 1, 1
 
 
@@ -196,7 +206,7 @@ def _generator(spec: MixerSpec, dim: int, num_heads: int) -> Iterator[Tensor]:
     assert isinstance(spec.bank, Dynamic)
     normed, width = spec.frame == "bn_relu", dim
     if spec.bank.r is not None:
-        width = max(1, dim // spec.bank.r)
+        width = reduced(dim, spec.bank.r)
         yield from _linear("reduce", width, dim, spec.bias and not normed)
         if normed:
             yield from _batch_norm("reduce_norm", width)
@@ -231,6 +241,6 @@ def _static_one_step(spec: MixerSpec, dim: int, num_heads: int, grid: Grid) -> I
 def _predictor(spec: MixerSpec, mix: Predict, dim: int, grid: Grid) -> Iterator[Tensor]:
     width = dim
     if mix.r is not None:
-        width = max(1, dim // mix.r)
+        width = reduced(dim, mix.r)
         yield from _linear("reduce", width, dim, spec.bias)
     yield from _linear("predict", bank_size(spec, dim, grid, 0), width, spec.bias)

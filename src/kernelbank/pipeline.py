@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from kernelbank.text import SpecError, number, split, split_call, suggest
+from kernelbank.text import SpecError, finite, number, read_number, split, split_call, suggest
 
 Role = Literal["normalisation", "communication", "non-linearity"]
 ROLES: tuple[Role, ...] = ("normalisation", "communication", "non-linearity")
@@ -72,7 +72,7 @@ class Step:
                             f"legal: {', '.join(STEPS)}, softmax")  # fmt: skip
         if self.name == "scale":
             value = self.argument
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not value:
+            if not finite(value) or not value:
                 raise SpecError(f"activation: scale({value}) is not legal; legal: scale(x), x finite and non-zero")
             object.__setattr__(self, "argument", float(value))
         elif self.argument is not None:
@@ -102,8 +102,8 @@ def softmax(tau: float | None = None, axis: Literal["kernels", "positions"] = "k
     """softmax(a / tau) = scale(1/tau), exp, l1. Raises SpecError unless tau is finite and > 0."""
     if tau is None:
         return (EXP, Step("l1", axis=axis))
-    if not (math.isfinite(tau) and tau > 0 and math.isfinite(1 / tau)):
-        raise SpecError(f"activation: softmax({number(tau)}) is not legal; legal: softmax(tau), tau finite and > 0")
+    if not (finite(tau) and tau > 0 and finite(1 / tau)):
+        raise SpecError(f"activation: softmax({tau}) is not legal; legal: softmax(tau), tau finite and > 0")
     return (Step("scale", 1 / tau), EXP, Step("l1", axis=axis))
 
 
@@ -118,11 +118,13 @@ def _read_step(text: str) -> Pipeline:
     if at and axis != "positions":
         raise SpecError(f"activation: @{axis} is not legal; legal: @positions, on a normaliser")
     word, inside = split_call("activation", head)
+    if not word:
+        raise SpecError(f"activation: {text} is not legal; a step starts with its name")
     values = [] if inside is None else split(inside, ",")
     if len(values) > 1 or "" in values:
         raise SpecError(f"activation: {text} is not legal; a step takes at most one argument, and not an empty one")
     try:
-        value = float(values[0]) if values else None
+        value = read_number(values[0]) if values else None
     except ValueError:
         raise SpecError(f"activation: {text} is not legal; its argument must be a number") from None
     over: Literal["kernels", "positions"] = "positions" if at else "kernels"

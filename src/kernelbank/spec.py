@@ -45,6 +45,7 @@ __all__ = [
 ]  # fmt: skip
 
 SPEC_VERSION = 1
+LONGEST_VALUE = 500
 CELLS = tuple(AXES)
 RESETTABLE = ("position", "activation", "mix", "support")
 
@@ -147,7 +148,7 @@ class MixerSpec:
         """The record of `to_json`. Raises SpecError for another version, missing or unknown fields, bad values."""
         try:
             data = json.loads(document) if isinstance(document, str) else document
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise SpecError(f"a record must be a JSON object: {error}") from None
         if not isinstance(data, Mapping):
             raise SpecError(f"a record must be a JSON object, got {type(data).__name__}")
@@ -171,6 +172,11 @@ class MixerSpec:
         if isinstance(self.support, Window) and self.support.shift == ALTERNATE:
             return replace(self, support=replace(self.support, shift=self.support.M // 2 * (index % 2)))
         return self
+
+    def check_resolved(self) -> None:
+        """Raises SpecError while the shift of the record's windows alternates with the block."""
+        if isinstance(self.support, Window):
+            _ = self.support.resolved_shift
 
     def explain(self) -> str:
         """The record in words: its text, each cell, the roles its activation plays, and what was reset."""
@@ -225,6 +231,8 @@ def _read_cells(typed: list[str]) -> dict[str, Any]:
             raise SpecError(f"{name}: typed twice; a cell may be typed once")
         if not value:
             raise SpecError(f"{name}: empty value; legal: {AXES[name].legal}")
+        if len(value) > LONGEST_VALUE:
+            raise SpecError(f"{name}: a value of {len(value)} characters is not legal; legal: {AXES[name].legal}")
         cells[name] = AXES[name].read("".join(value.split()))
     return cells
 
@@ -276,7 +284,7 @@ def _violations(cells: Mapping[str, Any]) -> Iterator[Violation]:
         yield "kernel", f"full needs bank static, not {bank}: generating full kernels would take C*C*C weights"
     if isinstance(bank, Box) and kernel != Grouped(1):
         yield "kernel", "bank box is one weight shared by all channels: grouped(1)"
-    if two_step and bank == Static(1):
+    if two_step and isinstance(bank, Static) and bank.single:
         yield "bank", "kernel two_step makes one channel per kernel: K must be > 1"
     if isinstance(bank, Box) and size < 3:
         yield "size", "bank box is the mean of the taps minus the centre: at size 1 it is zero"
@@ -289,9 +297,8 @@ def _violations(cells: Mapping[str, Any]) -> Iterator[Violation]:
         yield "mix", f"{mix} works on kernels generated at positions: it needs bank dynamic, not {bank}"
     if isinstance(mix, Predict) and not isinstance(bank, Static):
         yield "mix", f"predict mixes a bank of learned kernels: it needs bank static, not {bank}"
-    if isinstance(bank, Static) and not two_step and bank.single != isinstance(mix, Mean):
-        if bank.single or not isinstance(mix, Predict):
-            yield "mix", f"bank {bank} with kernel {kernel}: one kernel is used as it is (mean), several need predict"
+    if isinstance(bank, Static) and not two_step and not isinstance(mix, Mean if bank.single else Predict):
+        yield "mix", f"bank {bank} with kernel {kernel}: one kernel is used as it is (mean), several need predict"
 
     if two_step != bool(activation):
         reason = "acts between the two steps of kernel two_step"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
 
 class SpecError(ValueError):
@@ -19,6 +21,21 @@ def suggest(word: str, options: Iterable[str]) -> str:
 def number(value: float) -> str:
     """The shortest text that reads back to the same float: ``1`` for 1.0, else its repr."""
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(float(value))
+
+
+def finite(value: object) -> TypeGuard[float]:
+    """Whether a value is a number that a float can hold, booleans excluded."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def read_number(text: str) -> float:
+    """A number in plain ASCII without underscores. Raises ValueError."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
 
 
 def split(text: str, separator: str) -> list[str]:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from kernelbank.analysis import proofs
+from kernelbank.ops import plan
+from kernelbank.ops.setting import Params, Setting
 
 
 @pytest.mark.parametrize("name", proofs.PROOFS)
@@ -15,3 +17,18 @@ def test_identity_holds(name: str) -> None:
 def test_an_error_above_the_tolerance_fails() -> None:
     wrong = proofs.error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1]))
     assert not proofs.Proof("x", "1 = 1.1", wrong).holds and not proofs.Proof("x", "nan", float("nan")).holds
+
+
+@pytest.mark.parametrize("spoil", [torch.nan, torch.inf, 1e-6])
+@pytest.mark.parametrize("name", ["attention is two convolutions", "every row", "size 3", "mean is pool"])
+def test_a_broken_path_fails(name: str, spoil: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every use of the operator adds an error to one image of the default path."""
+    whole = plan.PATHS["vectorised"]
+
+    def broken(x: torch.Tensor, p: Params, s: Setting) -> torch.Tensor:
+        noise = torch.zeros_like(x)
+        noise[0, 0, 0] = spoil * torch.rand(())
+        return whole.run(x, p, s) + noise
+
+    monkeypatch.setitem(plan.PATHS, "vectorised", plan.Path(broken, whole.refuses))
+    assert not proofs.prove(name).holds

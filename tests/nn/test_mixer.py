@@ -13,12 +13,12 @@ from timm.models.metaformer import Pooling
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Attention
 from torch import nn
+from torch.nn.utils import prune
 
 from kernelbank import Mixer, MixerSpec, SpecError
 from kernelbank.atlas import ROWS
 from kernelbank.inventory import inventory
 
-torch.manual_seed(0)
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -199,6 +199,48 @@ def test_another_grid_is_served_where_no_parameter_depends_on_it() -> None:
         Mixer("vit_relpos", 8, 2, (4, 4))(torch.randn(1, 15, 8), (3, 5))
 
 
+def test_parametrised_pruned_and_tied_weights_are_what_they_compute_to() -> None:
+    x = torch.randn(1, 4, 8)
+    mixer = Mixer("vit", 8, 2, (2, 2))
+    before = mixer(x)
+    nn.utils.parametrizations.weight_norm(mixer.q)
+    assert torch.allclose(mixer(x), before, atol=1e-6)
+    mixer = Mixer("vit", 8, 2, (2, 2))
+    prune.l1_unstructured(mixer.q, "weight", 0.5)
+    assert mixer(x).isfinite().all() and int((mixer.tensors()["q.weight"] == 0).sum()) == 32
+    mixer.key.weight = mixer.value.weight
+    mixer(x).sum().backward()
+    assert mixer.tensors()["key.weight"] is mixer.tensors()["value.weight"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_batch_of_none_and_an_input_that_is_not_contiguous(row: str) -> None:
+    mixer = Mixer(MixerSpec.parse(row).at_block(1), 32, 4, (3, 4), prefix=1).eval()
+    assert mixer(torch.randn(0, 13, 32)).shape == (0, 13, 32)
+    x = torch.randn(32, 13, 2).permute(2, 1, 0)
+    assert torch.allclose(mixer(x), mixer(x.contiguous()), atol=1e-6)
+
+
+@pytest.mark.parametrize("row", ["vit", "swin", "dwsa", "dconv", "iddwconv", "external_attention", "swin3"])
+def test_rows_compile_whole(row: str) -> None:
+    mixer = Mixer(MixerSpec.parse(row).at_block(1), 32, 4, (3, 4), prefix=1).eval()
+    x = torch.randn(2, 13, 32)
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), mixer(x), atol=1e-6)
+
+
+def test_timm_tensors_that_do_not_fit_are_reported_not_scrambled() -> None:
+    """fc1 has as many numbers as keys in two heads, in another order: it must not load."""
+    two_heads = Mixer("ffn kernel=two_step(2)", 8, 2, (2, 2))
+    with pytest.raises(RuntimeError, match=r"fc1\.weight"):
+        two_heads.load_state_dict(Mlp(8, 32).state_dict(), strict=True)
+    vit, state = Mixer("vit", 8, 2, (2, 2)), Attention(8, 2, qkv_bias=True).state_dict()
+    with pytest.raises(RuntimeError, match=r"qkv\.weight"):
+        vit.load_state_dict(state | {"qkv.weight": torch.zeros(2, 8)}, strict=True)
+    with pytest.raises(RuntimeError, match="relative_position_bias_table"):
+        vit.load_state_dict(state | {"relative_position_bias_table": torch.zeros(1, 1, 1)}, strict=True)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------
 
 
@@ -211,6 +253,12 @@ def test_another_grid_is_served_where_no_parameter_depends_on_it() -> None:
     (lambda: Mixer("vit", 8, 2, (2, 2), proj_drop=1.0), "proj_drop=1.0 is not legal"),
     (lambda: Mixer("dwsa", 8, 2, (2, 2), qk_norm=True), "qk_norm=True is not legal"),
     (lambda: Mixer("vit", 8, 2, (0, 2)), "grid height=0 is not legal"),
+    (lambda: Mixer("vit", 8, 2, 4), "grid=4 is not legal"),
+    (lambda: Mixer("vit", 8, 2, (4, 4, 4)), "grid=.4, 4, 4. is not legal"),
+    (lambda: Mixer("vit", 8, True, (2, 2)), "num_heads=True is not legal"),
+    (lambda: Mixer(None, 8, 2, (2, 2)), "spec=None is not legal"),
+    (lambda: Mixer("swin support=window(7, alternate, pad=timm)", 8, 2, (10, 10)), "at_block"),
+    (lambda: setattr(Mixer("dconv", 8, 2, (2, 2)), "temperature", 0), "temperature=0 is not legal"),
     (lambda: Mixer("vit", 8, 2, (2, 2), prefix=-1), "prefix=-1 is not legal"),
     (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(1, 5, 8)), r"x has shape \(1, 5, 8\).*2 x 2 positions = 4"),
     (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(1, 4, 6)), "C = 8"),

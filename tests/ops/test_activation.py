@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernelbank.ops.activation import NORMALISERS, POINTWISE, activate
+from kernelbank.ops.activation import OVER, POINTWISE, activate
 from kernelbank.pipeline import STEPS, read_pipeline
 
 
@@ -16,8 +16,8 @@ def apply(text: str, scores: list[float], visible: list[bool] | None = None) -> 
 
 
 def test_every_step_has_its_function_and_every_function_its_step() -> None:
-    assert {*POINTWISE, *NORMALISERS, "scale", "batchnorm"} == STEPS.keys()
-    assert not POINTWISE.keys() & NORMALISERS.keys()
+    assert {*POINTWISE, *OVER, "scale", "batchnorm"} == STEPS.keys()
+    assert not POINTWISE.keys() & OVER.keys()
 
 
 def test_softmax_is_torch_softmax_at_any_size_of_logit() -> None:

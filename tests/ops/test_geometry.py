@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernelbank.axes import All, Neighborhood, Own, Window
-from kernelbank.ops.geometry import geometry, pool_cells, relative_offsets, unfold, visibility, window_regions
+from kernelbank.ops.geometry import geometry, pool_cells, relative_offsets, unfold, visibility
 from kernelbank.spec import MixerSpec, SpecError
 
 GRIDS = [(1, 1), (4, 4), (3, 5), (7, 2), (8, 9)]
@@ -62,7 +62,7 @@ def test_regions_of_a_shifted_window_have_the_published_sizes() -> None:
 
 def test_an_alternating_shift_must_be_resolved() -> None:
     with pytest.raises(SpecError, match="at_block"):
-        window_regions(Window(7, "alternate"), 14)
+        visibility(Window(7, "alternate"), (14, 14), 0)
 
 
 def test_offsets_are_query_minus_kernel_row_major_with_prefix_entries() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kernelbank.analysis.host import Host
 from kernelbank.atlas import Skeleton
-from kernelbank.inventory import Grid, inventory
+from kernelbank.inventory import Grid, inventory, reduced
 from kernelbank.spec import (
     STEPS,
     Box,
@@ -96,7 +96,7 @@ def _bank(host: Host) -> Iterator[Cost]:
     if bank.stride > 1:
         yield _scale((host.kernels - host.prefix) * host.dim)
     if bank.r is not None:
-        width = max(1, host.dim // bank.r)
+        width = reduced(host.dim, bank.r)
         yield _module(host.generated * host.dim * width)
         if spec.frame == "bn_relu":
             yield _scale(BATCH_NORM * host.generated * width)
@@ -118,7 +118,7 @@ def _mix(host: Host) -> Iterator[Cost]:
             width = host.dim
             yield _scale(host.dim + host.kernels)
             if r is not None:
-                width = max(1, host.dim // r)
+                width = reduced(host.dim, r)
                 yield _module(host.dim * width)
             yield _module(width * host.kernels)
             yield _product(host.kernels * (_weights(host) + (host.dim if spec.bias else 0)))

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernelbank.axes import TEMPERATURE
 from kernelbank.inventory import Grid, check_host, inventory
 from kernelbank.inventory import Tensor as Entry
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.ops.setting import check_input
-from kernelbank.spec import Dynamic, MixerSpec, SpecError, Static, TwoStep
+from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
 
 
 class Mixer(nn.Module):
@@ -48,14 +51,16 @@ class Mixer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = MixerSpec.parse(spec) if isinstance(spec, str) else spec
+        if not isinstance(self.spec, MixerSpec):
+            raise SpecError(f"spec={spec!r} is not legal; legal: a MixerSpec or its text")
         self.dim, self.num_heads, self.grid, self.prefix, self.qk_norm = dim, num_heads, grid, prefix, qk_norm
         check_host(dim, num_heads, grid, prefix)
-        check_drop("attn_drop", attn_drop)
-        check_drop("proj_drop", proj_drop)
+        _check_drop("attn_drop", attn_drop)
+        _check_drop("proj_drop", proj_drop)
         if attn_drop and not isinstance(self.spec.kernel, TwoStep):
             raise SpecError(f"attn_drop={attn_drop} is not legal with {self.spec}: only two_step has an attention map")
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
-        self.temperature: float | None = None
+        self.temperature = None
         self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
         for entry in self.entries:
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
@@ -96,9 +101,24 @@ class Mixer(nn.Module):
         self._geometry = self._keep_geometry(device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and statistics by their inventory name."""
-        named: dict[str, Tensor] = dict(self.named_parameters())
-        return named | {name: b for name, b in self.named_buffers() if name.rpartition(".")[0]}
+        """Parameters and statistics by their inventory name, as the modules hold them now: parametrised, pruned and
+        tied weights are what they compute to."""
+        held: dict[str, Tensor] = {}
+        for entry in self.entries:
+            home, _, leaf = entry.name.rpartition(".")
+            held[entry.name] = getattr(getattr(self, home) if home else self, leaf)
+        return held
+
+    @property
+    def temperature(self) -> float | None:
+        """Replaces the tau of a predict record in training. Raises SpecError unless None or finite and > 0."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | None) -> None:
+        if value is not None and not TEMPERATURE.accepts(value):
+            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
+        self._temperature = value
 
     def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). `grid` may differ from the mixer's where no parameter depends on it.
@@ -138,7 +158,7 @@ class Mixer(nn.Module):
         return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
 
 
-def check_drop(name: str, value: float) -> None:
+def _check_drop(name: str, value: float) -> None:
     """Raises SpecError unless 0 <= value < 1."""
     if not 0 <= value < 1:
         raise SpecError(f"{name}={value} is not legal; legal: 0 <= {name} < 1")
@@ -158,29 +178,30 @@ def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator |
 
 
 def _accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """timm's fused qkv, its proj and fc1, fc2 and its table of offsets, renamed and reshaped in place."""
+    """timm's fused qkv, its proj and fc1, fc2 and its table of offsets, renamed and reshaped in place. What does not
+    fit is left under its own name, for load_state_dict to report."""
     assert isinstance(module, Mixer)
-    shapes = {entry.name: entry.shape for entry in module.entries}
-    renames = {"proj": "out"}
-    if isinstance(module.spec.bank, Static) and isinstance(module.spec.kernel, TwoStep):
-        renames = {"fc1": "key", "fc2": "value"}
+    kinds = ("weight", "bias")
     if isinstance(module.spec.bank, Dynamic) and isinstance(module.spec.kernel, TwoStep):
-        for kind in ("weight", "bias"):
-            fused = state.pop(f"{prefix}qkv.{kind}", None)
-            if fused is not None:
-                for name, part in zip(("q", "key", "value"), fused.chunk(3), strict=True):
-                    state[f"{prefix}{name}.{kind}"] = part
-    for theirs, ours in renames.items():
-        for kind in ("weight", "bias"):
-            tensor, shape = state.pop(f"{prefix}{theirs}.{kind}", None), shapes.get(f"{ours}.{kind}")
-            if tensor is not None:
-                state[f"{prefix}{ours}.{kind}"] = tensor if shape is None else _reshape(tensor, shape)
-    table, shape = state.pop(f"{prefix}relative_position_bias_table", None), shapes.get("table.weight")
-    if table is not None:  # (offsets, h), offsets row by row
-        state[f"{prefix}table.weight"] = table if shape is None else _reshape(table.t(), shape)
+        for kind in kinds:
+            fused = state.get(f"{prefix}qkv.{kind}")
+            if fused is not None and fused.shape[:1] == (3 * module.dim,):
+                parts = state.pop(f"{prefix}qkv.{kind}").chunk(3)
+                state |= {
+                    f"{prefix}{name}.{kind}": part for name, part in zip(("q", "key", "value"), parts, strict=True)
+                }
+    shapes = {entry.name: entry.shape for entry in module.entries}
+    renames = [(f"proj.{kind}", f"out.{kind}") for kind in kinds]
+    if shapes.get("key.weight", ())[:1] == (1,):  # a static bank in one head: keys and values are fc1 and fc2
+        renames += [
+            (f"{fc}.{kind}", f"{name}.{kind}") for fc, name in (("fc1", "key"), ("fc2", "value")) for kind in kinds
+        ]
+    table = state.get(f"{prefix}relative_position_bias_table")
+    if table is not None and table.ndim == 2:  # (offsets, h), offsets row by row
+        state[f"{prefix}relative_position_bias_table"] = table.t()
+        renames.append(("relative_position_bias_table", "table.weight"))
+    for theirs, ours in renames:
+        tensor, shape = state.get(f"{prefix}{theirs}"), shapes.get(ours)
+        if tensor is not None and shape is not None and tensor.numel() == math.prod(shape):
+            state[f"{prefix}{ours}"] = state.pop(f"{prefix}{theirs}").reshape(shape)
     state.pop(f"{prefix}relative_position_index", None)
-
-
-def _reshape(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor in the mixer's shape where it has as many elements; else as it is, for load to report."""
-    return tensor.reshape(shape) if tensor.numel() == torch.Size(shape).numel() else tensor

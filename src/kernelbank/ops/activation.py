@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.frame import MOMENTUM
 from kernelbank.pipeline import Pipeline, Step
 
 EPS = 1e-6  # design 1.2
-MOMENTUM = 0.1  # torch.nn.BatchNorm's
 
 
 class Scores(NamedTuple):
@@ -68,7 +68,7 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-NORMALISERS: dict[str, Callable[[Scores], Tensor]] = {
+OVER: dict[str, Callable[[Scores], Tensor]] = {
     "log_count": lambda s: s.a - torch.as_tensor(s.n, dtype=s.a.dtype, device=s.a.device).log(),
     "count": lambda s: s.a / s.n,
     "sqrt_count": lambda s: s.a / s.n**0.5,
@@ -101,8 +101,8 @@ def _apply(step: Step, following: Step | None, s: Scores, params: Mapping[str, T
         return s.a * step.argument  # scale(x), the one step with an argument
     if step.name == "batchnorm":
         return _batchnorm(s, params, training)
-    if step.name in NORMALISERS:
-        return NORMALISERS[step.name](s)
+    if step.name in OVER:
+        return OVER[step.name](s)
     if step.name == "exp" and following is not None and following.name in ("l1", "l2"):
         return torch.exp(_below_maximum(s, -2 if following.axis == "positions" else -1))
     return POINTWISE[step.name](s.a)

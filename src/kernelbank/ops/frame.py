@@ -11,6 +11,7 @@ from kernelbank.ops.setting import Params
 from kernelbank.spec import MixerSpec
 
 EPS, MOMENTUM = 1e-5, 0.1  # torch.nn.BatchNorm's
+HEAD_EPS = 1e-6  # LayerNorm in timm's ViT
 
 
 def linear(x: Tensor, p: Params, name: str) -> Tensor:
@@ -50,11 +51,11 @@ def leave(o_BTC: Tensor, p: Params, spec: MixerSpec, training: bool) -> Tensor:
 
 
 def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
-    """LayerNorm over the d channels of a head, the last axis (qk_norm), where the record has one."""
-    if f"{name}.weight" not in p or f"{name}.running_mean" in p:
+    """LayerNorm over the d channels of a head, the last axis, where the mixer has qk_norm (then it has k_norm)."""
+    if "k_norm.weight" not in p:
         return x
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
-    return F.layer_norm(x, weight.shape, weight, bias, 1e-6)  # eps of timm's ViT
+    return F.layer_norm(x, weight.shape, weight, bias, HEAD_EPS)
 
 
 def full_precision(x: Tensor) -> torch.autocast:

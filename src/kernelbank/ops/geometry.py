@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.inventory import Grid, extent
-from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, SpecError, Window
+from kernelbank.spec import All, Dynamic, MixerSpec, Own, Support, Window
+from kernelbank.support import seen
 
 
 class Geometry(NamedTuple):
@@ -28,7 +30,8 @@ class Geometry(NamedTuple):
 
 
 def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | None = None) -> Geometry:
-    """The geometry of `spec` on an H x W `grid` after `prefix` tokens."""
+    """The geometry of `spec` on an H x W `grid` after `prefix` tokens. Raises SpecError for an alternating shift."""
+    spec.check_resolved()
     padded, layout = pad_layout(spec.support, grid, device)
     selects = isinstance(spec.bank, Dynamic) and not isinstance(spec.support, All)
     return Geometry(
@@ -43,9 +46,7 @@ def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | No
 # ---- visibility ------------------------------------------------------------------------------------------
 
 
-def visibility(
-    support: All | Window | Neighborhood | Own, grid: Grid, prefix: int, device: torch.device | None = None
-) -> Tensor:
+def visibility(support: Support, grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
     """V (T, T), V[i, j] whether query i sees kernel j; prefix tokens come first, see all and are seen by all,
     except that under `self` every token sees only itself (design 1.3)."""
     tokens = prefix + grid[0] * grid[1]
@@ -53,43 +54,20 @@ def visibility(
         return torch.eye(tokens, dtype=torch.bool, device=device)
     rows = _axis_visibility(support, grid[0], device)
     columns = _axis_visibility(support, grid[1], device)
-    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
+    visible = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
     on_grid = rows[:, None, :, None] & columns[None, :, None, :]  # (H, W, H, W)
-    seen[prefix:, prefix:] = on_grid.reshape(tokens - prefix, tokens - prefix)
-    return seen
+    visible[prefix:, prefix:] = on_grid.reshape(tokens - prefix, tokens - prefix)
+    return visible
 
 
-def _axis_visibility(support: All | Window | Neighborhood, length: int, device: torch.device | None) -> Tensor:
-    """(length, length): whether a coordinate sees another along one axis; supports are products of their axes."""
+def _axis_visibility(support: Support, length: int, device: torch.device | None) -> Tensor:
+    """(length, length): whether a coordinate sees another along one axis."""
     at = torch.arange(length, device=device)
-    match support:
-        case Window():
-            region = window_regions(support, length, device)
-            return region[:, None] == region[None, :]
-        case Neighborhood(M=M):
-            side = min(M, length)
-            start = (at - side // 2).clamp(0, length - side)
-            return (at[None, :] >= start[:, None]) & (at[None, :] < start[:, None] + side)
-        case _:
-            return torch.ones(length, length, dtype=torch.bool, device=device)
+    bounds = torch.tensor([(region.start, region.stop) for region in seen(support, length)], device=device)
+    return (at >= bounds[:, :1]) & (at < bounds[:, 1:])
 
 
-def window_regions(window: Window, length: int, device: torch.device | None = None) -> Tensor:
-    """The region of each coordinate of an axis: floor((y - shift)/M), M = min(M, length), shift 0 where
-    length <= M. With ``pad=timm`` the axis is rolled already and its last window is cut as timm cuts it."""
-    if not isinstance(window.shift, int):
-        raise SpecError(f"support={window} is not resolved; take spec.at_block(i) first")
-    side = min(window.M, length)
-    shift = window.shift if length > window.M else 0
-    at = torch.arange(length, device=device)
-    if window.pad == "timm":
-        return 3 * (at // side) + (shift > 0) * ((at >= length - side).long() + (at >= length - shift).long())
-    return torch.div(at - shift, side, rounding_mode="floor")
-
-
-def pad_layout(
-    support: All | Window | Neighborhood | Own, grid: Grid, device: torch.device | None = None
-) -> tuple[Grid, Tensor | None]:
+def pad_layout(support: Support, grid: Grid, device: torch.device | None = None) -> tuple[Grid, Tensor | None]:
     """The grid that a published padding works on, and the source position of each of its cells (-1: padding).
 
     ``mmpretrain`` pads bottom and right to whole windows; ``timm`` rolls by the shift first, then pads. Pads carry
@@ -110,8 +88,7 @@ def _padded_axis(window: Window, length: int, device: torch.device | None) -> Te
     at = torch.arange(padded, device=device)
     if window.pad == "mmpretrain" or length <= window.M:
         return at
-    assert isinstance(window.shift, int)
-    return torch.where(at < length, (at + window.shift) % length, at)
+    return torch.where(at < length, (at + window.resolved_shift) % length, at)
 
 
 def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
@@ -173,7 +150,7 @@ def unfold(x_BTC: Tensor, size: int, geo: Geometry) -> Tensor:
         return x_BTC[..., None]
     B, _, C = x_BTC.shape
     patches = F.unfold(to_grid(x_BTC, geo), size, padding=size // 2)  # (B, C*t, N)
-    patches = patches.view(B, C, size * size, -1).permute(0, 3, 1, 2)
+    patches = patches.view(B, C, size * size, math.prod(geo.grid)).permute(0, 3, 1, 2)
     centre = F.pad(x_BTC[:, : geo.prefix, :, None], (size * size // 2, size * size // 2))
     return torch.cat([centre, patches], 1)
 

@@ -29,12 +29,8 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
 
 
 def normed_operand(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-    """The operand after the LayerNorm a head of qk_norm, where the record has one."""
-    return (
-        head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2)
-        if "k_norm.weight" in p
-        else operand_BTC
-    )
+    """The operand after the LayerNorm a head of qk_norm, where the mixer has one."""
+    return head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2)
 
 
 def attention_map(scores_BhTn: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
@@ -106,6 +102,8 @@ def convolve(x_BTC: Tensor, weight: Tensor, bias: Tensor | None, groups: int, ge
 
 def _conv(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     (B, C, H, W), (kernels, out, _, k, _) = x_BCHW.shape, weight.shape
+    if B == 0:
+        return x_BCHW.new_zeros(0, out, H, W)
     if kernels == 1:
         return conv2d(x_BCHW, weight[0], None if bias is None else bias[0], k // 2, groups)
     bias = None if bias is None else bias.expand(B, out).flatten()

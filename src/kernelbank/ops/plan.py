@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -74,20 +73,23 @@ PATHS: dict[str, Path] = {
     "reference": Path(reference.mixer, _refuse_dropout),
 }
 
-_forced: ContextVar[str | None] = ContextVar("kernelbank_path", default=None)
+# The forced paths, innermost last. A list and no ContextVar: torch.compile cannot trace the latter on torch 2.11.
+_forced: list[str] = []
 
 
 @contextmanager
 def use_path(name: str) -> Iterator[None]:
-    """Force a path: ``with kernelbank.use_path("conv"):``. Raises PathError for an unknown name here, and inside
-    for a record that the path cannot serve."""
+    """Force a path in this process: ``with kernelbank.use_path("conv"):``.
+
+    Raises PathError here for an unknown name, and inside for a record that the path cannot serve.
+    """
     if name not in PATHS:
         raise PathError(f"unknown path {name!r}{suggest(name, PATHS)}; legal: {', '.join(PATHS)}")
-    token = _forced.set(name)
+    _forced.append(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def plan(
@@ -137,7 +139,9 @@ def mix(
         attn_drop,
         None if attn_mask is None else check_mask(attn_mask, x, spec),
     )
-    name = _forced.get() or plan(spec, (x.shape[0], x.shape[1], x.shape[2]), x.device, x.dtype, x.requires_grad).path
+    grad = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params.values()))
+    shape = (x.shape[0], x.shape[1], x.shape[2])
+    name = _forced[-1] if _forced else plan(spec, shape, x.device, x.dtype, grad).path
     if reason := PATHS[name].refuses(s):
         able = ", ".join(other for other, path in PATHS.items() if path.refuses(s) is None)
         raise PathError(f"path {name!r} cannot serve {spec}: {reason}; paths that can: {able}")

@@ -1,5 +1,5 @@
-"""The definition. One query, one kernel, one equation at a time, over visible entries only: nothing is masked, scaled
-or batched for speed, and every faster form is tested against this one, outputs and gradients, in float64.
+"""The definition. One query, one kernel, one equation at a time, over visible entries only, nothing rearranged for
+speed: every faster form is tested against this one, outputs and gradients, in float64.
 
 Only what a position sees (`geometry.visibility`) and what a published padding does (`geometry.lay_out`) are shared
 with the other paths. B images, T = P + N tokens, C channels, h heads of d, n kernels, t = size^2 taps.
@@ -17,7 +17,7 @@ from kernelbank.inventory import bank_size
 from kernelbank.ops.geometry import crop, lay_out
 from kernelbank.ops.setting import Params, Setting
 from kernelbank.pipeline import Step
-from kernelbank.spec import Box, Dynamic, Full, Own, Pool, Predict, Project, TwoStep
+from kernelbank.spec import Box, Dynamic, Full, Pool, Predict, Project, TwoStep
 
 EPS = 1e-6
 
@@ -61,6 +61,8 @@ def batch_norm(x: Tensor, p: Params, name: str, s: Setting, eps: float = 1e-5) -
     mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
     if s.training:
         rows = x.reshape(-1, x.shape[-1])
+        if len(rows) == 1 and name != "activation_norm":
+            raise ValueError(f"{name}: BatchNorm needs more than one value a channel in training, got one")
         running, (mean, var) = (mean, var), (rows.mean(0), rows.var(0, unbiased=False))
         with torch.no_grad():
             for old, new in zip(running, (mean, var * len(rows) / max(len(rows) - 1, 1)), strict=True):
@@ -206,10 +208,9 @@ def box(x: Tensor, i: int, s: Setting) -> Tensor:
 def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
     """The kernel of position i is the mean of the kernels it sees, or generated from their mean feature."""
     features, (B, T, C), R = cells(source, s), operand.shape, s.shared
-    own = isinstance(s.spec.support, Own)
 
     def over(values: Tensor) -> Tensor:
-        if s.geo.visible is None and s.mask is None and not own:
+        if s.geo.visible is None and s.mask is None:  # one and the same mean for every position
             return values.mean(1, keepdim=True)
         picked = [[values[b, seen(i, b, s)].sum(0) / max(len(seen(i, b, s)), 1) for i in range(T)] for b in range(B)]
         return torch.stack([torch.stack(row) for row in picked])

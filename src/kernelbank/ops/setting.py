@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernelbank.axes import ALTERNATE
 from kernelbank.inventory import Grid, groups, heads
 from kernelbank.ops.geometry import Geometry
 from kernelbank.spec import Dynamic, Grouped, MixerSpec, Own, Project, SpecError, Window
@@ -69,8 +68,7 @@ def check_input(x: Tensor, spec: MixerSpec, grid: Grid, prefix: int) -> None:
             f"x has shape {tuple(x.shape)}; legal: (B, T, C) with T = {prefix} prefix tokens + {grid[0]} x {grid[1]} "
             f"positions = {prefix + grid[0] * grid[1]}"
         )
-    if isinstance(spec.support, Window) and spec.support.shift == ALTERNATE:
-        raise SpecError(f"support={spec.support} is not resolved for a block; take spec.at_block(i) first")
+    spec.check_resolved()
 
 
 def check_mask(mask: Tensor, x: Tensor, spec: MixerSpec) -> Tensor:
