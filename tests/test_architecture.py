@@ -17,11 +17,24 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Lower layers first; a module imports its own layer's package or lower layers, never higher ones. The text of a
 # record names rows, so the rows (plain text) stand below the grammar that reads them.
 LAYERS = [
-    {"errors", "text"}, {"files", "pipeline"}, {"axes"}, {"atlas"}, {"spec"}, {"inventory"}, {"support"}, {"records"}, {"options"},
-    {"ops"}, {"nn"}, {"analysis", "data"}, {"train"}, {"studies"}, {"cli"}, {"__init__", "__main__"},
+    {"errors", "text"}, {"files", "pipeline"}, {"axes"}, {"atlas"}, {"spec"}, {"inventory"}, {"support"}, {"records"},
+    {"options"}, {"ops"}, {"nn"}, {"analysis", "data"}, {"train"}, {"studies"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = {"errors", "files", "text", "pipeline", "axes", "atlas", "spec", "inventory", "support", "records", "options", "cli"}
+TORCH_FREE = {
+    "errors",
+    "files",
+    "text",
+    "pipeline",
+    "axes",
+    "atlas",
+    "spec",
+    "inventory",
+    "support",
+    "records",
+    "options",
+    "cli",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -122,6 +122,12 @@ def test_figure(capsys: Capture, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out) and (tmp_path / "se.svg").exists()
 
 
+def test_a_figure_without_matplotlib_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = "kernelbank: error: --figure needs matplotlib: pip install 'kernelbank[report]'\n"
+    assert run(capsys, "atlas", "vit", "--figure", "x.svg") == (2, "", said)
+
+
 BAD = [
     (["atlsa"], "unknown verb 'atlsa'; did you mean 'atlas'?"),
     (["atlas", "vti"], "did you mean 'vit'?"),
@@ -218,6 +224,23 @@ def test_a_closed_pipe_is_silent() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        (">/dev/full", 2, "kernelbank: error: No space left on device\n"),
+        ("| true; exit ${PIPESTATUS[0]}", 141, ""),
+    ],
+)
+@pytest.mark.parametrize("verb", ["--help", "atlas", "atlas --json"])
+def test_an_output_that_takes_nothing(verb: str, redirected: str, code: int, said: str) -> None:
+    script = f"{sys.executable} -m kernelbank {verb} {redirected}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(Path(kernelbank.__file__).parents[1])})  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["atlas"], ["atlas", "vit"]], ids=" ".join)

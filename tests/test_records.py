@@ -113,10 +113,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_folder_has_one_user_and_left_overs_are_cleared(tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
-    left = tmp_path / "records" / "run.json.123.tmp"
-    left.write_text("half")
-    with sole_user(tmp_path):
-        assert not left.exists()
+    left = [tmp_path / "records" / "run.json.123.tmp", tmp_path / "table.md.7.tmp"]
+    names = ("probe", "mine.tmp", "table.md.tmp", "records/mine.tmp", "records/deep/run.json.1.tmp", ".lock")
+    others = [tmp_path / name for name in names]
+    (tmp_path / "records" / "deep").mkdir()
+    (tmp_path / "records" / "folder.json.1.tmp").mkdir()
+    for path in left + others:
+        path.write_text("mine")
+    with sole_user(writable_folder(tmp_path), ("table.md", "records/*.json")):
+        assert not any(path.exists() for path in left)
+        assert all(path.read_text() == "mine" for path in others) and (tmp_path / "records/folder.json.1.tmp").exists()
         with pytest.raises(InputError, match="in use"), sole_user(tmp_path):
             pass
     with sole_user(tmp_path):

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import cast
 
 from kernelbank import __version__
-from kernelbank.errors import InputError, UsageError
+from kernelbank.errors import InputError, UsageError, WorkerError
 from kernelbank.text import SpecError, suggest
 
 # verb -> (module:function that takes the words after the verb and returns the exit code, help in one line)
@@ -23,34 +23,66 @@ VERBS: dict[str, tuple[str, str]] = {
         "run a study of the paper: a grid of records, trained and compared",
     ),
 }
-BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code. Expected errors are one line on stderr, and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         code = _run(words)
         sys.stdout.flush()
         return code
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich leaves so when its reader is gone
+            return CLOSED_PIPE
+        raise
     except (InputError, SpecError) as error:
         if debug:
             raise
         verb = f" {error.verb}" if isinstance(error, UsageError) else ""
-        print(f"kernelbank{verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return _complain(f"{verb}: error: {error}", BAD_INPUT)
+    except WorkerError as error:
+        print(error.detail * debug, end="", file=sys.stderr)
+        return _complain(f": error: {error}", FAILED)
     except KeyboardInterrupt:
         if debug:
             raise
-        print("kernelbank: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _complain(": interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes stdout at exit and would complain once more: give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return CLOSED_PIPE
+    except OSError as error:
+        if debug:
+            raise
+        _discard_output()
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return _complain(f": error: {place}{error.strerror or error}", BAD_INPUT)
+
+
+def _complain(message: str, code: int) -> int:
+    """Print `message` as one line; returns `code`."""
+    print(" ".join(f"kernelbank{message}".split()), file=sys.stderr)
+    return code
+
+
+def _open_streams() -> None:
+    """A stream that the caller closed (``>&-``) is None in Python: what is written to it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+
+
+def _discard_output() -> None:
+    """Python flushes stdout at exit and would complain once more where that failed: give it somewhere to write."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:

@@ -49,6 +49,12 @@ def _unknown(kind: type[Any], word: str) -> str:
     return f"unknown option {option}{suggest(option, known)}; see --help"
 
 
+def _not_legal(said: re.Match[str]) -> str:
+    """tyro's sentence on an optional value, shorter: that None is legal too only says that it can be left out."""
+    legal = said[1].removeprefix("{None}|").removeprefix("{[").removesuffix("]}")
+    return f"{said[2].replace(', ', ' ')} is not legal; legal: {legal}"
+
+
 def _first_paragraph(box: str) -> str:
     """What tyro's framed message says before its first rule, without frame and title. The title stands in the
     frame's upper edge, or above a rule of its own where the stream takes no box characters."""
@@ -62,4 +68,5 @@ def _first_paragraph(box: str) -> str:
         elif paragraphs:
             paragraphs[-1] += " " + text
     said = " ".join(paragraphs[0].split()) if paragraphs else ""
+    said = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\]\. .*", _not_legal, said)
     return said.removeprefix("Error parsing ") or "cannot read the options; see --help"

@@ -20,7 +20,6 @@ from kernelbank.atlas import ROWS
 from kernelbank.inventory import inventory
 
 
-
 def randomised(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for p in module.parameters():

@@ -12,7 +12,7 @@ from kernelbank.nn.mixer import Mixer
 from kernelbank.pipeline import ROLES
 from kernelbank.spec import MixerSpec
 from kernelbank.studies.catalogue import STUDIES
-from kernelbank.studies.study import Study, StudyRow, both, canonical, stages
+from kernelbank.studies.study import WINDOW, Study, StudyRow, both, canonical, stages
 
 SUBSETS = [frozenset(subset) for size in range(4) for subset in combinations(ROLES, size)]
 
@@ -55,6 +55,11 @@ def test_the_position_row_is_the_positional_term_of_depthwise_attention() -> Non
             for name in ("out.weight", "out.bias"):
                 b[name].copy_(a[name])
         torch.testing.assert_close(static(x), whole(x), atol=1e-12, rtol=1e-12)
+
+
+def test_the_studies_share_their_windows() -> None:
+    texts = [row.mixers["hierarchical"] for study in STUDIES.values() for row in study().rows]
+    assert {WINDOW in text for text in texts if text.startswith("swin")} == {True}
 
 
 def test_labels_are_checked() -> None:

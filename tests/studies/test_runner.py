@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from kernelbank.cli import main
 from kernelbank.data.load import load
+from kernelbank.errors import InputError
 from kernelbank.records import RunRecord
 from kernelbank.studies import run as runs
 from kernelbank.studies import runner
@@ -83,6 +85,68 @@ def test_a_broken_record_is_named_set_aside_and_repeated(whole: Path, capfd: pyt
     complaint = capfd.readouterr().err
     assert f"{path.name} is not a run record" in complaint and f"set aside as {path.name}.broken" in complaint
     assert numbers(whole) == before and path.with_name(path.name + ".broken").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"row": "softmax"}, "its row differs"),
+        ({"mixer": "garbage"}, "its mixer differs"),
+        ({"test_top1": "nan"}, "has a test_top1 of nan and no failure"),
+        ({"epochs": 1}, "holds 1 of 2 epochs and no failure"),
+    ],
+)
+def test_a_record_of_another_run_or_a_part_is_set_aside(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    run, data = some_runs()[1], load("digits")
+    record = runs.execute(replace(run, recipe=replace(run.recipe, epochs=2)), data, folder_of(tmp_path), ignore)
+    path, told = run.record_path(tmp_path), list[str]()
+    assert runner.finished([run], tmp_path, told.append) == {run: record} and not told
+    document = json.loads(path.read_text())
+    if change.get("epochs"):
+        change = {"epochs": document["epochs"][:1]}
+    path.write_text(json.dumps(document | change))
+    assert runner.finished([run], tmp_path, told.append) == {}
+    assert len(told) == 1 and said in told[0] and "\n" not in told[0] and not path.exists()
+
+
+def folder_of(path: Path) -> Path:
+    (path / "records").mkdir()
+    return path
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("taken", ["records", ".lock", "checkpoints"])
+def test_a_path_that_is_taken_is_one_line(
+    tmp_path: Path, taken: str, workers: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if taken == ".lock":
+        (tmp_path / taken).mkdir()
+    else:
+        (tmp_path / taken).write_text("")
+    assert study(tmp_path, "--workers", workers) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"kernelbank: error: {tmp_path / taken}: ") and "Traceback" not in last
+
+
+def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) -> None:
+    runs_of = some_runs()[:2]
+    for run in runs_of:
+        run.checkpoint_path(tmp_path).parent.mkdir(exist_ok=True)
+        torch.save({"owner": {}, "states": {name: {} for name in ("model", "optimiser", "scheduler")}, "epochs": []},
+                   run.checkpoint_path(tmp_path))  # fmt: skip
+    with pytest.raises(InputError, match="belongs to another run"):
+        runner.run_all(runs_of, tmp_path, 2, lambda event: None)
+
+
+def test_a_worker_is_born_deaf_to_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with runner._interrupts_ignored():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_records_of_other_code_are_pointed_out(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,20 +231,24 @@ def test_ctrl_c_says_how_to_go_on(
 def test_a_crash_of_a_worker_is_reported(tmp_path: Path) -> None:
     (run,) = some_runs()[:1]
     broken = replace(run, mixer="no such record")
-    with pytest.raises(runner.WorkerError, match="unknown row 'no'"):
+    with pytest.raises(runner.WorkerError, match="unknown row 'no'") as caught:
         runner.run_all([broken, broken], tmp_path, 2, lambda event: None)
+    assert "Traceback" in caught.value.detail and "\n" not in str(caught.value)
 
 
 def test_a_failed_worker_is_told_in_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
-        raise runner.WorkerError("a worker process ended unasked (exit code -9)")
+        raise runner.WorkerError("a worker process ended unasked (exit code -9)", "Traceback: here\n")
 
     monkeypatch.setattr(runner, "run_all", fail)
     assert study(tmp_path) == 1
     complaint = capsys.readouterr().err
     assert "ended unasked (exit code -9)" in complaint and "goes on where it was" in complaint
+    assert "Traceback" not in complaint and complaint.splitlines()[-1].startswith("kernelbank: error: a worker")
+    assert study(tmp_path, "--debug") == 1
+    assert "Traceback: here\n" in capsys.readouterr().err
 
 
 def some_runs() -> tuple[Run, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kernelbank.cli import main
 from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.figure import _spread, draw
-from kernelbank.studies.progress import reporter
+from kernelbank.studies.progress import _Tally, reporter
 from kernelbank.studies.run import Run
 from kernelbank.studies.runner import EpochDone, Note, RunDone
 from kernelbank.studies.study import canonical
@@ -74,7 +75,8 @@ def test_without_a_baseline_nothing_is_compared() -> None:
     rows = tabulate(STUDY, RECORDS[2:4])
     assert rows[0].epochs_to_baseline is None and rows[0].changed == (("activation", "layernorm,count"),)
     assert "the baseline 'softmax' is not among the rows" in markdown(STUDY, RECORDS[2:4])
-    assert "no verdicts" not in markdown(STUDY, RECORDS[-1:])  # nothing to give a standard error of
+    # nothing to give a standard error of
+    assert "- demonstration on digits: no verdicts (360 test images)" in markdown(STUDY, RECORDS[-1:])
 
 
 def test_the_document_is_plain_json() -> None:
@@ -112,6 +114,32 @@ def test_progress_tells_runs_epochs_and_notes(terminal: bool) -> None:
         assert "[2/2] plain relu seed 1: diverged: training loss nan at epoch 2; 0 s left" in text
 
 
+def test_epochs_from_a_checkpoint_say_nothing_about_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr("kernelbank.studies.progress.monotonic", lambda: next(now))
+    run, tally = Run("softmax", "relu", "plain", "vit", "ffn", digits_recipe(10), RECORDS[0].data, 0), _Tally(1, 10)
+    for _ in range(8):
+        tally.count(EpochDone(run, RECORDS[0].epochs[0], restored=True))
+    assert tally.left == ""
+    tally.count(EpochDone(run, RECORDS[0].epochs[0]))
+    assert tally.left == "10 s left"  # one epoch in 10 s, one to go
+
+
+def test_the_position_row_says_what_it_is() -> None:
+    what = STUDIES["depthwise"]().row("position").what
+    assert "over the whole grid in both skeletons" in what and "drawn and biased as a convolution" in what
+
+
+@pytest.mark.parametrize("missing", ["timm", "sklearn", "matplotlib", "torchvision"])
+def test_a_missing_extra_is_one_line(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["study", "softmax", "--out", str(tmp_path / "out")]) == 2
+    said = f"kernelbank: error: study needs {missing}: pip install 'kernelbank[train,report]'\n"
+    assert capsys.readouterr().err == said and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -123,6 +151,10 @@ def test_progress_tells_runs_epochs_and_notes(terminal: bool) -> None:
         (["softmax", "--epochs", "0"], "--epochs=0 is not legal; legal: a whole number >= 1"),
         (["softmax", "--workers", "0"], "--workers=0 is not legal; legal: a whole number >= 1"),
         (["softmax", "--out", "{file}"], "cannot be written to"),
+        (["softmax", "--out", ""], "--out: an empty name is no folder"),
+        (["softmax", "--rows"], "--rows is empty"),
+        (["softmax", "--seeds"], "--seeds is empty"),
+        (["softmax", "--seeds", "a"], "--seeds: 'a' is not legal; legal: INT [INT ...]\n"),
         (["softmx"], "softmx"),
         ([], ""),
         (["softmax", "--skeleton", "flat"], "flat"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,10 +42,10 @@ def numbers(history: History) -> list[tuple[float, float, float]]:
     return [(e.train_loss, e.val_loss, e.val_top1) for e in history.epochs]
 
 
-def stop_after(epochs: int) -> Callable[[EpochResult], None]:
+def stop_after(epochs: int) -> Callable[[EpochResult, bool], None]:
     seen: list[EpochResult] = []
 
-    def stop(result: EpochResult) -> None:
+    def stop(result: EpochResult, _: bool) -> None:
         seen.append(result)
         if len(seen) == epochs:
             raise KeyboardInterrupt
@@ -65,9 +66,10 @@ def test_a_resumed_run_is_bit_exact(tmp_path: Path, stops: list[int]) -> None:
         torch.manual_seed(stop)  # the state outside must not matter
         with pytest.raises(KeyboardInterrupt):
             train(model(), data, RECIPE, seed=3, checkpoint=path, on_epoch=stop_after(stop))
-    resumed, told = model(), list[EpochResult]()
-    history = train(resumed, data, RECIPE, seed=3, checkpoint=path, on_epoch=told.append)
-    assert numbers(history) == numbers(uninterrupted) and tuple(told) == history.epochs
+    resumed, told = model(), list[tuple[EpochResult, bool]]()
+    history = train(resumed, data, RECIPE, seed=3, checkpoint=path, on_epoch=lambda *event: told.append(event))
+    assert numbers(history) == numbers(uninterrupted) and tuple(epoch for epoch, _ in told) == history.epochs
+    assert [read for _, read in told] == [epoch < stops[-1] for epoch in range(4)]
     assert_same(resumed, whole)
 
 
@@ -105,6 +107,15 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(model(), tiny_data(), RECIPE, seed=4, checkpoint=path)
     with pytest.raises(InputError, match="its recipe differs"):
         train(model(), tiny_data(), replace(RECIPE, lr=0.5), seed=3, checkpoint=path)
+
+
+def test_a_checkpoint_on_a_full_disk_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device.*run\.pt"):
+        train(model(), tiny_data(), RECIPE, seed=3, checkpoint=tmp_path / "run.pt")
 
 
 def test_a_loss_that_is_not_finite_names_its_place() -> None:
@@ -178,7 +189,7 @@ def test_shifted_moves_every_image_by_its_own_offset() -> None:
     [
         ("epochs", 0), ("epochs", True), ("batch_size", 0), ("lr", 0.0), ("lr", math.nan), ("weight_decay", -1.0),
         ("warmup_epochs", 4), ("warmup_epochs", -1), ("label_smoothing", 1.0), ("drop_path", -0.1), ("clip_grad", 0.0),
-        ("shift", -1), ("optimiser", "sgd"), ("schedule", "step"),
+        ("shift", -1), ("optimiser", "sgd"),
     ],
 )  # fmt: skip
 def test_a_recipe_names_what_is_not_legal(field: str, value: object) -> None:

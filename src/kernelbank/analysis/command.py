@@ -18,7 +18,7 @@ from rich.text import Text
 
 from kernelbank.analysis.explain import describe, render
 from kernelbank.atlas import ROWS
-from kernelbank.errors import InputError, UsageError
+from kernelbank.errors import UsageError, require
 from kernelbank.options import read_options
 from kernelbank.spec import MixerSpec
 
@@ -146,10 +146,9 @@ def _show_record(options: Options) -> None:
 
 
 def _draw(spec: MixerSpec, options: Options, path: Path) -> None:
-    try:
-        from kernelbank.analysis.figure import draw  # noqa: PLC0415 - matplotlib takes half a second
-    except ModuleNotFoundError as missing:
-        raise InputError(f"--figure needs {missing.name}: pip install 'kernelbank[report]'") from None
+    require("--figure", "report", "matplotlib")
+    from kernelbank.analysis.figure import draw  # noqa: PLC0415 - matplotlib takes half a second
+
     draw(spec, options.dim, options.heads, options.grid, options.prefix, path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernelbank.studies.study import Study, StudyRow, both
+from kernelbank.studies.study import Study, activation_rows
 
 # label, activation, the choice.
 ROWS = (
@@ -21,14 +21,6 @@ ROWS = (
 
 def assumptions() -> Study:
     """Ten pipelines in `vit_relpos` and in `swin` with windows of half the 4 x 4 grid."""
-    rows = tuple(
-        StudyRow(
-            label,
-            what,
-            both(f"vit_relpos activation={steps}", f"swin support=window(2, alternate) activation={steps}"),
-        )
-        for label, steps, what in ROWS
-    )
     return Study(
         name="assumptions",
         title="How much do the choices that the paper leaves open matter?",
@@ -38,6 +30,6 @@ def assumptions() -> Study:
             "The temperature of softmax: how flat is its optimum?",
         ),
         baseline="softmax",
-        rows=rows,
+        rows=activation_rows(ROWS),
         quick=("softmax", "relu-n", "relu-raw", "layernorm-n"),
     )

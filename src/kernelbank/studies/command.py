@@ -16,7 +16,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kernelbank.errors import UsageError
+from kernelbank.data.load import DATASETS, check_name, load
+from kernelbank.errors import UsageError, WorkerError, require
 from kernelbank.files import replace_text, sole_user, writable_folder
 from kernelbank.options import read_options
 from kernelbank.records import RunRecord
@@ -24,8 +25,11 @@ from kernelbank.studies import table as tables
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.study import Study
 from kernelbank.text import suggest
+from kernelbank.train.recipe import DIGITS_EPOCHS, digits_recipe
 
-SEEDS, QUICK_SEEDS, QUICK_EPOCHS = (0, 1, 2), (0, 1), 8
+SEEDS, QUICK_SEEDS, QUICK_EPOCHS, WORKERS = (0, 1, 2), (0, 1), 8, 2
+OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.pt")
+"""What a study writes below its folder."""
 
 
 def _shown(metavar: str, default: str) -> Any:
@@ -41,21 +45,21 @@ class Options:
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(STUDIES))]
     """softmax: what softmax does in attention. depthwise: the kernel bank with depth-wise kernels. assumptions: the
     choices that the paper leaves open."""
-    out: Annotated[Path | None, _shown("FOLDER", "runs/STUDY")] = None
+    out: Annotated[str | None, _shown("FOLDER", "runs/STUDY")] = None
     """Where the records, table.md, table.json and study.png go."""
-    seeds: Annotated[tuple[int, ...], _shown("INT ...", "0 1 2")] = ()
+    seeds: Annotated[tuple[int, ...] | None, _shown("INT ...", " ".join(map(str, SEEDS)))] = None
     """Seeds of the runs."""
-    epochs: Annotated[int | None, _shown("INT", "12")] = None
+    epochs: Annotated[int | None, _shown("INT", str(DIGITS_EPOCHS))] = None
     """Epochs of every run."""
-    rows: Annotated[tuple[str, ...], _shown("LABEL ...", "all")] = ()
+    rows: Annotated[tuple[str, ...] | None, _shown("LABEL ...", "all")] = None
     """Rows to run."""
     skeleton: Literal["both", "plain", "hierarchical"] = "both"
     """Backbones to run."""
-    data: Literal["digits"] = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(DATASETS)}}}")] = next(iter(DATASETS))
     """Data set."""
     quick: bool = False
     """A taste in less than a minute: four rows, two seeds, eight epochs, in runs/STUDY-quick."""
-    workers: Annotated[int | None, _shown("INT", "2, or 1 on one core")] = None
+    workers: Annotated[int | None, _shown("INT", f"{WORKERS}, or 1 on one core")] = None
     """Runs at a time, each in a process with one thread; the numbers do not depend on it."""
     json: bool = False
     """Print the table as JSON."""
@@ -66,12 +70,11 @@ def main(argv: list[str]) -> int:
     options = read_options(Options, "study", argv)
     study = _study(options.study)
     _check(options, study)
-    folder = writable_folder(options.out or Path("runs") / (study.name + "-quick" * options.quick))
+    require("study", "train,report", "timm", "sklearn", "matplotlib", "torchvision")
+    folder = writable_folder(Path(options.out or f"runs/{study.name}{'-quick' * options.quick}"))
     try:
-        with sole_user(folder):
+        with sole_user(folder, OUTPUTS):
             records = _run(options, study, folder)
-            if records is None:
-                return 1
     except KeyboardInterrupt:
         print(f"interrupted: the same command goes on where it was (records in {folder})", file=sys.stderr)
         return 130
@@ -92,28 +95,33 @@ def _study(name: str) -> Study:
 def _check(options: Options, study: Study) -> None:
     """Raises UsageError, naming the option, its value and what is legal."""
     labels = [row.label for row in study.rows]
+    check_name(options.data)
+    if options.out is not None and not options.out.strip():
+        raise UsageError("study", "--out: an empty name is no folder")
+    seeds, rows = options.seeds or (), options.rows or ()
     for name, given in (("--seeds", options.seeds), ("--rows", options.rows)):
+        if given is None:
+            continue
+        if not given:
+            raise UsageError("study", f"{name} is empty: name at least one, or leave the option out for all of them")
         if twice := [value for value in given if given.count(value) > 1]:
             raise UsageError("study", f"{name}: {twice[0]} is given twice")
-    if unknown := [row for row in options.rows if row not in labels]:
+    if unknown := [row for row in rows if row not in labels]:
         raise UsageError("study", f"--rows: unknown row {unknown[0]!r} of study {study.name}"
                                   f"{suggest(unknown[0], labels)}; legal: {', '.join(labels)}")  # fmt: skip
     for name, value, least in [("--epochs", options.epochs, 1), ("--workers", options.workers, 1),
-                               *(("--seeds", seed, 0) for seed in options.seeds)]:  # fmt: skip
+                               *(("--seeds", seed, 0) for seed in seeds)]:  # fmt: skip
         if value is not None and value < least:
             raise UsageError("study", f"{name}={value} is not legal; legal: a whole number >= {least}")
 
 
-def _run(options: Options, study: Study, folder: Path) -> list[RunRecord] | None:
-    """Run what is missing and write the outputs; the records of the whole grid, in its order. None when a worker
-    process failed: it is told."""
+def _run(options: Options, study: Study, folder: Path) -> list[RunRecord]:
+    """Run what is missing and write the outputs; the records of the whole grid, in its order. Raises WorkerError."""
     # torch, timm and scikit-learn take seconds to import: only once the options are known to be good
-    from kernelbank.data.load import load  # noqa: PLC0415
     from kernelbank.studies.figure import draw  # noqa: PLC0415
     from kernelbank.studies.progress import reporter  # noqa: PLC0415
     from kernelbank.studies.run import grid  # noqa: PLC0415
-    from kernelbank.studies.runner import WorkerError, finished, run_all  # noqa: PLC0415
-    from kernelbank.train.recipe import digits_recipe  # noqa: PLC0415
+    from kernelbank.studies.runner import finished, run_all  # noqa: PLC0415
 
     console = Console(stderr=True)
 
@@ -131,10 +139,10 @@ def _run(options: Options, study: Study, folder: Path) -> list[RunRecord] | None
     tell(f"study {study.name}: {len(runs)} runs, {len(there)} finished before, records in {folder}")
     try:
         with reporter(console, len(missing), recipe.epochs) as sink:
-            run_all(missing, folder, options.workers or min(2, os.cpu_count() or 1), sink)
+            run_all(missing, folder, options.workers or min(WORKERS, os.cpu_count() or 1), sink)
     except WorkerError as error:
-        tell(f"{error}\nwhat is finished is recorded: the same command goes on where it was")
-        return None
+        again = "what is finished is recorded: the same command goes on where it was"
+        raise WorkerError(f"{error}; {again}", error.detail) from None
     records = [RunRecord.load(run.record_path(folder)) for run in runs]
     replace_text(folder / "table.md", tables.markdown(study, records))
     replace_text(folder / "table.json", json.dumps(tables.document(study, records), indent=1, allow_nan=False) + "\n")

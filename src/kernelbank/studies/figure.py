@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import stdev
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kernelbank.files import replace_file
 from kernelbank.records import RunRecord
 from kernelbank.studies.study import Study
+from kernelbank.studies.table import by_epoch, mean_curve
 
 # Okabe and Ito's palette, told apart with every common colour vision deficiency; black is the baseline's.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -49,11 +50,10 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
     """Draw every row that has finished runs; where each curve ends and its colour, by label."""
     others, ends = [row.label for row in study.rows if row.label != study.baseline], {}
     for label in [*others, study.baseline]:
-        curves = [[e.val_top1 for e in r.epochs] for r in records if r.row == label and r.failure is None]
-        if not curves:
+        chosen = [record for record in records if record.row == label]
+        if not (centre := mean_curve(chosen)):
             continue
-        centre = [mean(values) for values in zip(*curves, strict=True)]
-        spread = [stdev(values) if len(values) > 1 else 0.0 for values in zip(*curves, strict=True)]
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in by_epoch(chosen)]
         epochs, index = range(1, len(centre) + 1), others.index(label) if label in others else None
         colour = "black" if index is None else PALETTE[index % len(PALETTE)]
         style = "-" if index is None else DASHES[index // len(PALETTE)]

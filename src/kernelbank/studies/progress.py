@@ -15,7 +15,7 @@ from kernelbank.studies.runner import EpochDone, Event, Note, RunDone, Sink
 
 
 class _Tally:
-    """Counts epochs and runs, and extrapolates the time left."""
+    """Counts epochs and runs, and extrapolates the time left from the epochs that were trained here."""
 
     def __init__(self, runs: int, epochs_each: int) -> None:
         self.runs, self.total = runs, runs * epochs_each
@@ -24,16 +24,18 @@ class _Tally:
 
     def count(self, event: Event) -> None:
         if isinstance(event, EpochDone):
-            self.epochs += 1
+            self.epochs += not event.restored
+            self.total -= event.restored
         elif isinstance(event, RunDone):
             self.runs_done += 1
-            self.epochs += self.epochs_each - len(event.record.epochs)  # a diverged run skips its rest
+            self.total -= self.epochs_each - len(event.record.epochs)  # a diverged run skips its rest
 
     @property
     def left(self) -> str:
-        if not self.epochs:
+        """In words; empty while nothing is known."""
+        if not self.epochs and self.total:
             return ""
-        seconds = (monotonic() - self.start) / self.epochs * (self.total - self.epochs)
+        seconds = (monotonic() - self.start) / max(self.epochs, 1) * (self.total - self.epochs)
         return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"
 
 
@@ -64,7 +66,7 @@ class _Lines:
             self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, RunDone):
             place = f"[{self.tally.runs_done}/{self.tally.runs}]"
-            text = f"{place} {event.run}: {outcome(event.record)}; {self.tally.left}"
+            text = "; ".join(filter(None, [f"{place} {event.run}: {outcome(event.record)}", self.tally.left]))
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -85,7 +87,9 @@ class _Bars:
             self.bars.update(self.tasks[event.run], advance=1, what=what)
         elif isinstance(event, RunDone) and event.run in self.tasks:
             self.bars.remove_task(self.tasks.pop(event.run))
-        self.bars.update(self.overall, completed=self.tally.runs_done, what=f"runs, {self.tally.left}")
+        self.bars.update(
+            self.overall, completed=self.tally.runs_done, what=", ".join(filter(None, ["runs", self.tally.left]))
+        )
 
 
 def outcome(record: RunRecord) -> str:

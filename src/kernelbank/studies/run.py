@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +48,13 @@ class Run:
         name = re.sub(r"[^\w-]+", "-", f"{self.study}-{self.skeleton}-{self.row}")
         return f"{name}-seed{self.seed}-{digest[:10]}"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields of a `RunRecord` that say which run it is."""
+        sizes = json.loads(json.dumps(asdict(SKELETONS[self.skeleton])))
+        named = {name: getattr(self, name) for name in ("study", "row", "skeleton", "mixer", "mlp", "data", "seed")}
+        return {**named, "sizes": sizes, "recipe": asdict(self.recipe)}
+
     def record_path(self, folder: Path) -> Path:
         """Where the record of this run lies in the study's folder."""
         return folder / "records" / f"{self.key}.json"
@@ -78,7 +86,7 @@ def grid(
     )
 
 
-def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResult], None]) -> RunRecord:
+def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResult, bool], None]) -> RunRecord:
     """Train and test `run`, or go on where its checkpoint ends; write its record, then delete the checkpoint.
 
     A run that diverges is recorded with its failure.
@@ -86,9 +94,9 @@ def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResu
     code, skeleton, checkpoint = CodeIdentity.here(), SKELETONS[run.skeleton], run.checkpoint_path(folder)
     epochs: list[EpochResult] = []
 
-    def keep(result: EpochResult) -> None:
+    def keep(result: EpochResult, restored: bool) -> None:
         epochs.append(result)
-        on_epoch(result)
+        on_epoch(result, restored)
 
     test, failure = None, None
     try:
@@ -100,15 +108,7 @@ def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResu
         failure = str(error)
     cost = backbone_cost(skeleton, run.mixer, run.mlp, data.img_size, data.in_chans, data.num_classes)
     record = RunRecord(
-        study=run.study,
-        row=run.row,
-        skeleton=run.skeleton,
-        sizes=json.loads(json.dumps(asdict(skeleton))),
-        mixer=run.mixer,
-        mlp=run.mlp,
-        recipe=asdict(run.recipe),
-        data=run.data,
-        seed=run.seed,
+        **run.identity,
         code=code,
         machine=Machine.here(THREADS),
         params=cost.params,

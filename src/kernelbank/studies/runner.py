@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from kernelbank.data.dataset import Dataset
 from kernelbank.data.load import load
+from kernelbank.errors import InputError, WorkerError
 from kernelbank.files import set_aside
 from kernelbank.records import EpochResult, RecordError, RunRecord
 from kernelbank.studies.run import Run, execute
@@ -24,10 +27,11 @@ from kernelbank.studies.run import Run, execute
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch of `run` is over (or was read from its checkpoint)."""
+    """An epoch of `run` is over, or was read from its checkpoint (`restored`)."""
 
     run: Run
     result: EpochResult
+    restored: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,32 +51,55 @@ class Note:
 
 @dataclass(frozen=True)
 class Crash:
-    """A worker met an error that is a bug; its traceback."""
+    """A worker met an error that is a bug: the error in a line, and its traceback."""
 
     run: Run
+    error: str
     traceback: str
 
 
-Event = EpochDone | RunDone | Note | Crash
+@dataclass(frozen=True)
+class Refused:
+    """A worker met an error that is the user's to mend: it is raised in the parent as it is."""
+
+    error: InputError | OSError
+
+
+Event = EpochDone | RunDone | Note | Crash | Refused
 Sink = Callable[[Event], None]
 
 
-class WorkerError(RuntimeError):
-    """A worker process crashed or was killed."""
-
-
 def finished(runs: Sequence[Run], folder: Path, tell: Callable[[str], None]) -> dict[Run, RunRecord]:
-    """The records that are there. A file that is no record is named, set aside, and its run is not finished."""
+    """The records that are there. A file that is no record, or not the whole record of its run, is named, set
+    aside, and its run is not finished."""
     records: dict[Run, RunRecord] = {}
     for run in runs:
         path = run.record_path(folder)
         if not path.exists():
             continue
         try:
-            records[run] = RunRecord.load(path)
+            record = RunRecord.load(path)
+            _check(record, run, path)
         except RecordError as error:
-            tell(f"{error}; set aside as {set_aside(path).name}, the run is repeated")
+            tell(f"{' '.join(str(error).split())}; set aside as {set_aside(path).name}, the run is repeated")
+        else:
+            records[run] = record
     return records
+
+
+def _check(record: RunRecord, run: Run, path: Path) -> None:
+    """Raises RecordError unless `record` is that of `run`, and whole or with a failure."""
+    if differing := [name for name, value in run.identity.items() if getattr(record, name) != value]:
+        raise RecordError(f"{path} is not the record of {run} (its {', '.join(differing)} differs)")
+    if record.failure is not None:
+        return
+    if len(record.epochs) != run.recipe.epochs:
+        raise RecordError(f"{path} holds {len(record.epochs)} of {run.recipe.epochs} epochs and no failure")
+    numbers = {"test_loss": record.test_loss, "test_top1": record.test_top1}
+    for index, epoch in enumerate(record.epochs):
+        numbers |= {f"epochs[{index}].{name}": value for name, value in asdict(epoch).items()}
+    if wild := [name for name, value in numbers.items() if value is None or not math.isfinite(value)]:
+        raise RecordError(f"{path} has a {wild[0]} of {numbers[wild[0]]} and no failure")
 
 
 def run_all(runs: Sequence[Run], folder: Path, workers: int, sink: Sink) -> None:
@@ -91,7 +118,7 @@ def run_all(runs: Sequence[Run], folder: Path, workers: int, sink: Sink) -> None
 
 
 def _run_one(run: Run, folder: Path, sink: Sink) -> None:
-    record = execute(run, _dataset(run.data.name), folder, lambda result: sink(EpochDone(run, result)))
+    record = execute(run, _dataset(run.data.name), folder, lambda *told: sink(EpochDone(run, *told)))
     sink(RunDone(run, record))
 
 
@@ -111,17 +138,18 @@ def _run_spawned(pending: deque[Run], folder: Path, workers: int, sink: Sink) ->
         for _ in range(workers):
             here, there = context.Pipe()
             process: BaseProcess = context.Process(target=_serve, args=(there, folder), daemon=True)
-            process.start()
+            with _interrupts_ignored():  # a worker inherits it: Ctrl-C while it imports is not its own
+                process.start()
             there.close()
             crew[here] = process
-            here.send(pending.popleft())
+            _send(here, process, pending.popleft())
         while crew:
             for pipe in wait(list(crew)):
                 assert isinstance(pipe, Connection)
                 event = _receive(pipe, crew[pipe])
                 sink(event)
                 if isinstance(event, RunDone) and pending:
-                    pipe.send(pending.popleft())
+                    _send(pipe, crew[pipe], pending.popleft())
                 elif isinstance(event, RunDone):
                     pipe.close()
                     crew.pop(pipe).join()
@@ -132,15 +160,40 @@ def _run_spawned(pending: deque[Run], folder: Path, workers: int, sink: Sink) ->
             pipe.close()
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if current_thread() is not main_thread():  # the only one that may set, and gets, signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _send(pipe: Connection, process: BaseProcess, run: Run) -> None:
+    try:
+        pipe.send(run)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _ended(process) from None
+
+
 def _receive(pipe: Connection, process: BaseProcess) -> Event:
     try:
         event: Event = pipe.recv()
     except (EOFError, ConnectionResetError):
-        process.join(5)
-        raise WorkerError(f"a worker process ended unasked (exit code {process.exitcode})") from None
+        raise _ended(process) from None
+    if isinstance(event, Refused):
+        raise event.error
     if isinstance(event, Crash):
-        raise WorkerError(f"{event.run} crashed:\n{event.traceback}")
+        raise WorkerError(f"{event.run} crashed: {event.error}", event.traceback)
     return event
+
+
+def _ended(process: BaseProcess) -> WorkerError:
+    process.join(5)
+    return WorkerError(f"a worker process ended unasked (exit code {process.exitcode})")
 
 
 def _serve(pipe: Connection, folder: Path) -> None:
@@ -156,8 +209,11 @@ def _serve(pipe: Connection, folder: Path) -> None:
                 _run_one(run, folder, pipe.send)
             except BrokenPipeError:
                 return
-            except Exception:
-                pipe.send(Crash(run, traceback.format_exc()))
+            except (InputError, OSError) as error:
+                pipe.send(Refused(error))
+                return
+            except Exception as error:
+                pipe.send(Crash(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
                 return
 
 

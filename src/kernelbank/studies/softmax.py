@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernelbank.studies.study import Study, StudyRow, both
+from kernelbank.studies.study import Study, activation_rows
 
 # label, activation, what it isolates. Every one of the eight subsets of the three roles has a row.
 ROWS = (
@@ -27,17 +27,6 @@ def softmax() -> Study:
     The design is a full factorial over the three roles that section 5.2 names (the role columns of the table are
     derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
     """
-    rows = tuple(
-        StudyRow(
-            label,
-            what,
-            both(
-                plain=f"vit_relpos activation={activation}",
-                hierarchical=f"swin support=window(2, alternate) activation={activation}",
-            ),
-        )
-        for label, activation, what in ROWS
-    )
     return Study(
         name="softmax",
         title="What does softmax do in attention?",
@@ -46,6 +35,6 @@ def softmax() -> Study:
             "With relative positions, can ReLU or LayerNorm replace it, and do they converge faster?",
         ),
         baseline="softmax",
-        rows=rows,
+        rows=activation_rows(ROWS),
         quick=("softmax", "identity", "relu", "layernorm"),
     )

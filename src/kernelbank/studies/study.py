@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from kernelbank.atlas import SKELETONS
 from kernelbank.spec import MixerSpec, read_stages
+
+WINDOW = "support=window(2, alternate)"
+"""Swin's windows on the 4 x 4 grid of the hierarchical skeleton: half of it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,14 @@ def canonical(skeleton: str, mixer: str) -> str:
     """`mixer` as the records print themselves, once if all stages share it."""
     texts = [str(spec) for spec in stages(skeleton, mixer)]
     return texts[0] if len(set(texts)) == 1 else " | ".join(texts)
+
+
+def activation_rows(rows: Iterable[tuple[str, str, str]]) -> tuple[StudyRow, ...]:
+    """Rows from (label, activation, what it isolates), in `vit_relpos` and in `swin` with `WINDOW`."""
+    return tuple(
+        StudyRow(label, what, both(f"vit_relpos activation={steps}", f"swin {WINDOW} activation={steps}"))
+        for label, steps, what in rows
+    )
 
 
 def both(plain: str, hierarchical: str) -> Mapping[str, str]:

@@ -80,8 +80,13 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
 
 def mean_curve(records: Sequence[RunRecord]) -> list[float]:
     """Validation top-1 by epoch, averaged over the runs that finished."""
+    return [mean(values) for values in by_epoch(records)]
+
+
+def by_epoch(records: Sequence[RunRecord]) -> list[tuple[float, ...]]:
+    """The validation top-1 of every run that finished, epoch by epoch."""
     curves = [[epoch.val_top1 for epoch in record.epochs] for record in records if record.failure is None]
-    return [mean(values) for values in zip(*curves, strict=True)]
+    return list(zip(*curves, strict=True))
 
 
 def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
@@ -127,10 +132,11 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     for row in rows:
         for failure in row.failures:
             yield f"diverged: {row.skeleton} {row.row}, {failure}"
+    images = f"{first.data.test} test images"
     if top1:
         error = 100 * math.sqrt(mean(top1) * (100 - mean(top1)) / 1e4 / first.data.test)
-        yield (f"demonstration on {first.data.name}: no verdicts ({first.data.test} test images: a standard error of "
-               f"{error:.1f} points at {mean(top1):.0f} %, beside the spread over seeds)")  # fmt: skip
+        images += f": a standard error of {error:.1f} points at {mean(top1):.0f} %, beside the spread over seeds"
+    yield f"demonstration on {first.data.name}: no verdicts ({images})"
     here = CodeIdentity.here()
     if other := sum(record.code.sources != here.sources for record in records):
         yield f"{other} of {runs} records were made by another state of the code than this one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, astuple
@@ -38,7 +39,9 @@ def save(path: Path, owner: Mapping[str, Any], parts: Mapping[str, Stateful], ep
     states = {name: part.state_dict() for name, part in parts.items()}
     document = {"owner": dict(owner), "states": states, "epochs": [astuple(epoch) for epoch in epochs]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda beside: torch.save(document, beside))
+    written = io.BytesIO()  # on a full disk torch.save raises a RuntimeError; writing bytes, an OSError
+    torch.save(document, written)
+    replace_file(path, lambda beside: beside.write_bytes(written.getbuffer()))
 
 
 def resume(path: Path, owner: Mapping[str, Any], parts: Mapping[str, Stateful]) -> tuple[EpochResult, ...]:

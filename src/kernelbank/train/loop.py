@@ -47,13 +47,13 @@ def train(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[EpochResult], None] | None = None,
+    on_epoch: Callable[[EpochResult, bool], None] | None = None,
 ) -> History:
     """Train `model` in place and return its curves. Raises DivergedError when a loss is not finite.
 
     Order, shifts and drop path of an epoch follow from (seed, epoch) alone, so a run that goes on from
     `checkpoint` ends bit-identical to one that was never interrupted. `on_epoch` is told every epoch, those read
-    from the checkpoint first.
+    from the checkpoint first, and whether it was read.
     """
     steps = math.ceil(len(data.train) / recipe.batch_size)
     optimiser, scheduler = _optimiser(model, recipe, steps)
@@ -62,7 +62,7 @@ def train(
     epochs = checkpoints.resume(checkpoint, owner, parts) if checkpoint else ()
     if on_epoch:
         for result in epochs:
-            on_epoch(result)
+            on_epoch(result, True)
     for epoch in range(len(epochs), recipe.epochs):
         start = perf_counter()
         with torch.random.fork_rng(devices=[]):
@@ -76,7 +76,7 @@ def train(
         if checkpoint:
             checkpoints.save(checkpoint, owner, parts, epochs)
         if on_epoch:
-            on_epoch(result)
+            on_epoch(result, False)
     return History(epochs)
 
 
