@@ -1,4 +1,5 @@
-"""Random legal records and the hosts to run them in, built from the axes so that a new value is drawn at once."""
+"""Random legal records and the hosts to run them in. A new activation step is drawn at once; values of the other axes
+are listed here by hand, and test_paths fails when a word of an axis is never drawn."""
 
 from __future__ import annotations
 
