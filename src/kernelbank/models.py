@@ -1,0 +1,57 @@
+"""timm entry points: ``import kernelbank.models`` registers every model of the atlas, nothing else does.
+
+``timm.create_model("vit_kb_small_patch16_224", mixer="vit activation=relu,count position=relative", mlp="ffn")``:
+`mixer` and `mlp` are records as text, so that a saved configuration and a pushed model hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from kernelbank.atlas import MODELS, Model
+from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone, trunk_arguments
+
+__all__: list[str] = []  # register_model adds every entry point
+
+STAGES_DOWN = 8  # patch merging halves the grid three times
+
+
+def _cfg(model: Model) -> dict[str, Any]:
+    """timm's data configuration: input, crop and normalisation of DeiT and Swin."""
+    side, skeleton = model.img_size, model.skeleton
+    shared = {
+        "url": "", "num_classes": 1000, "input_size": (3, side, side), "crop_pct": 0.9, "interpolation": "bicubic",
+        "fixed_input_size": True, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj", "license": "apache-2.0",
+    }  # fmt: skip
+    if not skeleton.hierarchical:
+        return shared | {"pool_size": None, "classifier": "head"}
+    last = -(-side // skeleton.patch_size // STAGES_DOWN)
+    return shared | {"pool_size": (last, last), "classifier": "head.fc"}
+
+
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(model) for name, model in MODELS.items()})
+
+
+def _entry_point(name: str, model: Model) -> Callable[..., Backbone]:
+    backbone = HierarchicalBackbone if model.skeleton.hierarchical else PlainBackbone
+    features: dict[str, Any] = {"feature_cls": "getter", "out_indices": 3}
+    if model.skeleton.hierarchical:
+        features = {"flatten_sequential": True, "out_indices": tuple(range(len(model.skeleton.depths)))}
+    arguments = {"mixer": model.mixer, "mlp": model.mlp, **trunk_arguments(model.skeleton)}
+
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> Backbone:
+        chosen = {"out_indices": kwargs.pop("out_indices")} if "out_indices" in kwargs else {}
+        return build_model_with_cfg(backbone, name, pretrained, feature_cfg=features | chosen, **(arguments | kwargs))
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__doc__ = f"{model.mixer} as mixer, {model.mlp} as MLP, images of {model.img_size} x {model.img_size}."
+    return entry_point
+
+
+for _name, _model in MODELS.items():
+    globals()[_name] = register_model(_entry_point(_name, _model))
