@@ -7,7 +7,7 @@ initialised.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from kernelbank.nn.mixer import Mixer, initialise_tensor
 from kernelbank.nn.transform import Site, move, side
 from kernelbank.spec import Dynamic, MixerSpec, TwoStep
 
+M = TypeVar("M", bound=Mixer)
 Verdict = Literal["kept", "transformed", "dropped", "initialised"]
 
 
@@ -30,14 +31,14 @@ class Carried:
     how: str = ""
 
 
-def carry(mixer: Mixer, spec: MixerSpec | None = None, grid: Grid | None = None) -> tuple[Mixer, tuple[Carried, ...]]:
+def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> tuple[M, tuple[Carried, ...]]:
     """`mixer` with another record or on another grid, and what became of each tensor.
 
     Parameters that are kept are the same objects. Raises SpecError for a record or grid that the channels, heads or
     prefix cannot hold, and for attention dropout that the new record has no place for.
     """
     spec, grid = spec or mixer.spec, grid or mixer.grid
-    carried = Mixer(
+    carried = type(mixer)(
         spec, mixer.dim, mixer.num_heads, grid, prefix=mixer.prefix, qk_norm=mixer.qk_norm and _takes_qk_norm(spec),
         attn_drop=mixer.attn_drop, proj_drop=mixer.proj_drop, dynamic_grid=mixer.dynamic_grid, device="meta",
     )  # fmt: skip

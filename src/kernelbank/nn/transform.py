@@ -7,6 +7,7 @@ resampled and rescaled, kernels of another size keep their centre.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,7 +73,9 @@ def _table(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | N
         from timm.layers import resize_rel_pos_bias_table  # noqa: PLC0415 - the operator needs torch alone
 
         window = extent(after.spec, after.grid)
-        table = resize_rel_pos_bias_table(source, new_window_size=window, new_bias_shape=entry.shape)
+        with warnings.catch_warnings():  # timm's interpolation indexes by lists and searches strided grids
+            warnings.filterwarnings("ignore", message=".*non-(contiguous|tuple)", category=UserWarning)
+            table = resize_rel_pos_bias_table(source, new_window_size=window, new_bias_shape=entry.shape)
         notes.append(f"resampled from {side(source.shape[1:])} to {side(entry.shape[1:])}")
     factor = summed(before.spec, _visible(before)) / summed(after.spec, _visible(after))
     return _rescaled(table, factor, notes)
@@ -106,6 +109,11 @@ def _projection(source: Tensor, entry: Entry, before: Site, after: Site) -> Move
     return torch.cat([prefix, (resized * factor).to(source.dtype)]), how
 
 
+def _norm(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """q_norm is a LayerNorm a head in frame linear (qk_norm) and a BatchNorm in bn_relu."""
+    return (source, "") if before.spec.frame == after.spec.frame and source.shape == entry.shape else None
+
+
 def _cells(site: Site) -> Grid:
     """The (pooled) grid that generates the bank."""
     stride = site.spec.bank.stride if isinstance(site.spec.bank, Dynamic) else 1
@@ -115,6 +123,8 @@ def _cells(site: Site) -> Grid:
 _TRANSFORMS: dict[str, Callable[[Tensor, Entry, Site, Site], Moved | None]] = {
     "table.weight": _table,
     "table.prefix": _prefix_table,
+    "q_norm.weight": _norm,
+    "q_norm.bias": _norm,
     "E": _projection,
     "F": _projection,
 }
