@@ -6,14 +6,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
+from timm.models._input import get_pretrained_grid_size
+from torch import Tensor, nn
 
 from kernelbank.atlas import MODELS, Model
+from kernelbank.inventory import Grid
 from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone, trunk_arguments
+from kernelbank.nn.mixer import Mixer, accept_timm_names
+from kernelbank.nn.transform import Site, move
+from kernelbank.spec import SpecError
 
 __all__: list[str] = []  # register_model adds every entry point
 
@@ -37,6 +44,41 @@ def _cfg(model: Model) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(model) for name, model in MODELS.items()})
 
 
+def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint of another resolution on the grid of `model`: the position embedding as timm resamples it, tables
+    and the matrices of `project` as `nn.carry` does. timm's names of attention and MLP are taken too.
+
+    Raises SpecError for a matrix whose rows are no square grid, unless the checkpoint's configuration says which.
+    """
+    if isinstance(model, PlainBackbone):
+        state = vision_transformer.checkpoint_filter_fn(state, model)
+    for path, mixer in model.named_modules():
+        if isinstance(mixer, Mixer):
+            accept_timm_names(mixer, state, f"{path}.")
+            for entry in mixer.entries:
+                tensor = state.get(f"{path}.{entry.name}")
+                if tensor is not None and tensor.shape != entry.shape:
+                    source = Site(mixer.spec, _grid_of(entry.name, tensor, mixer, state, model), mixer.prefix)
+                    moved = move(tensor, entry, source, Site(mixer.spec, mixer.grid, mixer.prefix))
+                    state[f"{path}.{entry.name}"] = tensor if moved is None else moved[0]
+    return state
+
+
+def _grid_of(name: str, tensor: Tensor, mixer: Mixer, state: dict[str, Tensor], model: nn.Module) -> Grid:
+    """The grid that a tensor of a checkpoint belongs to; the mixer's own where it does not depend on the grid."""
+    if name == "table.weight":
+        return (tensor.shape[1] + 1) // 2, (tensor.shape[2] + 1) // 2
+    if name not in ("E", "F"):
+        return mixer.grid
+    cells = tensor.shape[0] - mixer.prefix
+    grid = get_pretrained_grid_size(model, state.get("patch_embed.proj.weight"), cells)
+    side = math.isqrt(cells)
+    if grid is None and side * side != cells:
+        raise SpecError(f"{name}: {cells} rows of a checkpoint are no square grid; legal: a square, or a checkpoint "
+                        "whose configuration says its img_size")  # fmt: skip
+    return grid or (side, side)
+
+
 def _entry_point(name: str, model: Model) -> Callable[..., Backbone]:
     backbone = HierarchicalBackbone if model.skeleton.hierarchical else PlainBackbone
     features: dict[str, Any] = {"feature_cls": "getter", "out_indices": 3}
@@ -46,7 +88,10 @@ def _entry_point(name: str, model: Model) -> Callable[..., Backbone]:
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> Backbone:
         chosen = {"out_indices": kwargs.pop("out_indices")} if "out_indices" in kwargs else {}
-        return build_model_with_cfg(backbone, name, pretrained, feature_cfg=features | chosen, **(arguments | kwargs))
+        return build_model_with_cfg(
+            backbone, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=features | chosen,
+            **(arguments | kwargs),
+        )  # fmt: skip
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = f"{model.mixer} as mixer, {model.mlp} as MLP, images of {model.img_size} x {model.img_size}."

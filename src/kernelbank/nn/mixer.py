@@ -71,7 +71,7 @@ class Mixer(nn.Module):
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
         self._geometry = self._keep_geometry(device)
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(_accept_timm_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(accept_timm_names)  # type: ignore[no-untyped-call]
 
     def _place(self, entry: Entry, tensor: Tensor) -> None:
         """The tensor under its dotted name, in plain modules for the parts before the dot."""
@@ -201,7 +201,7 @@ def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator |
             nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
 
 
-def _accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """timm's fused qkv, its proj and fc1, fc2 and its table of offsets, renamed and reshaped in place. What does not
     fit is left under its own name, for load_state_dict to report."""
     assert isinstance(module, Mixer)
