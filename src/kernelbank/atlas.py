@@ -336,12 +336,20 @@ SKELETONS: dict[str, Skeleton] = {
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model: a skeleton, the records it holds unless told otherwise, and its image side in pixels."""
+    """A registered model: a skeleton, the records it holds unless told otherwise, its image side in pixels, and the
+    name of the published figure it stands beside, if there is one."""
 
     skeleton: Skeleton
     mixer: str
     mlp: str = "ffn"
     img_size: int = 224
+    published: str = ""
+
+    @property
+    def figure(self) -> Published | None:
+        """What the source of the model states for it."""
+        figures = (figure for row in ROWS.values() for figure in row.published)
+        return next((figure for figure in figures if figure.model == self.published), None)
 
 
 def _deit(dim: int) -> Skeleton:
@@ -354,6 +362,7 @@ def _swin(dim: int, third: int) -> Skeleton:
     return Skeleton(4, dim, (2, 2, third, 2), tuple(dim * 2**stage // 32 for stage in range(4)))
 
 
+_LETTER = {"tiny": "Ti", "small": "S", "base": "B"}
 _DEIT_SIZES = {"tiny": _deit(192), "small": _deit(384), "base": _deit(768)}
 _SWIN_SIZES = {"tiny": _swin(96, 6), "small": _swin(96, 18), "base": _swin(128, 18)}
 # The paper's relative position is defined on the grid alone (systems.md 5.1): no class token, no absolute position.
@@ -364,15 +373,21 @@ _SMALL_STAGES = Skeleton(4, 16, (1, 2, 1, 2), (1, 2, 4, 8))
 
 # `import kernelbank.models` registers these with timm. Sizes named `test` are for tests: 64 x 64 pixels.
 MODELS: dict[str, Model] = {
-    **{f"vit_kb_{size}_patch16_224": Model(skeleton, "vit") for size, skeleton in _DEIT_SIZES.items()},
+    **{
+        f"vit_kb_{size}_patch16_224": Model(skeleton, "vit", published=f"DeiT-{_LETTER[size]}")
+        for size, skeleton in _DEIT_SIZES.items()
+    },
     **{f"vit_linformer_{size}_patch16_224": Model(skeleton, "linformer") for size, skeleton in _DEIT_SIZES.items()},
     **{f"vit_dwsa_{size}_patch16_224": Model(skeleton, "dwsa") for size, skeleton in _GRID_SIZES.items()},
-    **{f"swin_kb_{size}_patch4_window7_224": Model(skeleton, "swin") for size, skeleton in _SWIN_SIZES.items()},
+    **{
+        f"swin_kb_{size}_patch4_window7_224": Model(skeleton, "swin", published=f"Swin-{_LETTER[size][0]}")
+        for size, skeleton in _SWIN_SIZES.items()
+    },
     **{
         f"swin_dwsa_{size}_patch4_window7_224": Model(skeleton, "dwsa_window") for size, skeleton in _SWIN_SIZES.items()
     },
-    "dwnet_tiny": Model(_SWIN_SIZES["tiny"], "dwnet"),
-    "dwnet_base": Model(_SWIN_SIZES["base"], "dwnet"),
+    "dwnet_tiny": Model(_SWIN_SIZES["tiny"], "dwnet", published="DWNet-T"),
+    "dwnet_base": Model(_SWIN_SIZES["base"], "dwnet", published="DWNet-B"),
     "vit_kb_test_patch16_64": Model(_SMALL_PLAIN, "vit", img_size=64),
     "vit_linformer_test_patch16_64": Model(_SMALL_PLAIN, "linformer mix=project(8)", img_size=64),
     "vit_dwsa_test_patch16_64": Model(_SMALL_GRID, "dwsa", img_size=64),
