@@ -27,7 +27,9 @@ def test_timms_own_tests_pass(models: str, tmp_path: Path) -> None:
     environment = {"GITHUB_ACTIONS": "1", "TIMEOUT": "600", "KERNELBANK_MODELS": models}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "kernelbank.testing.timm_plugin", "test_models.py",
                "-m", "not torchscript", "-k", "not naflex and not gemma4"]  # fmt: skip
-    ran = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+    ran = subprocess.run(
+        command, check=False, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stdout[-5000:]
     passed = re.search(r"(\d+) passed", ran.stdout)
     assert passed and int(passed[1]) >= 6 * len(models.split(",")), ran.stdout[-500:]
