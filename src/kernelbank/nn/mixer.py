@@ -20,7 +20,24 @@ from kernelbank.ops.setting import check_input
 from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
 
 
-class Mixer(nn.Module):
+class Tempered(nn.Module):
+    """A module whose predicted coefficients have a temperature of their own in training (arXiv 1912.03458)."""
+
+    _temperature: float | None = None
+
+    @property
+    def temperature(self) -> float | None:
+        """Replaces the tau of a predict record in training. Raises SpecError unless None or finite and > 0."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | None) -> None:
+        if value is not None and not TEMPERATURE.accepts(value):
+            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
+        self._temperature = value
+
+
+class Mixer(Tempered):
     """static conv -> dynamic conv(s) -> static conv on tokens (B, T, C), T = prefix + H * W (paper, figure 1).
 
     `spec` is a record or its text, `grid` = (H, W), `prefix` the tokens before the grid (class, registers).
@@ -65,7 +82,6 @@ class Mixer(nn.Module):
             raise SpecError(f"attn_drop={attn_drop} is not legal with {self.spec}: only two_step has an attention map")
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
         self.dynamic_grid = dynamic_grid
-        self.temperature = None
         self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
         for entry in self.entries:
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
@@ -124,17 +140,6 @@ class Mixer(nn.Module):
             home, _, leaf = entry.name.rpartition(".")
             held[entry.name] = getattr(getattr(self, home) if home else self, leaf)
         return held
-
-    @property
-    def temperature(self) -> float | None:
-        """Replaces the tau of a predict record in training. Raises SpecError unless None or finite and > 0."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float | None) -> None:
-        if value is not None and not TEMPERATURE.accepts(value):
-            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
-        self._temperature = value
 
     def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). `grid` may differ from the mixer's where no parameter depends on it, or with

@@ -122,7 +122,7 @@ def _prefix_table(source: Tensor, entry: Entry, before: Placement, after: Placem
 
 def _projection(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """E or F (n, r), a column a map over the grid: resampled as timm resamples position embeddings, times
-    N_old / N_new, so that sums over the kernels keep their size (design 1.3)."""
+    N_old / N_new, so that sums over the kernels keep their size (docs/backbones.md)."""
     if source.shape[1:] != entry.shape[1:]:
         return None
     old, new = _cells(before), _cells(after)
@@ -173,7 +173,7 @@ def summed(spec: MixerSpec, n: int) -> float:
     n where p is added up undivided (depth-wise; a pipeline of `identity` and `scale` only), sqrt(n) with `sqrt_count`,
     1 where a normaliser or `count` makes it a mean. Keeping m(n) p keeps the size of the term: a grid with twice the
     kernels halves p of depth-wise self-attention, and p of softmax, taken over by it, is divided by n, as softmax
-    itself does to first order (design 1.3; docs/conversion.md).
+    itself does to first order (docs/backbones.md).
     """
     names = {step.name for step in spec.activation}
     if not isinstance(spec.kernel, TwoStep) or names <= {"identity", "scale"}:
