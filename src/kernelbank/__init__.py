@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernelbank.convert.from_timm import from_timm
+    from kernelbank.convert.saved import load
     from kernelbank.nn.dynamize import dynamize
     from kernelbank.nn.mixer import Mixer
     from kernelbank.nn.replace import replace_mixers
@@ -11,7 +13,18 @@ if TYPE_CHECKING:
     from kernelbank.spec import MixerSpec, SpecError
 
 __version__ = "0.1.0"
-__all__ = ["Mixer", "MixerSpec", "PathError", "SpecError", "dynamize", "mix", "replace_mixers", "use_path"]
+__all__ = [
+    "Mixer",
+    "MixerSpec",
+    "PathError",
+    "SpecError",
+    "dynamize",
+    "from_timm",
+    "load",
+    "mix",
+    "replace_mixers",
+    "use_path",
+]
 
 _HOMES = {
     "Mixer": "kernelbank.nn.mixer",
@@ -19,6 +32,8 @@ _HOMES = {
     "PathError": "kernelbank.ops.plan",
     "SpecError": "kernelbank.spec",
     "dynamize": "kernelbank.nn.dynamize",
+    "from_timm": "kernelbank.convert.from_timm",
+    "load": "kernelbank.convert.saved",
     "mix": "kernelbank.ops.plan",
     "replace_mixers": "kernelbank.nn.replace",
     "use_path": "kernelbank.ops.plan",

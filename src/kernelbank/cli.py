@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.analysis.command:main",
         "print every known mixer as a record, or one in full; draw it; prove the identities",
     ),
+    "convert": (
+        "kernelbank.convert.command:main",
+        "turn a checkpoint of another library into ours, or ours into theirs, and prove it",
+    ),
     "study": (
         "kernelbank.studies.command:main",
         "run a study of the paper: a grid of records, trained and compared",
