@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernelbank.nn.mixer import Mixer
-    from kernelbank.ops.plan import PathError, mix, use_path
+    from kernelbank.ops.path import PathError
+    from kernelbank.ops.plan import mix, use_path
     from kernelbank.spec import MixerSpec, SpecError
 
 __version__ = "0.1.0"
@@ -14,7 +15,7 @@ __all__ = ["Mixer", "MixerSpec", "PathError", "SpecError", "mix", "use_path"]
 _HOMES = {
     "Mixer": "kernelbank.nn.mixer",
     "MixerSpec": "kernelbank.spec",
-    "PathError": "kernelbank.ops.plan",
+    "PathError": "kernelbank.ops.path",
     "SpecError": "kernelbank.spec",
     "mix": "kernelbank.ops.plan",
     "use_path": "kernelbank.ops.plan",

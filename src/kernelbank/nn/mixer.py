@@ -31,10 +31,6 @@ class Mixer(nn.Module):
     no place for.
     """
 
-    visible: Tensor | None
-    offsets: Tensor | None
-    layout: Tensor | None
-
     def __init__(
         self,
         spec: MixerSpec | str,
@@ -64,7 +60,7 @@ class Mixer(nn.Module):
         self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
         for entry in self.entries:
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
-        self._geometry = self._keep_geometry(device)
+        geometry(self.spec, grid, prefix)  # refuses an unresolved shift
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_accept_timm_names)  # type: ignore[no-untyped-call]
 
@@ -81,24 +77,12 @@ class Mixer(nn.Module):
         else:
             home.register_parameter(leaf, nn.Parameter(tensor))
 
-    def _keep_geometry(self, device: torch.device | str | None) -> Geometry:
-        """The geometry of the mixer's own grid; its tensors are non-persistent buffers."""
-        fixed = geometry(self.spec, self.grid, self.prefix, None if device is None else torch.device(device))
-        for name in ("visible", "offsets", "layout"):
-            self.register_buffer(name, getattr(fixed, name), persistent=False)
-        return fixed._replace(visible=None, offsets=None, layout=None)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw every parameter as `inventory` says, from torch's generator."""
         tensors = self.tensors()
         for entry in self.entries:
             initialise_tensor(tensors[entry.name], entry)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Rebuild the geometry after construction on the meta device (timm's convention)."""
-        device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
-        self._geometry = self._keep_geometry(device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and statistics by their inventory name, as the modules hold them now: parametrised, pruned and
@@ -130,7 +114,9 @@ class Mixer(nn.Module):
             raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, T, C) with C = {self.dim}")
         here = self.grid if grid is None else grid
         check_input(x, self.spec, here, self.prefix)
-        geo = self.geometry if here == self.grid else self._geometry_on(here, x.device)
+        geo = (
+            geometry(self.spec, here, self.prefix, x.device) if here == self.grid else self._geometry_on(here, x.device)
+        )
         y = mix(
             x, self.tensors(), self.spec, self.num_heads, here, prefix=self.prefix,
             attn_mask=attn_mask, training=self.training, attn_drop=self.attn_drop, temperature=self.temperature,
@@ -141,7 +127,8 @@ class Mixer(nn.Module):
     @property
     def geometry(self) -> Geometry:
         """The geometry of the mixer's own grid."""
-        return self._geometry._replace(visible=self.visible, offsets=self.offsets, layout=self.layout)
+        device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
+        return geometry(self.spec, self.grid, self.prefix, device)
 
     def _geometry_on(self, grid: Grid, device: torch.device) -> Geometry:
         """The geometry of another grid. Raises SpecError where a parameter's shape depends on the grid."""
