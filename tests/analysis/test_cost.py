@@ -19,16 +19,15 @@ GRIDS = [(1, 1), (4, 4), (5, 7), (8, 3), (7, 14)]
 
 
 def plain(dim: int, heads: int, **options: object) -> Skeleton:
-    return Skeleton(16, (dim,), (12,), (heads,), **options)  # type: ignore[arg-type]
+    return Skeleton(16, dim, (12,), (heads,), **options)  # type: ignore[arg-type]
 
 
 def deit(dim: int, heads: int) -> Skeleton:
-    return plain(dim, heads, global_pool="token", position="absolute")
+    return plain(dim, heads, class_token=True, pos_embed="learn")
 
 
 def swin(dim: int, third: int, head: int = 32) -> Skeleton:
-    dims = tuple(dim * 2**stage for stage in range(4))
-    return Skeleton(4, dims, (2, 2, third, 2), tuple(width // head for width in dims))
+    return Skeleton(4, dim, (2, 2, third, 2), tuple(dim * 2**stage // head for stage in range(4)))
 
 
 def at_224(skeleton: Skeleton, mixer: str, mlp: str = "ffn") -> Cost:
@@ -216,7 +215,9 @@ def test_a_step_adds_its_multiplies_a_score() -> None:
 
 
 def test_costs_add() -> None:
-    assert Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40) == Cost(11, 22, 33, 44)
+    total = Cost(1, 2, 3, 4, 5) + Cost(10, 20, 30, 40, 50)
+    assert total == Cost(11, 22, 33, 44, 55)
+    assert (total.parameter_bytes(), total.activation_bytes(2)) == (44, 110)
 
 
 def test_a_record_a_stage_and_no_mlp() -> None:
@@ -229,7 +230,7 @@ def test_a_record_a_stage_and_no_mlp() -> None:
 
 
 def test_odd_grids_are_merged_rounding_up() -> None:
-    skeleton = Skeleton(4, (8, 16), (1, 1), (1, 1))
+    skeleton = Skeleton(4, 8, (1, 1), (1, 1))
     assert backbone_cost(skeleton, "dwsa", "none", (20, 28), 3, 0).params == (
         3 * 16 * 8 + 8 + 16  # patch embedding and its norm
         + 2 * 8 + 3 * (64 + 8) + 9 * 13  # block at 5 x 7
@@ -243,7 +244,6 @@ def test_odd_grids_are_merged_rounding_up() -> None:
     ("skeleton", "mlp", "size"),
     [
         (deit(64, 2), "ffn", (225, 224)),
-        (Skeleton(4, (8, 16), (1, 1), (1, 1), global_pool="token"), "ffn", (32, 32)),
         (swin(32, 2), "none | none", (224, 224)),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_path_over_records_that_it_serves(path: str, monkeypatch: pytest.Monke
         choose = random.Random(seed).choice
         spec, host, training = choose_spec(choose), choose_host(choose), choose((True, False))
         s = Setting(spec, host.dim, host.num_heads, geometry(spec, host.grid, host.prefix), training)
-        if PATHS[path].refuses(s, Call(host.batch, dtype=torch.float64, grad=True), machine()):
+        if PATHS[path].refuses(s, Call(dtype=torch.float64, grad=True), machine()):
             continue
         check_record(seed, Counter(), (path,))
         found += 1

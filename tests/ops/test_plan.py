@@ -38,7 +38,8 @@ CPU = Machine("cpu", 2, True, True, {"linear": (1.0, 1.0), "conv1x1": (0.9, 2.0)
 
 def chosen(text: str, grid: tuple[int, int], dim: int = 384, heads: int = 6, m: Machine = CPU, **call: Any) -> Plan:
     spec = MixerSpec.parse(text).at_block(1)
-    return plan(Setting(spec, dim, heads, geometry(spec, grid, 0)), Call(**({"batch": 8} | call)), m)
+    tokens = call.pop("batch", 8) * grid[0] * grid[1]
+    return plan(Setting(spec, dim, heads, geometry(spec, grid, 0)), Call(tokens, **call), m)
 
 
 @pytest.mark.parametrize(

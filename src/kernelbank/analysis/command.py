@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kernelbank.analysis.explain import describe, render
-from kernelbank.atlas import ROWS
+from kernelbank.atlas import MODELS, ROWS
 from kernelbank.errors import UsageError, require
 from kernelbank.options import read_options
 from kernelbank.spec import MixerSpec
@@ -50,6 +50,8 @@ class Options:
     """Draw the record to FILE: .svg, .png or .pdf."""
     json: bool = False
     """Print JSON."""
+    models: bool = False
+    """Print the registered models: parameters, cost of one image and what their sources state."""
     prove: bool = False
     """Check the identities behind the table; exit code 1 if one fails."""
 
@@ -63,7 +65,9 @@ def main(argv: list[str]) -> int:
     _check(options)
     if options.prove:
         return _prove(options.json)
-    if options.record:
+    if options.models:
+        _show_models(options.json)
+    elif options.record:
         _show_record(options)
     elif options.json:
         _print_json(_rows())
@@ -76,6 +80,8 @@ def _check(options: Options) -> None:
     """Options that do not go together. Raises UsageError."""
     if options.prove and options.record:
         raise UsageError("atlas", "--prove checks the identities of the whole table: it takes no record")
+    if options.models and (options.record or options.prove):
+        raise UsageError("atlas", "--models prints the registered models: it takes no record, and no --prove")
     if not options.record:
         if options.figure is not None:
             raise UsageError("atlas", "--figure draws one record: name it, such as: atlas vit --figure vit.svg")
@@ -124,6 +130,54 @@ def _table(cells: Mapping[str, Mapping[str, str]], layout: tuple[tuple[str, ...]
 
 def _dash(text: str) -> str:
     return "-" if text == "none" else text
+
+
+# ---- the models ------------------------------------------------------------------------------------------
+
+
+def _show_models(as_json: bool) -> None:
+    from kernelbank.analysis.cost import model_cost  # noqa: PLC0415 - the other tables do not need it
+
+    costs = {name: model_cost(name) for name in MODELS}
+    if as_json:
+        _print_json([
+            {"model": name, "mixer": MODELS[name].mixer, "mlp": MODELS[name].mlp, **asdict(cost),
+             "parameter_bytes": cost.parameter_bytes(), "activation_bytes": cost.activation_bytes(),
+             "published": None if (figure := MODELS[name].figure) is None else asdict(figure)}
+            for name, cost in costs.items()
+        ])  # fmt: skip
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in (
+        "model",
+        "mixer",
+        "params",
+        "MACs",
+        "of modules",
+        "multiplies",
+        "activations",
+        "weights",
+        "published",
+    ):
+        right = heading not in ("model", "mixer", "published")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for name, cost in costs.items():
+        numbers = (f"{cost.macs / 1e9:.3f} G", f"{cost.macs_modules / 1e9:.3f} G", f"{cost.multiplies / 1e6:.2f} M",
+                   f"{cost.activations / 1e6:.2f} M", f"{cost.parameter_bytes() / 2**20:.1f} MiB")  # fmt: skip
+        table.add_row(Text(name, style="bold"), MODELS[name].mixer, f"{cost.params:,}", *numbers, _stated(name))
+    console = Console(highlight=False)
+    width = Console(width=10_000, height=1).measure(table).maximum
+    console = console if console.is_terminal else Console(highlight=False, width=max(80, width))
+    console.print(table)
+    console.print("one image; weights in float32; multiplies are elementwise", style="dim")
+
+
+def _stated(name: str) -> str:
+    """What the source of a model states: ``DeiT-S: 22.05 M, 4.61 G``."""
+    figure = MODELS[name].figure
+    if figure is None:
+        return "-"
+    return f"{figure.model}: {figure.params} M, {figure.macs} G"
 
 
 # ---- one record ------------------------------------------------------------------------------------------

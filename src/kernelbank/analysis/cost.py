@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from kernelbank.analysis.host import Host
-from kernelbank.atlas import Skeleton
+from kernelbank.atlas import MODELS, Skeleton
 from kernelbank.inventory import Grid, inventory, reduced
 from kernelbank.spec import (
     STEPS,
@@ -30,6 +30,7 @@ from kernelbank.spec import (
     read_mlps,
     read_stages,
 )
+from kernelbank.text import suggest
 
 LAYER_NORM, BATCH_NORM = 3, 1
 """Multiplies per element: the square, 1/std and the affine; in evaluation BatchNorm is one scale."""
@@ -43,28 +44,36 @@ class Cost:
     macs_modules: those that a counter of module calls sees, so without the two attention products, without
     kernels mixed or applied by a function, without p k, E and F (MMClassification until 2023, systems.md 1.1).
     multiplies: elementwise: scales, divisions, activations, norms (evaluation mode).
+    activations: numbers that matrix products and convolutions write (timm's macts; Radosavovic et al.,
+    arXiv 2003.13678), what a backward keeps of them.
     """
 
     params: int = 0
     macs: int = 0
     macs_modules: int = 0
     multiplies: int = 0
+    activations: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.params + other.params,
-            self.macs + other.macs,
-            self.macs_modules + other.macs_modules,
-            self.multiplies + other.multiplies,
-        )
+        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def parameter_bytes(self, itemsize: int = 4) -> int:
+        """Bytes of the parameters at `itemsize` bytes a number (4: float32)."""
+        return self.params * itemsize
+
+    def activation_bytes(self, itemsize: int = 4) -> int:
+        """Bytes of the activations of one image at `itemsize` bytes a number."""
+        return self.activations * itemsize
 
 
-def _module(macs: int) -> Cost:
-    return Cost(macs=macs, macs_modules=macs)
+def _module(macs: int, written: int) -> Cost:
+    """A matrix product or convolution that a module call holds, and the numbers it writes."""
+    return Cost(macs=macs, macs_modules=macs, activations=written)
 
 
-def _product(macs: int) -> Cost:
-    return Cost(macs=macs)
+def _product(macs: int, written: int) -> Cost:
+    """One that a function holds."""
+    return Cost(macs=macs, activations=written)
 
 
 def _scale(multiplies: int) -> Cost:
@@ -82,7 +91,7 @@ def cost(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0,
 
 def _frame(host: Host) -> Iterator[Cost]:
     if host.spec.frame != "bare":
-        yield _module(2 * host.tokens * host.dim**2)
+        yield _module(2 * host.tokens * host.dim**2, 2 * host.tokens * host.dim)
     if host.spec.frame == "bn_relu":
         yield _scale(3 * BATCH_NORM * host.tokens * host.dim)
 
@@ -97,10 +106,10 @@ def _bank(host: Host) -> Iterator[Cost]:
         yield _scale((host.kernels - host.prefix) * host.dim)
     if bank.r is not None:
         width = reduced(host.dim, bank.r)
-        yield _module(host.generated * host.dim * width)
+        yield _module(host.generated * host.dim * width, host.generated * width)
         if spec.frame == "bn_relu":
             yield _scale(BATCH_NORM * host.generated * width)
-    yield _module(host.generated * width * weights)
+    yield _module(host.generated * width * weights, host.generated * weights)
     if bank.squash != "identity":
         yield _scale(host.generated * weights)
 
@@ -109,7 +118,7 @@ def _mix(host: Host) -> Iterator[Cost]:
     spec = host.spec
     match spec.mix:
         case Project(r=r):
-            yield _product(host.kernels * r * (host.taps + host.dim))
+            yield _product(host.kernels * r * (host.taps + host.dim), r * (host.taps + host.dim))
         case Mean() if isinstance(spec.bank, Dynamic) and not isinstance(spec.support, Own):
             yield _scale(host.mixed * host.taps)
         case Pool():
@@ -119,9 +128,10 @@ def _mix(host: Host) -> Iterator[Cost]:
             yield _scale(host.dim + host.kernels)
             if r is not None:
                 width = reduced(host.dim, r)
-                yield _module(host.dim * width)
-            yield _module(width * host.kernels)
-            yield _product(host.kernels * (_weights(host) + (host.dim if spec.bias else 0)))
+                yield _module(host.dim * width, width)
+            yield _module(width * host.kernels, host.kernels)
+            mixed = _weights(host) + (host.dim if spec.bias else 0)
+            yield _product(host.kernels * mixed, mixed)
 
 
 def _weights(host: Host) -> int:
@@ -137,21 +147,30 @@ def _kernel(host: Host) -> Iterator[Cost]:
     applied = _module if isinstance(spec.bank, Static) and not isinstance(spec.mix, Predict) else _product
     match spec.kernel:
         case TwoStep():
-            yield applied(host.pairs * host.dim * (area + 1))
+            yield applied(host.pairs * host.dim * (area + 1), host.pairs * host.heads + host.tokens * host.dim)
             scaled = isinstance(spec.bank, Dynamic)
             steps = scaled + sum(STEPS[step.name].multiplies for step in spec.activation)
             yield _scale(host.pairs * host.heads * steps)
         case Full():
-            yield applied(host.tokens * _weights(host))
+            yield applied(host.tokens * _weights(host), host.tokens * host.dim)
         case _ if isinstance(spec.bank, Box):
             yield _scale(host.tokens * host.dim)
         case _:
-            yield applied(host.tokens * host.dim * area)
+            yield applied(host.tokens * host.dim * area, host.tokens * host.dim)
             if spec.position == "relative":
-                yield _product(host.pairs * host.dim)
+                yield _product(host.pairs * host.dim, host.tokens * host.dim)
 
 
 # ---- backbones -------------------------------------------------------------------------------------------
+
+
+def model_cost(name: str, mixer: str | None = None, mlp: str | None = None, num_classes: int = 1000) -> Cost:
+    """The cost of a registered model, other records in its place if given. Raises SpecError for an unknown name."""
+    if name not in MODELS:
+        raise SpecError(f"unknown model {name!r}{suggest(name, MODELS)}; legal: {', '.join(MODELS)}")
+    model = MODELS[name]
+    size = (model.img_size, model.img_size)
+    return backbone_cost(model.skeleton, mixer or model.mixer, mlp or model.mlp, size, 3, num_classes)
 
 
 def backbone_cost(
@@ -159,13 +178,10 @@ def backbone_cost(
 ) -> Cost:
     """The cost of a backbone: `mixer` and `mlp` are records' texts, one or one a stage; mlp ``none`` removes it.
 
-    num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill, and prefix tokens in
-    a hierarchical skeleton.
+    num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill.
     """
     if any(side < 1 or side % skeleton.patch_size for side in img_size):
         raise SpecError(f"img_size={img_size} is not legal; legal: multiples of the patch size {skeleton.patch_size}")
-    if skeleton.prefix and len(skeleton.dims) > 1:
-        raise SpecError(f"{skeleton.prefix} prefix tokens are not legal in a skeleton of {len(skeleton.dims)} stages")
     parts = _backbone(skeleton, mixer, mlp, img_size=img_size, in_chans=in_chans, num_classes=num_classes)
     return sum(parts, Cost())
 
@@ -176,10 +192,10 @@ def _backbone(
     patch, dims, prefix = skeleton.patch_size, skeleton.dims, skeleton.prefix
     grid = (img_size[0] // patch, img_size[1] // patch)
     yield _linear(math.prod(grid), in_chans * patch**2, dims[0], bias=True)
-    if len(dims) > 1:
+    if skeleton.hierarchical:
         yield _layer_norm(math.prod(grid), dims[0])
     yield Cost(params=prefix * dims[0])
-    if skeleton.position == "absolute":
+    if skeleton.pos_embed == "learn":
         yield Cost(params=(prefix + math.prod(grid)) * dims[0])
     mixers, mlps = read_stages(mixer, len(dims)), read_mlps(mlp, len(dims))
     for index, (dim, num_heads) in enumerate(zip(dims, skeleton.num_heads, strict=True)):
@@ -216,7 +232,7 @@ def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: _Stage) -
 
 
 def _linear(positions: int, of: int, out: int, bias: bool) -> Cost:
-    return Cost(params=of * out + (out if bias else 0)) + _module(positions * of * out)
+    return Cost(params=of * out + (out if bias else 0)) + _module(positions * of * out, positions * out)
 
 
 def _layer_norm(positions: int, width: int) -> Cost:

@@ -22,10 +22,10 @@ class PathError(ValueError):
 
 @dataclass(frozen=True)
 class Call:
-    """What an input adds to a setting: `batch` images, where and in which dtype they lie, whether gradients are
-    wanted, whether autocast or a compiler is on."""
+    """What an input adds to a setting: how many `tokens` in all images, where and in which dtype they lie, whether
+    gradients are wanted, whether autocast or a compiler is on."""
 
-    batch: int = 1
+    tokens: int = 1
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     grad: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from kernelbank.text import suggest
 
 Core = Callable[[Tensor, Tensor, Params, Setting], Tensor]
 Run = Callable[[Tensor, Params, Setting], Tensor]
+FormFit = Callable[[None, Call, Machine], str | None]
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,25 @@ def plan(s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str] | 
     Raises PathError when a forced path cannot serve: it says why, and which can.
     """
     forced = forced or {}
-    linear = _choose("linear", s, call, machine, forced)
+    linear = linear_form(call, machine, forced)
     position = _choose("position", s, call, machine, forced)
     mixer = _choose("mixer", s, call, machine, forced)
-    if mixer is None or linear is None:
+    if mixer is None:
         raise PathError(f"no path serves {s.spec}")
     return Plan(mixer, linear, position if PATHS[mixer.path].spreads(s) else None)
+
+
+def linear_form(call: Call, machine: Machine, forced: Mapping[Slot, str]) -> Choice:
+    """The form of a static conv, whatever the record. Raises PathError when a forced form cannot serve."""
+    forms = {name: path for name, path in PATHS.items() if path.slot == "linear"}
+    refused = {name: cast(FormFit, path.refuses)(None, call, machine) for name, path in forms.items()}
+    able = [name for name, reason in refused.items() if reason is None]
+    if name := forced.get("linear"):
+        if name not in able:
+            raise PathError(f"path {name!r} cannot serve {call}: {refused[name]}; paths that can: {', '.join(able)}")
+        return Choice(name, "forced")
+    reasons = {name: cast(FormFit, forms[name].fits)(None, call, machine) for name in able}
+    return next(Choice(name, reason) for name, reason in reasons.items() if reason)
 
 
 def _choose(slot: Slot, s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str]) -> Choice | None:
@@ -213,6 +228,28 @@ def _planned(s: Setting, call: Call) -> Plan:
     return _PLANS[key]
 
 
+def _call(x: Tensor, learns: bool) -> Call:
+    return Call(
+        x.numel() // max(x.shape[-1], 1),
+        x.device.type,
+        x.dtype,
+        learns and torch.is_grad_enabled(),
+        torch.is_autocast_enabled(x.device.type),
+        torch.compiler.is_compiling(),
+    )
+
+
+def static_conv(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """x (..., C) W^T + b, through the exact GELU where it is asked, by the form that a plan takes for a static conv.
+
+    Raises PathError when a forced form cannot serve.
+    """
+    learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    call = _call(x, learns)
+    form = linear_form(call, machine(call.device), {PATHS[name].slot: name for name in _forced})
+    return PATHS[form.path].run(x, weight, bias, gelu)
+
+
 def mix(
     x: Tensor,
     params: Params,
@@ -247,14 +284,7 @@ def mix(
         attn_drop,
         None if attn_mask is None else check_mask(attn_mask, x, spec),
     )
-    call = Call(
-        x.shape[0],
-        x.device.type,
-        x.dtype,
-        torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params.values())),
-        torch.is_autocast_enabled(x.device.type),
-        torch.compiler.is_compiling(),
-    )
+    call = _call(x, x.requires_grad or any(p.requires_grad for p in params.values()))
     chosen = _planned(s, call)
     position = PATHS[chosen.position.path].run if chosen.position else s.position
     s = replace(s, linear=PATHS[chosen.linear.path].run, position=position)

@@ -244,12 +244,12 @@ class Forms:
     """The forms of a static conv."""
 
     @staticmethod
-    def any(s: Setting, call: Call, m: Machine) -> str | None:
+    def any(s: object, call: Call, m: Machine) -> str | None:
         """Nothing."""
         return None
 
     @staticmethod
-    def mkldnn(s: Setting, call: Call, m: Machine) -> str | None:
+    def mkldnn(s: object, call: Call, m: Machine) -> str | None:
         """Gradients, other dtypes and devices, autocast, a torch without it."""
         if call.device != "cpu" or not m.fused:
             return f"torch's fused oneDNN linear does not work here ({m.reason or 'its trial failed'})"
@@ -262,29 +262,28 @@ class Forms:
         return None if call.dtype in (torch.float32, torch.bfloat16) else f"it has no {call.dtype}"
 
     @staticmethod
-    def fits_mkldnn(s: Setting, call: Call, m: Machine) -> str | None:
+    def fits_mkldnn(s: object, call: Call, m: Machine) -> str | None:
         """A machine where it is the fastest."""
-        return _gains("mkldnn", s, call, m)
+        return _gains("mkldnn", call, m)
 
     @staticmethod
-    def fits_conv1x1(s: Setting, call: Call, m: Machine) -> str | None:
+    def fits_conv1x1(s: object, call: Call, m: Machine) -> str | None:
         """A machine where it is faster than F.linear."""
-        return _gains("conv1x1", s, call, m) if call.device == "cpu" else None
+        return _gains("conv1x1", call, m) if call.device == "cpu" else None
 
     @staticmethod
-    def fits_linear(s: Setting, call: Call, m: Machine) -> str | None:
+    def fits_linear(s: object, call: Call, m: Machine) -> str | None:
         """Whatever is left."""
         return f"no other form is {WORTH}x as fast here" + (f" ({m.reason})" if m.reason else "")
 
 
-def _gains(form: str, s: Setting, call: Call, m: Machine) -> str | None:
+def _gains(form: str, call: Call, m: Machine) -> str | None:
     """Why a form is taken in float32: its gain, as probed, is the largest of those that serve and worth it."""
     if call.dtype != torch.float32 or call.autocast:
         return None
-    tokens = call.batch * s.geo.tokens
-    able = [name for name in FORMS if name != "mkldnn" or Forms.mkldnn(s, call, m) is None]
-    best = max(able, key=lambda name: m.gain(name, tokens))
-    gain = m.gain(form, tokens)
+    able = [name for name in FORMS if name != "mkldnn" or Forms.mkldnn(None, call, m) is None]
+    best = max(able, key=lambda name: m.gain(name, call.tokens))
+    gain = m.gain(form, call.tokens)
     return f"{gain:.2f}x F.linear in the probe" if best == form and gain >= WORTH else None
 
 
