@@ -282,9 +282,8 @@ def _gains(form: str, call: Call, m: Machine) -> str | None:
     if call.dtype != torch.float32 or call.autocast:
         return None
     able = [name for name in FORMS if name != "mkldnn" or Forms.mkldnn(None, call, m) is None]
-    best = max(able, key=lambda name: m.gain(name, call.tokens))
-    gain = m.gain(form, call.tokens)
-    return f"{gain:.2f}x F.linear in the probe" if best == form and gain >= WORTH else None
+    gain, best = m.gain(form, call.tokens), max(m.gain(name, call.tokens) for name in able)
+    return f"{gain:.2f}x F.linear in the probe" if gain >= WORTH and gain * WORTH > best else None
 
 
 class Positions:
