@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.analysis.command:main",
         "print every known mixer as a record, or one in full; draw it; prove the identities",
     ),
+    "benchmark": (
+        "kernelbank.benchmark.command:main",
+        "time models and records side by side; explain the path that a record takes",
+    ),
     "study": (
         "kernelbank.studies.command:main",
         "run a study of the paper: a grid of records, trained and compared",

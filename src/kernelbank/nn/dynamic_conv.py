@@ -189,7 +189,9 @@ class DynamicConv2d(Tempered):
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The kernel of each image (B, C_out, C_in/g, k, k), and its bias (B or 1, C_out) if there is one."""
         grid = (x.shape[2], x.shape[3])
-        s = Setting(self.spec, self.in_channels, 1, Geometry(grid, 0), self.training, self.temperature)
+        s = Setting(
+            self.spec, self.in_channels, 1, Geometry(self.spec.support, grid, 0), self.training, self.temperature
+        )
         source_BTC, p = x.flatten(2).transpose(1, 2), self.tensors()
         if isinstance(self.spec.bank, Static):
             return learned_kernel(source_BTC, p, s)

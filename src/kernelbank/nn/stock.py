@@ -250,5 +250,4 @@ def _take(mixer: M, attention: Any, name: str) -> M:
         source = _SOURCES.get(part, part)
         held = sources.get(source, sources.get(f"{source}.{kind}"))
         parameter.requires_grad_(like.requires_grad if held is None else held.requires_grad)
-    mixer.init_non_persistent_buffers()
     return mixer.train(attention.training)

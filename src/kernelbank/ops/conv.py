@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelbank.ops.bank import two_step_bank
 from kernelbank.ops.geometry import to_grid
-from kernelbank.ops.kernel import attention_map, conv2d, normed_operand
+from kernelbank.ops.kernel import conv2d, logits, normed_operand, weigh
 from kernelbank.ops.mix import project
 from kernelbank.ops.setting import Params, Setting
 
@@ -20,7 +20,8 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     n = bank.key.shape[2]
     key = bank.key.expand(B, -1, -1, -1).reshape(B * h * n, C // h, s.spec.size, s.spec.size) * bank.scale
     scores = _query_key(normed_operand(operand_BTC, p, s), key, s).view(B, h, n, T).transpose(-1, -2)
-    a = attention_map(scores, bank, p, s).transpose(-1, -2).reshape(1, B * h * n, 1, T)
+    a = weigh(scores, logits(bank, p, s), s.visible, p, s).to(bank.value.dtype)
+    a = a.transpose(-1, -2).reshape(1, B * h * n, 1, T)
     value = bank.value.expand(B, -1, -1, -1).transpose(-1, -2).reshape(B * C, n, 1, 1)
     o_BTC = conv2d(a, value, None, 0, B * h).view(B, C, T).transpose(1, 2)
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
