@@ -22,7 +22,7 @@ def test_an_unknown_path_is_named_with_the_nearest() -> None:
 
 def test_a_path_that_cannot_serve_is_an_error_with_the_paths_that_can() -> None:
     mixer = Mixer("dwsa", 8, 2, (2, 2))
-    with use_path("conv"), pytest.raises(PathError, match="paths that can: vectorised, reference"):
+    with use_path("sdpa"), pytest.raises(PathError, match="paths that can: vectorised, conv, reference"):
         mixer(torch.randn(1, 4, 8))
     mixer(torch.randn(1, 4, 8))
 

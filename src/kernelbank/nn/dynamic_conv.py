@@ -353,7 +353,11 @@ def check_plain(conv: nn.Module) -> None:
     """Raises SpecError, with the reason, unless `conv` is a convolution that a new module can stand for."""
     if not isinstance(conv, nn.Conv2d):
         raise SpecError(f"a {type(conv).__name__} is not an nn.Conv2d")
-    if type(conv).forward not in PADDINGS or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+    if (
+        "forward" in vars(conv)
+        or type(conv).forward not in PADDINGS
+        or type(conv)._conv_forward is not nn.Conv2d._conv_forward
+    ):
         raise SpecError(f"a {type(conv).__name__} has a forward of its own")
     if not {"weight", "bias"} <= conv._parameters.keys():
         raise SpecError("its weight is computed: weight norm, pruning or another parametrisation")

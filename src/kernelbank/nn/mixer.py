@@ -102,10 +102,8 @@ class Mixer(Tempered):
         """Take `tensors`, one for every inventory entry, as the mixer's own: a Parameter stays the same object, so
         that optimisers go on with it. Raises SpecError for a wrong shape."""
         for entry in self.entries:
-            if tensors[entry.name].shape != entry.shape:
-                raise SpecError(
-                    f"{entry.name}: shape {tuple(tensors[entry.name].shape)} is not legal; legal: {entry.shape}"
-                )
+            if (shape := tuple(tensors[entry.name].shape)) != entry.shape:
+                raise SpecError(f"{entry.name}: shape {shape} is not legal; legal: {entry.shape}")
             self._place(entry, tensors[entry.name])
 
     @torch.no_grad()
@@ -150,6 +148,24 @@ class Mixer(Tempered):
         """The geometry of the mixer's own grid."""
         device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
         return geometry(self.spec, self.grid, self.prefix, device)
+
+    @torch.no_grad()
+    def set_grid(self, grid: Grid) -> None:
+        """Move to another grid in place: tables and the matrices of `project` become new parameters, resampled and
+        rescaled (docs/backbones.md); the rest stays. Raises SpecError for what of them is computed (parametrised)."""
+        there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        old = self.tensors()
+        before, after = (Placement(self.spec, at, self.prefix) for at in (self.grid, grid))
+        moved = {
+            name: tensor for name, tensor in move_all(old, there, before, after).items() if tensor is not old[name]
+        }
+        for name in moved:
+            if not isinstance(old[name], nn.Parameter):
+                raise SpecError(f"{name} is computed (parametrised or pruned); legal: a plain parameter")
+        self.grid, self.entries = grid, there
+        for entry in there:
+            if entry.name in moved:
+                self._place(entry, nn.Parameter(moved[entry.name], old[entry.name].requires_grad))
 
     def _tensors_on(self, grid: Grid, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """`tensors` on another grid. Raises SpecError where a shape depends on the grid, without `dynamic_grid`."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,6 +59,6 @@ def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, HEAD_EPS)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off: generated kernels and statistics run in float32 (design 1.3)."""
-    return torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.inventory import Grid, extent
-from kernelbank.spec import All, Dynamic, MixerSpec, Own, Support, Window
+from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
 from kernelbank.support import seen
 
 
@@ -62,13 +62,18 @@ def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | No
     spec.check_resolved()
     padded = padded_grid(spec.support, grid)
     return Geometry(
-        spec.support if isinstance(spec.bank, Dynamic) else All(),
+        spec.support if isinstance(spec.bank, Dynamic) and (padded or _hides(spec.support, grid)) else All(),
         grid if padded is None else padded,
         prefix,
         extent(spec, grid) if spec.position == "relative" else None,
         None if padded is None else grid,
         device,
     )
+
+
+def _hides(support: Support, grid: Grid) -> bool:
+    """Whether some position does not see some kernel: a window or neighbourhood that fills the grid is `all`."""
+    return not isinstance(support, All) and not (isinstance(support, (Window, Neighborhood)) and support.M >= max(grid))
 
 
 _KEPT: OrderedDict[Hashable, Tensor] = OrderedDict()

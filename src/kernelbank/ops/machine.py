@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from kernelbank.ops.linear import FORMS, Linear, onednn, plain
 
@@ -61,7 +62,8 @@ def _probe_once(device: str) -> int:
     """The number of threads, after a probe; a compiler calls it while it traces and keeps the number."""
     threads = torch.get_num_threads()
     if (device, threads) not in _probed:
-        _probed[device, threads] = found = probe(device)
+        with _disable_current_modes():  # what counts or records the caller's operations must not see ours
+            _probed[device, threads] = found = probe(device)
         if found.reason and device == "cpu":
             _log.info("static convs run as F.linear: %s", found.reason)
     return threads
@@ -84,7 +86,9 @@ def probe(device: str = "cpu") -> Machine:
 
 def fused_linear_works() -> bool:
     """Whether torch's private oneDNN linear exists here and computes what F.linear computes, GELU included."""
-    x, weight, bias = (torch.linspace(-1, 1, n).view(shape) for n, shape in ((32, (2, 16)), (128, (8, 16)), (8, (8,))))
+    x, weight, bias = (
+        torch.linspace(-1, 1, n, device="cpu").view(shape) for n, shape in ((32, (2, 16)), (128, (8, 16)), (8, (8,)))
+    )
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return all(
@@ -97,8 +101,10 @@ def fused_linear_works() -> bool:
 
 def _gains(forms: dict[str, Linear], rows: int) -> dict[str, float]:
     """F.linear's time over each form's: the least of ROUNDS turns, since other work only ever adds."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, 384), (1152, 384), (1152,)))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, device="cpu") for shape in ((rows, 384), (1152, 384), (1152,))
+    )
     least = dict.fromkeys(forms, float("inf"))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for _ in range(ROUNDS + 1):

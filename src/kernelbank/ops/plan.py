@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import cast
 
 import torch
@@ -83,9 +84,14 @@ def _attending(attend: kernel.Attend) -> Run:
     return _framed(lambda operand, source, p, s: kernel.two_step(operand, source, p, s, attend))
 
 
-def _vectorised(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
-    core = kernel.two_step if isinstance(s.spec.kernel, TwoStep) else kernel.one_step
-    return core(operand, source, p, s)
+def _by(module: ModuleType) -> Core:
+    """The two cores of a module, whichever the record's kernel needs."""
+
+    def core(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
+        steps: Core = module.two_step if isinstance(s.spec.kernel, TwoStep) else module.one_step
+        return steps(operand, source, p, s)
+
+    return core
 
 
 # In each slot the first path that fits is taken; the last ones serve whatever the others refuse.
@@ -101,9 +107,9 @@ PATHS: dict[str, Path] = {
     "pointwise": Path("mixer", _attending(pointwise.attend), Mixers.pointwise, Mixers.fits_pointwise),
     "shifts": Path("mixer", _framed(shifts.one_step), Mixers.shifts, Mixers.fits_shifts, Mixers.one_step_everywhere),
     "images": Path("mixer", _framed(images.one_step), Mixers.images, Mixers.fits_images),
-    "vectorised": Path("mixer", _framed(_vectorised), Mixers.vectorised, Mixers.fits_vectorised,
+    "vectorised": Path("mixer", _framed(_by(kernel)), Mixers.vectorised, Mixers.fits_vectorised,
                        Mixers.one_step_everywhere),
-    "conv": Path("mixer", _framed(conv.two_step), Mixers.conv, Mixers.never),
+    "conv": Path("mixer", _framed(_by(conv)), Mixers.conv, Mixers.never, Mixers.one_step_everywhere),
     "reference": Path("mixer", reference.mixer, Mixers.reference, Mixers.never),
     "mkldnn": Path("linear", FORMS["mkldnn"], Forms.mkldnn, Forms.fits_mkldnn),
     "conv1x1": Path("linear", FORMS["conv1x1"], Forms.any, Forms.fits_conv1x1),
@@ -234,7 +240,7 @@ def _call(x: Tensor, learns: bool) -> Call:
         x.device.type,
         x.dtype,
         learns and torch.is_grad_enabled(),
-        torch.is_autocast_enabled(x.device.type),
+        not x.is_meta and torch.is_autocast_enabled(x.device.type),
         torch.compiler.is_compiling(),
     )
 
