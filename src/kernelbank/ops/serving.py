@@ -137,8 +137,8 @@ class Mixers:
 
     @staticmethod
     def fits_windows_sdpa(s: Setting, call: Call, m: Machine) -> str | None:
-        """Regions without a table."""
-        return "regions are small images of their own, and softmax is fused" if s.geo.sides is None else None
+        """Always."""
+        return "regions are small images of their own, and softmax is fused"
 
     @staticmethod
     def sdpa(s: Setting, call: Call, m: Machine) -> str | None:
