@@ -1,14 +1,14 @@
-"""``kernelbank atlas``: the paper's table, one record in full, its figure, and the proofs."""
+"""``kernelbank atlas``: the paper's table, the registered models, one record in full, its figure, and the proofs."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich import box
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kernelbank.analysis.cost import Cost, model_cost
 from kernelbank.analysis.explain import describe, render
 from kernelbank.atlas import MODELS, ROWS
 from kernelbank.errors import UsageError, require
@@ -33,8 +34,8 @@ LAYOUTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print the paper's table with every known mixer, or one record in full: its cells, equation, picture,
-    parameters and cost."""
+    """Print the paper's table with every known mixer, the registered models, or one record in full: its cells,
+    equation, picture, parameters and cost."""
 
     record: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")] = ()
     """A row of the table and cells to change, such as: vit kernel=depthwise mix=mean"""
@@ -106,13 +107,10 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _show_table() -> None:
-    """A terminal keeps its width; a file or pipe gets the width that the table needs."""
     cells = {name: {"row": name, "": "", **MixerSpec.parse(name).text} for name in ROWS}
     tables = [_table(cells, layout) for layout in LAYOUTS]
-    widths = [Console(width=10_000, height=1).measure(table).maximum for table in tables]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(80, widths[0]))
+    console = _console_for(tables)
+    widths = (Console(width=10_000, height=1).measure(table).maximum for table in tables)
     console.print(next((t for t, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1]))
     console.print("kernelbank atlas ROW shows one in full, ROW field=value one with a cell changed", style="dim")
 
@@ -136,8 +134,6 @@ def _dash(text: str) -> str:
 
 
 def _show_models(as_json: bool) -> None:
-    from kernelbank.analysis.cost import model_cost  # noqa: PLC0415 - the other tables do not need it
-
     costs = {name: model_cost(name) for name in MODELS}
     if as_json:
         _print_json([
@@ -148,28 +144,21 @@ def _show_models(as_json: bool) -> None:
         ])  # fmt: skip
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in (
-        "model",
-        "mixer",
-        "params",
-        "MACs",
-        "of modules",
-        "multiplies",
-        "activations",
-        "weights",
-        "published",
-    ):
-        right = heading not in ("model", "mixer", "published")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for heading, justify, _ in MODEL_COLUMNS:
+        table.add_column(heading, justify=justify, overflow="fold")
     for name, cost in costs.items():
-        numbers = (f"{cost.macs / 1e9:.3f} G", f"{cost.macs_modules / 1e9:.3f} G", f"{cost.multiplies / 1e6:.2f} M",
-                   f"{cost.activations / 1e6:.2f} M", f"{cost.parameter_bytes() / 2**20:.1f} MiB")  # fmt: skip
-        table.add_row(Text(name, style="bold"), MODELS[name].mixer, f"{cost.params:,}", *numbers, _stated(name))
-    console = Console(highlight=False)
-    width = Console(width=10_000, height=1).measure(table).maximum
-    console = console if console.is_terminal else Console(highlight=False, width=max(80, width))
+        table.add_row(*(cell(name, cost) for _, _, cell in MODEL_COLUMNS))
+    console = _console_for([table])
     console.print(table)
     console.print("one image; weights in float32; multiplies are elementwise", style="dim")
+
+
+def _console_for(tables: list[Table]) -> Console:
+    """A terminal keeps its width; a file or pipe gets the width that the first of `tables` needs."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=max(80, Console(width=10_000, height=1).measure(tables[0]).maximum))
 
 
 def _stated(name: str) -> str:
@@ -178,6 +167,19 @@ def _stated(name: str) -> str:
     if figure is None:
         return "-"
     return f"{figure.model}: {figure.params} M, {figure.macs} G"
+
+
+MODEL_COLUMNS: tuple[tuple[str, Literal["left", "right"], Callable[[str, Cost], str | Text]], ...] = (
+    ("model", "left", lambda name, cost: Text(name, style="bold")),
+    ("mixer", "left", lambda name, cost: MODELS[name].mixer),
+    ("params", "right", lambda name, cost: f"{cost.params:,}"),
+    ("MACs", "right", lambda name, cost: f"{cost.macs / 1e9:.3f} G"),
+    ("of modules", "right", lambda name, cost: f"{cost.macs_modules / 1e9:.3f} G"),
+    ("multiplies", "right", lambda name, cost: f"{cost.multiplies / 1e6:.2f} M"),
+    ("activations", "right", lambda name, cost: f"{cost.activations / 1e6:.2f} M"),
+    ("weights", "right", lambda name, cost: f"{cost.parameter_bytes() / 2**20:.1f} MiB"),
+    ("published", "left", lambda name, cost: _stated(name)),
+)
 
 
 # ---- one record ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 from kernelbank.analysis.host import Host
-from kernelbank.atlas import MODELS, Skeleton
+from kernelbank.atlas import MODELS, Skeleton, Stage
 from kernelbank.inventory import Grid, inventory, reduced
 from kernelbank.spec import (
     STEPS,
@@ -164,13 +164,13 @@ def _kernel(host: Host) -> Iterator[Cost]:
 # ---- backbones -------------------------------------------------------------------------------------------
 
 
-def model_cost(name: str, mixer: str | None = None, mlp: str | None = None, num_classes: int = 1000) -> Cost:
-    """The cost of a registered model, other records in its place if given. Raises SpecError for an unknown name."""
+def model_cost(name: str) -> Cost:
+    """The cost of a registered model, 1000 classes. Raises SpecError for an unknown name."""
     if name not in MODELS:
         raise SpecError(f"unknown model {name!r}{suggest(name, MODELS)}; legal: {', '.join(MODELS)}")
     model = MODELS[name]
     size = (model.img_size, model.img_size)
-    return backbone_cost(model.skeleton, mixer or model.mixer, mlp or model.mlp, size, 3, num_classes)
+    return backbone_cost(model.skeleton, model.mixer, model.mlp, size, 3, 1000)
 
 
 def backbone_cost(
@@ -180,8 +180,6 @@ def backbone_cost(
 
     num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill.
     """
-    if any(side < 1 or side % skeleton.patch_size for side in img_size):
-        raise SpecError(f"img_size={img_size} is not legal; legal: multiples of the patch size {skeleton.patch_size}")
     parts = _backbone(skeleton, mixer, mlp, img_size=img_size, in_chans=in_chans, num_classes=num_classes)
     return sum(parts, Cost())
 
@@ -189,37 +187,29 @@ def backbone_cost(
 def _backbone(
     skeleton: Skeleton, mixer: str, mlp: str, *, img_size: tuple[int, int], in_chans: int, num_classes: int
 ) -> Iterator[Cost]:
-    patch, dims, prefix = skeleton.patch_size, skeleton.dims, skeleton.prefix
-    grid = (img_size[0] // patch, img_size[1] // patch)
-    yield _linear(math.prod(grid), in_chans * patch**2, dims[0], bias=True)
+    stages = skeleton.stages(img_size)
+    first, last = stages[0], stages[-1]
+    yield _linear(math.prod(first.grid), in_chans * skeleton.patch_size**2, first.dim, bias=True)
     if skeleton.hierarchical:
-        yield _layer_norm(math.prod(grid), dims[0])
-    yield Cost(params=prefix * dims[0])
+        yield _layer_norm(math.prod(first.grid), first.dim)
+    yield Cost(params=first.prefix * first.dim)
     if skeleton.pos_embed == "learn":
-        yield Cost(params=(prefix + math.prod(grid)) * dims[0])
-    mixers, mlps = read_stages(mixer, len(dims)), read_mlps(mlp, len(dims))
-    for index, (dim, num_heads) in enumerate(zip(dims, skeleton.num_heads, strict=True)):
-        if index:
-            grid = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
-            yield _layer_norm(math.prod(grid), 4 * dims[index - 1])
-            yield _linear(math.prod(grid), 4 * dims[index - 1], dim, bias=False)
-        stage = _Stage(dim, num_heads, grid, prefix)
-        for block in range(skeleton.depths[index]):
-            yield from _block(mixers[index], mlps[index], block, stage)
-    yield _layer_norm(prefix + math.prod(grid), dims[-1])
+        yield Cost(params=(first.prefix + math.prod(first.grid)) * first.dim)
+    records = zip(read_stages(mixer, len(stages)), read_mlps(mlp, len(stages)), strict=True)
+    merged = None
+    for stage, (mixer_spec, mlp_spec) in zip(stages, records, strict=True):
+        if merged is not None:
+            yield _layer_norm(math.prod(stage.grid), 4 * merged)
+            yield _linear(math.prod(stage.grid), 4 * merged, stage.dim, bias=False)
+        merged = stage.dim
+        for block in range(stage.depth):
+            yield from _block(mixer_spec, mlp_spec, block, stage)
+    yield _layer_norm(last.prefix + math.prod(last.grid), last.dim)
     if num_classes:
-        yield _linear(1, dims[-1], num_classes, bias=True)
+        yield _linear(1, last.dim, num_classes, bias=True)
 
 
-@dataclass(frozen=True)
-class _Stage:
-    dim: int
-    num_heads: int
-    grid: Grid
-    prefix: int
-
-
-def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: _Stage) -> Iterator[Cost]:
+def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: Stage) -> Iterator[Cost]:
     """A block: a mixer in frame bn_relu has no norm before it, and BatchNorm before the MLP."""
     normed = mixer.frame == "bn_relu"
     positions = stage.prefix + math.prod(stage.grid)

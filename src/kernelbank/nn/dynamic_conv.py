@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
-from kernelbank.axes import COUNT, TEMPERATURE
+from kernelbank.axes import COUNT
 from kernelbank.inventory import Tensor as Entry
 from kernelbank.inventory import groups, inventory
-from kernelbank.nn.mixer import initialise_tensor
+from kernelbank.nn.mixer import Tempered, initialise_tensor
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.kernel import Pair, conv_images
 from kernelbank.ops.mix import generated_kernel, learned_kernel
@@ -56,7 +56,7 @@ PADDINGS: dict[Callable[..., object], Callable[[nn.Conv2d], Sides]] = {
 anything with its weight (standardise it, shift it), so it is refused."""
 
 
-class DynamicConv2d(nn.Module):
+class DynamicConv2d(Tempered):
     """y_b = conv2d(x_b; W_b) + b_b, a kernel of its own for every image x_b of (B, C_in, H, W).
 
     ``static(K)`` with ``predict``: W_b = sum_k pi_bk W_k and b_b = sum_k pi_bk b_k, pi_b = softmax(z_b / tau) or
@@ -103,7 +103,6 @@ class DynamicConv2d(nn.Module):
         if padding_mode not in PAD_MODES:
             raise SpecError(f"padding_mode={padding_mode!r} is not legal; legal: {', '.join(PAD_MODES)}")
         self.padding_mode = padding_mode
-        self.temperature = None
         shapes = {entry.name: entry.shape for entry in self.entries}
         for name in ("weight", "bias"):
             held = torch.empty(shapes[name], device=device, dtype=dtype) if name in shapes else None
@@ -182,17 +181,6 @@ class DynamicConv2d(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Parameters by their inventory name, as the modules hold them now."""
         return {entry.name: attrgetter(entry.name)(self) for entry in self.entries}
-
-    @property
-    def temperature(self) -> float | None:
-        """Replaces the tau of a predict record in training. Raises SpecError unless None or finite and > 0."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float | None) -> None:
-        if value is not None and not TEMPERATURE.accepts(value):
-            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
-        self._temperature = value
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) -> (B, C_out, H', W'), channels-last if x is. Raises SpecError for another shape."""

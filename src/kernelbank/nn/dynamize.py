@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from kernelbank.errors import InputError
 from kernelbank.nn.dynamic_conv import DynamicConv2d, read_start, record_for
 from kernelbank.spec import MixerSpec, SpecError
-from kernelbank.text import suggest
+from kernelbank.text import columns, suggest
 
 CONVOLUTIONS = (_ConvNd, DynamicConv2d, CondConv2d)
 """What is listed as a convolution."""
@@ -49,9 +49,8 @@ class Report:
     def __str__(self) -> str:
         cells = [("convolution", "was", "became")]
         cells += [(line.name, line.was, str(line.record or f"- {line.reason}")) for line in self.lines]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
-        rows = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in cells]
-        return "\n".join([*rows, f"{len(self.turned)} of {len(self.lines)} convolutions turned with {self.text!r}"])
+        said = f"{len(self.turned)} of {len(self.lines)} convolutions turned with {self.text!r}"
+        return "\n".join([columns(cells), said])
 
 
 def dynamize(
