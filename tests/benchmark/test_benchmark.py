@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernelbank.benchmark.subjects import Runner, Site, read
+from kernelbank.benchmark.subjects import Runner, Site, check, read
 from kernelbank.benchmark.timing import Distribution, exponent, interleave, ratios, verdict
 from kernelbank.cli import main
 from kernelbank.errors import InputError
@@ -62,10 +62,8 @@ def test_a_model_with_another_record_and_a_stock_model_accelerated() -> None:
     for text in ("vit_tiny_patch16_224 : dwsa", "accelerate vit_tiny_patch16_224", "vit_kb_tiny_patch16_224 : dwsa"):
         runner = Runner(read(text), site)
         assert runner.step().shape == (1, 1000) and runner.macs() > 1e6
-    assert any(
-        type(m).__name__ == "AcceleratedLinear"
-        for m in Runner(read("accelerate vit_tiny_patch16_224"), site).module.modules()
-    )
+    taken = Runner(read("accelerate vit_tiny_patch16_224"), site).module
+    assert any(type(m).__name__ == "AcceleratedLinear" for m in taken.modules())
 
 
 def test_explain_prints_the_plan_and_every_verdict(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,8 +104,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_forced_path_that_cannot_serve_names_those_that_can() -> None:
-    from kernelbank.benchmark.subjects import check
-
     with pytest.raises(InputError, match=r"paths that can: .*vectorised"):
         check(read("dwsa @sdpa"), Site(1, 2, 8, 2))
     with torch.no_grad():

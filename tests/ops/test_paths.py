@@ -91,6 +91,7 @@ def test_random_records_in_float64() -> None:
 def test_a_path_over_records_that_it_serves(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few records meet the special paths by chance: draw until SERVED have. Small chunks, so that there are several."""
     monkeypatch.setattr(pointwise, "CHUNK", 40)
+    monkeypatch.setattr(pointwise, "SMALL", 20)
     found = 0
     for seed in range(1_000_000, 1_060_000):
         choose = random.Random(seed).choice
@@ -103,6 +104,21 @@ def test_a_path_over_records_that_it_serves(path: str, monkeypatch: pytest.Monke
         if found == SERVED:
             return
     raise AssertionError(f"{path}: only {found} records")
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 2000])
+def test_a_table_read_in_strips(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table too large for its matrix is read row by row of the grid, whatever rows a chunk holds."""
+    monkeypatch.setattr(pointwise, "CHUNK", chunk)
+    monkeypatch.setattr(pointwise, "LARGEST", 1)
+    mixer = build(MixerSpec.parse("vit_relpos activation=log_count,scale(0.5),gelu,count"), Host(8, 2, (4, 5), 0, 2))
+    x = draw(mixer.eval(), 2)[0]
+    with torch.no_grad():
+        made = {}
+        for path in ("reference", "pointwise"):
+            with use_path(path):
+                made[path] = mixer(x)
+    assert float((made["pointwise"] - made["reference"]).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -22,11 +22,13 @@ def project(bank: TwoStepBank, p: Params, s: Setting) -> TwoStepBank:
 
 
 def average(values_BnX: Tensor, s: Setting) -> Tensor:
-    """The mean of values over V_i: (B, 1, X) where every position sees all of them, else (B, T, X)."""
+    """The mean of values over V_i, in float32 or wider: (B, 1, X) where every position sees all of them, else
+    (B, T, X)."""
+    if isinstance(s.geo.support, All) and s.mask is None:
+        return values_BnX.mean(1, keepdim=True, dtype=wide(values_BnX.dtype))
+    values_BnX = values_BnX.to(wide(values_BnX.dtype))
     if isinstance(s.spec.support, Own):
         return values_BnX
-    if isinstance(s.geo.support, All) and s.mask is None:
-        return values_BnX.mean(1, keepdim=True)
     if s.mask is None:
         return _mean_by_axes(values_BnX, s)
     seen = s.mask[:, 0] if s.visible is None else s.visible[:, 0]
@@ -54,12 +56,12 @@ def generated_kernel(source_BTC: Tensor, p: Params, s: Setting) -> tuple[Tensor,
     with full_precision(source_BTC):
         features = pool_cells(source_BTC.to(p["key.weight"].dtype), s.spec.bank.stride, s.geo)
         if isinstance(s.spec.mix, Pool):
-            pooled = average(features.to(wide(features.dtype)), s).to(features.dtype)
+            pooled = average(features, s).to(features.dtype)
             taps, _ = generate_taps(pooled, p, s)
             kernel = taps
         else:
             taps, _ = generate_taps(features, p, s)
-            kernel = average(taps.to(wide(taps.dtype)), s)
+            kernel = average(taps, s)
         shape = (s.shared, s.spec.size**2)
         return kernel.unflatten(-1, shape), taps.unflatten(-1, shape)
 

@@ -54,4 +54,4 @@ class Path:
 
 def first(*reasons: str | None) -> str | None:
     """The first reason there is."""
-    return next((reason for reason in reasons if reason), None)
+    return next((reason for reason in reasons if reason is not None), None)

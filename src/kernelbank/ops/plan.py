@@ -168,7 +168,7 @@ def linear_form(call: Call, machine: Machine, forced: Mapping[Slot, str]) -> Cho
             raise PathError(f"path {name!r} cannot serve {call}: {refused[name]}; paths that can: {', '.join(able)}")
         return Choice(name, "forced")
     reasons = {name: cast(FormFit, forms[name].fits)(None, call, machine) for name in able}
-    return next(Choice(name, reason) for name, reason in reasons.items() if reason)
+    return next(Choice(name, reason) for name, reason in reasons.items() if reason is not None)
 
 
 def _choose(slot: Slot, s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str]) -> Choice | None:
@@ -179,10 +179,10 @@ def _choose(slot: Slot, s: Setting, call: Call, machine: Machine, forced: Mappin
     for name, path in PATHS.items():
         if path.slot != slot or (slot == "mixer" and "position" in forced and not path.spreads(s)):
             continue
-        if path.refuses(s, call, machine) is None and (reason := path.fits(s, call, machine)):
+        if path.refuses(s, call, machine) is None and (reason := path.fits(s, call, machine)) is not None:
             return Choice(name, reason)
     if slot == "mixer":  # a forced positional operator, where no path that uses it would be taken by itself
-        able = (n for n, p in PATHS.items() if p.slot == slot and p.spreads(s) and not p.refuses(s, call, machine))
+        able = (n for n, p in PATHS.items() if p.slot == slot and p.spreads(s) and p.refuses(s, call, machine) is None)
         return next((Choice(name, "it has the forced positional operator") for name in able), None)
     return None
 

@@ -15,13 +15,17 @@ from torch.autograd.function import once_differentiable
 
 from kernelbank.ops.associated import Affine, affine
 from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.expansion import LARGEST, expanded
 from kernelbank.ops.kernel import logits
 from kernelbank.ops.linear import onednn
 from kernelbank.ops.setting import Params, Setting
+from kernelbank.ops.toeplitz import strips
 from kernelbank.pipeline import Pipeline
 
-CHUNK = 2**18
-"""Scores in a chunk: 1 MiB in float32, the second-level cache of a core."""
+CHUNK = 2**20
+"""The most scores in a chunk, 4 MiB in float32: few enough for a shared cache, enough to be worth the threads."""
+SMALL = 2**18
+"""Scores up to which whole images share a chunk."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,56 @@ def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None
 def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
     """gain * f(scale q k^T + p) v. The scales go into q and v, which are small."""
     (B, h, T, _), n = q.shape, bank.key.shape[2]
-    steps, added = pointwise(s.spec.activation, n, T), logits(bank, p, s)
+    steps = pointwise(s.spec.activation, n, T)
     assert steps is not None
-    if added is not None and steps.before.gain != 1:
-        added = added * steps.before.gain
-    if steps.before.shift:
-        added = q.new_full((1, 1, 1), steps.before.shift) if added is None else added + steps.before.shift
-    if added is not None:
-        added = added.expand(h, T, n)
     q = q * (bank.scale * steps.before.gain)
-    key, value = bank.key.expand(B, -1, -1, -1), bank.value.expand(B, -1, -1, -1)
-    value = (value * steps.gain).to(q.dtype)
-    key, added = key.to(q.dtype), None if added is None else added.to(q.dtype)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, key, value, added)):
+    key, value = (side.expand(B, -1, -1, -1).to(q.dtype) for side in (bank.key, bank.value))
+    value = value * steps.gain
+    f, grad = NON_LINEARITIES[steps.name], torch.is_grad_enabled()
+    if s.geo.sides is not None and _too_large(h * T * n, q) and not s.geo.prefix and not grad:
+        table = p["table.weight"]
+        made = expanded((table,), ("strips", s.geo.grid), lambda: strips(table, s.geo.grid))
+        return _forward(q, key, value, _from_strips(made, steps.before, s.geo.grid), f, None, s.linear is onednn)
+    added = _added(logits(bank, p, s), steps.before, (h, T, n), q)
+    if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
         return _Weighted.apply(q, key, value, added, steps.name)
-    return _forward(q, key, value, added, NON_LINEARITIES[steps.name], None, s)
+    return _forward(q, key, value, _from_matrix(added), f, None, s.linear is onednn)
+
+
+Add = Callable[[Tensor, slice, slice], object]
+"""(scores (images, heads, rows, n) of some heads and rows) -> the scores with what is added, in place."""
+
+
+def _too_large(scores: int, like: Tensor) -> bool:
+    return scores * like.element_size() > LARGEST
+
+
+def _added(logits: Tensor | None, before: Affine, shape: tuple[int, int, int], like: Tensor) -> Tensor | None:
+    """What is added to the scaled scores, (h, T, n)."""
+    if logits is not None and before.gain != 1:
+        logits = logits * before.gain
+    if before.shift:
+        logits = like.new_full((1, 1, 1), before.shift) if logits is None else logits + before.shift
+    return None if logits is None else logits.expand(shape).to(like.dtype)
+
+
+def _from_matrix(added: Tensor | None) -> Add | None:
+    return None if added is None else lambda scores, heads, rows: scores.add_(added[heads, rows])
+
+
+def _from_strips(made: Tensor, before: Affine, grid: tuple[int, int]) -> Add:
+    """The relative position of a grid row at a time, read from `toeplitz.strips`."""
+    H, W = grid
+
+    def add(scores: Tensor, heads: slice, rows: slice) -> None:
+        for y in range(rows.start // W, (rows.stop - 1) // W + 1):
+            first, last = max(rows.start, y * W), min(rows.stop, (y + 1) * W)
+            block = made[heads, first - y * W : last - y * W, (H - 1 - y) * W : (2 * H - 1 - y) * W]
+            scores[:, :, first - rows.start : last - rows.start].add_(block, alpha=before.gain)
+        if before.shift:
+            scores.add_(before.shift)
+
+    return add
 
 
 class _Weighted(torch.autograd.Function):
@@ -95,7 +134,7 @@ class _Weighted(torch.autograd.Function):
         kept = q.new_empty(B * h, T, n)
         ctx.name, ctx.added = name, added is not None
         ctx.save_for_backward(q, key, value, kept)
-        return _forward(q, key, value, added, NON_LINEARITIES[name], kept, None)
+        return _forward(q, key, value, _from_matrix(added), NON_LINEARITIES[name], kept, False)
 
     @staticmethod
     @once_differentiable
@@ -111,9 +150,7 @@ class _Weighted(torch.autograd.Function):
             a = at if f.keeps_output else f.apply(at.clone())
             d_value[pairs].baddbmm_(a.mT, g[pairs, rows])
             d_s = f.derivative(d_a, at)
-            torch.bmm(d_s, key[pairs], out=d_q[pairs, rows]) if rows == slice(0, T) else d_q[pairs, rows].copy_(
-                torch.bmm(d_s, key[pairs])
-            )
+            d_q[pairs, rows] = torch.bmm(d_s, key[pairs])
             d_key[pairs].baddbmm_(d_s.mT, q[pairs, rows])
             if d_added is not None:
                 for head, part in _by_image(pairs, h, d_s):
@@ -123,31 +160,22 @@ class _Weighted(torch.autograd.Function):
 
 
 def _forward(
-    q: Tensor,
-    key: Tensor,
-    value: Tensor,
-    added: Tensor | None,
-    f: NonLinearity,
-    kept: Tensor | None,
-    s: Setting | None,
+    q: Tensor, key: Tensor, value: Tensor, add: Add | None, f: NonLinearity, kept: Tensor | None, by_onednn: bool
 ) -> Tensor:
     """The output (B, h, T, d); `kept` (B h, T, n) is filled for the backward pass if it is given."""
     (B, h, T, _), n = q.shape, key.shape[2]
     q, key, value = (t.flatten(0, 1) for t in (q, key, value))
     o = q.new_empty(B, h, T, value.shape[2])
-    flat = o.flatten(0, 1)
-    buffer = q.new_empty(0) if kept is None else kept
+    flat, room = o.flatten(0, 1), q.new_empty(0)
     for pairs, rows in chunks(B, h, T, n):
         queries = q[pairs, rows]
-        if kept is None and s is not None and s.linear is onednn and len(queries) == 1:
+        if by_onednn and len(queries) == 1:
             scores = onednn(queries[0], key[pairs.start], None)[None]
         else:
-            size = (len(queries), queries.shape[1], n)
-            room = buffer.resize_(size) if kept is None else torch.empty(size, dtype=q.dtype, device=q.device)
-            scores = torch.bmm(queries, key[pairs].mT, out=room)
-        if added is not None:
-            for head, part in _by_image(pairs, h, scores):
-                part.add_(added[head, rows])
+            scores = torch.bmm(queries, key[pairs].mT, out=room.resize_(len(queries), queries.shape[1], n))
+        if add is not None:
+            for heads, part in _by_image(pairs, h, scores):
+                add(part, heads, rows)
         if kept is not None and not f.keeps_output:
             kept[pairs, rows] = scores
         a = f.apply(scores)
@@ -158,13 +186,13 @@ def _forward(
 
 
 def chunks(B: int, h: int, T: int, n: int) -> Iterator[tuple[slice, slice]]:
-    """(pairs of image and head, queries) of at most about CHUNK scores: whole images, then heads, then rows."""
-    together = max(1, CHUNK // max(T * n, 1))
-    if together >= h:
-        step = together // h * h
+    """(pairs of image and head, queries): several small images, one image, some heads of it, or rows of one head."""
+    a_head = max(T * n, 1)
+    if h * a_head <= CHUNK:
+        step = h * max(1, SMALL // (h * a_head))
     else:
-        step = max(size for size in range(1, together + 1) if h % size == 0)
-    rows = T if together > 1 else max(1, min(T, CHUNK // n))
+        step = max((size for size in range(1, h + 1) if h % size == 0 and size * a_head <= CHUNK), default=1)
+    rows = T if step * a_head <= CHUNK or step > 1 else max(1, CHUNK // n)
     for start in range(0, B * h, step):
         for row in range(0, T, rows):
             yield slice(start, min(start + step, B * h)), slice(row, min(row + rows, T))

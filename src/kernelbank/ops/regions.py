@@ -79,6 +79,13 @@ class _Reordered(torch.autograd.Function):
         return _Reordered.apply(grads[0], inverse, order), None, None
 
 
+def _reorder(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """`rows[order]`; a compiler derives the gradient itself."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and rows.requires_grad):
+        return rows.index_select(0, order)
+    return _Reordered.apply(rows, order, inverse)
+
+
 class Order:
     """Tokens (B, T, X) into region order, (1, B T, X), and back."""
 
@@ -89,11 +96,11 @@ class Order:
 
     def there(self, x_BTX: Tensor) -> Tensor:
         """Into region order."""
-        return _Reordered.apply(x_BTX.flatten(0, 1), self.order, self.places)[None]
+        return _reorder(x_BTX.flatten(0, 1), self.order, self.places)[None]
 
     def back(self, x_1MX: Tensor) -> Tensor:
         """Out of it."""
-        rows = _Reordered.apply(x_1MX[0], self.places, self.order)
+        rows = _reorder(x_1MX[0], self.places, self.order)
         return rows.unflatten(0, (self.batch, self.geo.tokens))
 
     def parts(self, x_MX: Tensor) -> tuple[list[Tensor], Tensor]:

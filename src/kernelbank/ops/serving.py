@@ -99,7 +99,7 @@ class Mixers:
     @staticmethod
     def bottleneck(s: Setting, call: Call, m: Machine) -> str | None:
         """Dynamic banks and several heads."""
-        if reason := _two_step(s):
+        if (reason := _two_step(s)) is not None:
             return reason
         if not isinstance(s.spec.bank, Static):
             return f"its kernels are parameters, not bank={s.spec.bank}"
@@ -137,8 +137,8 @@ class Mixers:
 
     @staticmethod
     def fits_windows_sdpa(s: Setting, call: Call, m: Machine) -> str | None:
-        """Regions without a table."""
-        return "regions are small images of their own, and softmax is fused" if s.geo.sides is None else None
+        """Always."""
+        return "regions are small images of their own, and softmax is fused"
 
     @staticmethod
     def sdpa(s: Setting, call: Call, m: Machine) -> str | None:
@@ -153,7 +153,7 @@ class Mixers:
     @staticmethod
     def associated(s: Setting, call: Call, m: Machine) -> str | None:
         """Activations that are not affine, hidden kernels."""
-        if reason := first(_two_step(s), _everywhere(s), _no_dropout(s)):
+        if (reason := first(_two_step(s), _everywhere(s), _no_dropout(s))) is not None:
             return reason
         if affine(s.spec.activation, 1, 1) is None:
             return "the activation is not affine, so the products keep their order"
@@ -168,7 +168,7 @@ class Mixers:
     @staticmethod
     def moments(s: Setting, call: Call, m: Machine) -> str | None:
         """Other activations, hidden kernels, half precision, compilers."""
-        if reason := first(_two_step(s), _everywhere(s), _no_dropout(s)):
+        if (reason := first(_two_step(s), _everywhere(s), _no_dropout(s))) is not None:
             return reason
         steps = moments(s.spec.activation, 2, 2)
         if steps is None:
@@ -190,7 +190,7 @@ class Mixers:
     @staticmethod
     def pointwise(s: Setting, call: Call, m: Machine) -> str | None:
         """Other activations, hidden kernels, dropout."""
-        if reason := first(_two_step(s), _everywhere(s), _no_dropout(s)):
+        if (reason := first(_two_step(s), _everywhere(s), _no_dropout(s))) is not None:
             return reason
         if pointwise(s.spec.activation, 2, 2) is None:
             return "the activation is not one non-linearity between affine steps"
@@ -204,7 +204,7 @@ class Mixers:
     @staticmethod
     def shifts(s: Setting, call: Call, m: Machine) -> str | None:
         """One kernel for all positions, size 1."""
-        if reason := _one_step(s):
+        if (reason := _one_step(s)) is not None:
             return reason
         if not isinstance(s.spec.bank, Dynamic) or s.spec.size == 1:
             return "it runs generated kernels larger than 1"
@@ -230,7 +230,7 @@ class Mixers:
 
 
 def _softmax(s: Setting) -> str | None:
-    if reason := _two_step(s):
+    if (reason := _two_step(s)) is not None:
         return reason
     return "the activation is not softmax over kernels" if temperature(s.spec.activation) is None else None
 
@@ -294,7 +294,7 @@ class Positions:
         """Records whose table does not enter linearly, and hidden kernels."""
         if s.geo.sides is None:
             return "the record has no relative position"
-        if reason := _everywhere(s):
+        if (reason := _everywhere(s)) is not None:
             return reason
         if isinstance(s.spec.kernel, TwoStep):
             return None if affine(s.spec.activation, 2, 2) or moments(s.spec.activation, 2, 2) else (

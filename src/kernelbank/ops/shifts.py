@@ -22,13 +22,22 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     kernel = kernel.to(operand_BTC.dtype)
     x = to_grid(operand_BTC, s.geo).unflatten(1, (s.shared, -1))  # (B, R, C/R, H, W)
     w = kernel[:, P:].permute(0, 2, 3, 1).unflatten(3, (H, W))  # (B, R, t, H, W)
-    y = _Shifted.apply(x, w.contiguous(), size)
+    y = _functional(x, w, size) if torch.compiler.is_compiling() else _Shifted.apply(x, w.contiguous(), size)
     centre = kernel[:, :P, :, size * size // 2, None]
     prefix = (operand_BTC[:, :P].unflatten(2, (s.shared, -1)) * centre).flatten(2)
     o = from_grid(prefix, y.flatten(1, 2))
     o = o + p["bias"] if "bias" in p else o
     position = positional_term(taps, p, s)
     return (o if position is None else o + position).to(operand_BTC.dtype)
+
+
+def _functional(x: Tensor, w: Tensor, size: int) -> Tensor:
+    """As `_Shifted`, for a compiler that derives and fuses by itself."""
+    parts = _parts(F.pad(x, (size // 2,) * 4), size, x.shape[3:])
+    o = torch.zeros_like(x)
+    for t, part in parts:
+        o = o + part * w[:, :, t, None]
+    return o
 
 
 class _Shifted(torch.autograd.Function):

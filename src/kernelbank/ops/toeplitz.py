@@ -73,6 +73,13 @@ def _fourier_spectrum(table: Tensor, grid: Grid) -> Tensor:
     return torch.fft.rfft2(padded.roll((1 - H, 1 - W), (1, 2)))
 
 
+def strips(table: Tensor, grid: Grid) -> Tensor:
+    """(h, W, (2H-1) W): every W x W block of the N x N matrix once. The rows of the matrix at grid row iy are the view
+    [:, :, (H-1-iy) W : (2H-1-iy) W], so the matrix can be read without being made."""
+    rows = _centre(table, grid).flip(1, 2).unfold(2, grid[1], 1).flip(2)  # (h, 2H-1, W, W): [H-1-dy, ix, jx]
+    return rows.permute(0, 2, 1, 3).flatten(2).contiguous()
+
+
 def row_moments(table: Tensor, prefix: Tensor | None, grid: Grid, count: int) -> tuple[Tensor, Tensor]:
     """(sum_j p_ij^2, sum_j (p_ij - mean_j p_ij)^2), each (h, T), without the matrix: sums over the H x W part of the
     table that a position sees, from its integral image in float64. `prefix` (h, 3) are the entries of `count` prefix
