@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import kernelbank.models  # noqa: F401
 from kernelbank import SpecError, replace_mixers
@@ -230,7 +231,7 @@ def normed() -> nn.Module:
 
 def pruned() -> nn.Module:
     model = vit()
-    torch.nn.utils.prune.l1_unstructured(model.blocks[0].attn.proj, "weight", 0.5)
+    prune.l1_unstructured(model.blocks[0].attn.proj, "weight", 0.5)
     return model
 
 
