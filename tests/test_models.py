@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from kernelbank import SpecError, models, replace_mixers
-from kernelbank.atlas import MODELS
+from kernelbank.atlas import MODELS, ROWS
 from kernelbank.nn.block import Block
 
 SMALL = [name for name in MODELS if "test" in name]
@@ -134,13 +134,17 @@ def test_the_meta_device_holds_and_then_becomes_the_model(name: str) -> None:
     model.to_empty(device="cpu")
     torch.manual_seed(0)
     model.init_weights(needs_reset=True)
-    for module in model.modules():
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
     there = make(name).eval()
     model.load_state_dict(there.state_dict())
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(model.eval()(x), there(x))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_shapes_and_operations_are_counted_on_the_meta_device(row: str) -> None:
+    with torch.device("meta"):
+        model = make("swin_kb_test_patch4_window7_64", mixer=row, embed_dim=32, num_heads=(2, 4, 8, 16)).eval()
+    assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 1000)
 
 
 @pytest.mark.parametrize(("name", "mixer"), [
@@ -245,6 +249,9 @@ BAD = {
     "heads": (lambda: make("swin_kb_test_patch4_window7_64", num_heads=(1, 2)), "legal: one for each stage"),
     "resize": (lambda: make("vit_kb_test_patch16_64").set_input_size((60, 64)), r"img_size=\(60, 64\) is not legal"),
     "resize stages": (lambda: make("dwnet_test").set_input_size((66, 64)), r"img_size=\(66, 64\) is not legal"),
+    "init": (lambda: make("vit_kb_test_patch16_64", weight_init="jax"), "weight_init='jax' is not legal"),
+    "fix_init": (lambda: make("vit_kb_test_patch16_64", fix_init=True), "fix_init=True is not legal"),
+    "a record that is no text": (lambda: make("vit_kb_test_patch16_64", mixer=5), "5 is not a record's text"),
     "windows of three stages": (lambda: make("dwnet_test", window_size=(7, 7, 7)), r"window_size=\(7, 7, 7\) is not"),
     "image of three sides": (lambda: make("vit_kb_test_patch16_64", img_size=(32, 32, 3)), r"img_size=\(32, 32, 3\)"),
     "patch": (lambda: make("vit_kb_test_patch16_64", patch_size=0), r"patch_size=\(0, 0\) is not legal"),

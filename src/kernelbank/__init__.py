@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernelbank.convert.from_timm import from_timm
     from kernelbank.convert.saved import load
+    from kernelbank.nn.accelerate import accelerate
     from kernelbank.nn.dynamize import dynamize
     from kernelbank.nn.mixer import Mixer
     from kernelbank.nn.replace import replace_mixers
-    from kernelbank.ops.plan import PathError, mix, use_path
+    from kernelbank.ops.path import PathError
+    from kernelbank.ops.plan import mix, use_path
     from kernelbank.spec import MixerSpec, SpecError
 
 __version__ = "0.1.0"
@@ -18,6 +20,7 @@ __all__ = [
     "MixerSpec",
     "PathError",
     "SpecError",
+    "accelerate",
     "dynamize",
     "from_timm",
     "load",
@@ -29,8 +32,9 @@ __all__ = [
 _HOMES = {
     "Mixer": "kernelbank.nn.mixer",
     "MixerSpec": "kernelbank.spec",
-    "PathError": "kernelbank.ops.plan",
+    "PathError": "kernelbank.ops.path",
     "SpecError": "kernelbank.spec",
+    "accelerate": "kernelbank.nn.accelerate",
     "dynamize": "kernelbank.nn.dynamize",
     "from_timm": "kernelbank.convert.from_timm",
     "load": "kernelbank.convert.saved",

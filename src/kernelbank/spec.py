@@ -202,9 +202,12 @@ def read_mlps(text: str, count: int) -> tuple[MixerSpec | None, ...]:
 
 
 def _stage_texts(text: str, count: int) -> list[str]:
+    if not isinstance(text, str):
+        raise SpecError(f"{text!r} is not a record's text; legal: text, such as 'vit activation=relu,count'")
     parts = text.split("|")
     if len(parts) not in (1, count):
-        raise SpecError(f"{text!r} has {len(parts)} records for {count} stages; legal: 1 or {count}")
+        legal = "1" if count == 1 else f"1 or {count}"
+        raise SpecError(f"{text!r} has {len(parts)} records for {count} stages; legal: {legal}")
     return parts * (count if len(parts) == 1 else 1)
 
 

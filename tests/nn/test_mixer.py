@@ -135,7 +135,7 @@ def test_timm_condconv_agrees(row: str, groups: int) -> None:
 def test_the_class_token_shares_timms_order_of_prefix_entries() -> None:
     """BEiT: three entries after the offsets, class to grid, grid to class, class to class."""
     theirs = gen_relative_position_index((3, 4), class_token=True)
-    assert torch.equal(Mixer("vit_relpos", 8, 2, (3, 4), prefix=1).offsets, theirs)
+    assert torch.equal(Mixer("vit_relpos", 8, 2, (3, 4), prefix=1).geometry.offsets, theirs)
 
 
 # ---- state and construction ------------------------------------------------------------------------------
@@ -176,7 +176,6 @@ def test_every_parameter_has_a_gradient(row: str) -> None:
 
 def test_meta_construction_then_materialise() -> None:
     mixer = Mixer("swin support=window(2, shift=1)", 8, 2, (3, 3), device="meta").to_empty(device="cpu")
-    mixer.init_non_persistent_buffers()
     mixer.reset_parameters()
     assert mixer(torch.randn(1, 9, 8)).isfinite().all()
 
@@ -220,12 +219,36 @@ def test_a_batch_of_none_and_an_input_that_is_not_contiguous(row: str) -> None:
     assert torch.allclose(mixer(x), mixer(x.contiguous()), atol=1e-6)
 
 
-@pytest.mark.parametrize("row", ["vit", "swin", "dwsa", "dconv", "iddwconv", "external_attention", "swin3"])
+@pytest.mark.parametrize("row", ROWS)
 def test_rows_compile_whole(row: str) -> None:
+    """The default path of every row in inference."""
+    torch.compiler.reset()
+    mixer, x = Mixer(MixerSpec.parse(row).at_block(1), 32, 4, (3, 4)).eval(), torch.randn(2, 12, 32)
+    with torch.no_grad():
+        compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(compiled(x), mixer(x), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_compile_whole_with_their_gradients(row: str) -> None:
+    torch.compiler.reset()
     mixer = Mixer(MixerSpec.parse(row).at_block(1), 32, 4, (3, 4), prefix=1).eval()
-    x = torch.randn(2, 13, 32)
+    x = torch.randn(2, 13, 32, requires_grad=True)
     compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(x), mixer(x), atol=1e-6)
+    (ours,) = torch.autograd.grad(compiled(x).square().sum(), x)
+    (theirs,) = torch.autograd.grad(mixer(x).square().sum(), x)
+    assert torch.allclose(compiled(x), mixer(x), atol=1e-6) and torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["vit", "dwsa", "relu_attention", "layernorm_attention", "swin", "ffn", "iddwconv"])
+def test_rows_compile_with_inductor(row: str) -> None:
+    torch.compiler.reset()
+    mixer = Mixer(MixerSpec.parse(row).at_block(1), 32, 4, (6, 4)).eval()
+    x = torch.randn(2, 24, 32)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(mixer, fullgraph=True)(x), mixer(x), atol=1e-5)
 
 
 def test_timm_tensors_that_do_not_fit_are_reported_not_scrambled() -> None:

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import kernelbank.models  # noqa: F401
 from kernelbank import SpecError, replace_mixers
@@ -130,6 +131,26 @@ def test_a_shift_alternates_through_repeated_changes(stock: object) -> None:
         assert [mixer.spec.support.shift for mixer in mixers] == [0, 1] * (len(mixers) // 2)
 
 
+def test_a_projection_without_bias_gets_one_of_zeros_and_dtypes_stay() -> None:
+    model = vit(proj_bias=False, qk_norm=True)
+    model.blocks[0].attn.qkv.float()
+    replace_mixers(model, "activation=relu,count")
+    attn = model.blocks[0].attn
+    assert ("blocks.0.attn.out.bias", "initialised", "zeros") in [
+        (line.name, line.verdict, line.how) for line in model.replaced.lines
+    ]
+    assert (attn.out.bias == 0).all()
+    assert (attn.q.weight.dtype, attn.q_norm.weight.dtype) == (torch.float32, torch.float64)
+
+
+def test_a_dynamic_swin_pads_as_timm_on_every_image() -> None:
+    model = swin(img_size=64, dynamic_img_size=True)
+    x = images(model, (72, 84))
+    before = model(x)
+    replace_mixers(model, "bias=True")
+    assert torch.allclose(model(x), before, atol=1e-9)
+
+
 def test_partly_frozen_stays_partly_frozen() -> None:
     model = vit()
     for block in model.blocks:
@@ -208,6 +229,30 @@ def normed() -> nn.Module:
     return model
 
 
+def pruned() -> nn.Module:
+    model = vit()
+    prune.l1_unstructured(model.blocks[0].attn.proj, "weight", 0.5)
+    return model
+
+
+def patched() -> nn.Module:
+    model = vit()
+    model.blocks[0].attn.qkv.forward = lambda x: x
+    return model
+
+
+def shared() -> nn.Module:
+    model = vit()
+    model.blocks[1].attn = model.blocks[0].attn
+    return model
+
+
+def shifted() -> nn.Module:
+    model = swin()
+    model.layers[1].blocks[1].shift_size = (1, 1)
+    return model
+
+
 def subclassed() -> nn.Module:
     model = swin()
     model.layers[0].blocks[0].__class__ = OwnForward
@@ -218,23 +263,28 @@ BLOCKS = timm.models.vision_transformer
 REFUSED = {
     "another model": (lambda: timm.create_model("test_resnet"), "vit", "a ResNet is not legal; legal: timm's"),
     "parallel blocks": (lambda: vit(block_fn=BLOCKS.ParallelScalingBlock), "vit",
-                        r"blocks\.0\.attn: a NoneType is not legal"),
+                        r"blocks\.0\.attn: no attention is not legal; legal: timm's Attention"),
     "differential attention": (lambda: vit(attn_layer="diff"), "vit", "DiffAttention is not legal"),
     "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm has no place in a record"),
     "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
     "eps of qk_norm": (lambda: vit(qk_norm=True, norm_layer=nn.LayerNorm), "vit", "eps 1e-06"),
     "dropped patches": (lambda: vit(patch_drop_rate=0.5), "vit", "patch_drop_rate"),
-    "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "iddwconv", "does not divide into 32 groups"),
+    "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "involution kernel=grouped(32)", "into 32 groups"),
     "hooks": (hooked, "vit", r"blocks\.1\.attn\.qkv has hooks"),
-    "computed weights": (normed, "vit", r"blocks\.0\.attn\.qkv\.parametrizations.* is not a parameter of timm's"),
+    "computed weights": (normed, "vit", "a ParametrizedLinear is not legal"),
+    "pruned weights": (pruned, "vit", r"blocks\.0\.attn\.proj has hooks"),
+    "a forward of its own": (patched, "vit", r"blocks\.0\.attn\.qkv has a forward of its own"),
+    "shared attention": (shared, "vit", "blocks share one attention"),
+    "another shift": (shifted, "swin", r"shift_size=\(1, 1\) is not legal; legal: \(2, 2\)"),
+    "another frame": (vit, "ddwconv", "frame=bn_relu is not legal in place of linear"),
     "another Swin block": (subclassed, "swin", r"layers\.0\.blocks\.0: a OwnForward is not legal"),
     "windows not square": (lambda: swin(window_size=(4, 8)), "bias=True", r"window_size=\(4, 8\) is not legal"),
     "always_partition": (lambda: swin(img_size=8, always_partition=True), "bias=True", "always_partition=True"),
     "head_dim": (lambda: swin(head_dim=3), "bias=True", "head_dim has no place in a record"),
     "too many records": (swin, "swin | swin | swin", "3 records for 2 stages"),
-    "a record that does not fit": (vit, "iddwconv", "dim=24 does not divide into 32 groups"),
+    "a record that does not fit": (vit, "involution kernel=grouped(32)", "dim=24 does not divide into 32 groups"),
     "an unknown cell": (vit, "activatoin=relu", "did you mean 'activation'"),
-    "no text": (vit, None, "text=None is not legal"),
+    "no text": (vit, None, "None is not a record's text"),
 }  # fmt: skip
 
 

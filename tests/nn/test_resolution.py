@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from kernelbank import SpecError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
 
 SWIN = {"img_size": 56, "patch_size": 2, "embed_dim": 8, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "num_classes": 3}
@@ -109,6 +110,31 @@ def test_dynamic_images_are_those_of_a_resized_model(mixer: str, tokens: dict) -
         fixed.set_input_size(size)
         x = images(size)
         assert torch.allclose(dynamic(x), fixed(x), atol=1e-6), size
+
+
+def test_checkpointing_with_dynamic_images_is_right_or_refused() -> None:
+    """The backward runs blocks again, and tokens do not say which of two shapes they had."""
+    model = spread(PlainBackbone("nat support=neighborhood(3)", **VIT, dynamic_img_size=True))
+    multi_crop = lambda: model(images((48, 48))).square().sum() + model(images((24, 24))).square().sum()  # noqa: E731
+    gradients = []
+    for on in (False, True):
+        model.set_grad_checkpointing(on)
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(multi_crop(), list(model.parameters())))
+    assert all(torch.allclose(*pair, atol=1e-12) for pair in zip(*gradients, strict=True))
+    turned = model(images((24, 64))).sum() + model(images((64, 24))).sum()
+    with pytest.raises(SpecError, match="gradient checkpointing: 24 tokens were"):
+        turned.backward()
+
+
+def test_resizing_keeps_modules_and_hooks() -> None:
+    model, calls = HierarchicalBackbone("swin", **SWIN), []
+    attn = model.layers[0].blocks[0].attn
+    attn.register_forward_hook(lambda *_: calls.append(1))
+    model.set_input_size((112, 84))
+    assert model.layers[0].blocks[0].attn is attn and attn.grid == (56, 42)
+    model(torch.randn(1, 3, 112, 84))
+    assert calls == [1]
 
 
 def test_padded_dynamic_images() -> None:

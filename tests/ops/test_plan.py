@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from kernelbank import Mixer, MixerSpec, mix, use_path
-from kernelbank.ops.plan import PathError, plan
+from kernelbank.ops.geometry import geometry
+from kernelbank.ops.machine import Machine
+from kernelbank.ops.path import Call, PathError
+from kernelbank.ops.plan import PATHS, Plan, plan, verdicts
+from kernelbank.ops.setting import Setting
 
 
 def test_an_unknown_path_is_named_with_the_nearest() -> None:
@@ -16,7 +22,7 @@ def test_an_unknown_path_is_named_with_the_nearest() -> None:
 
 def test_a_path_that_cannot_serve_is_an_error_with_the_paths_that_can() -> None:
     mixer = Mixer("dwsa", 8, 2, (2, 2))
-    with use_path("conv"), pytest.raises(PathError, match="paths that can: vectorised, reference"):
+    with use_path("sdpa"), pytest.raises(PathError, match="paths that can: vectorised, conv, reference"):
         mixer(torch.randn(1, 4, 8))
     mixer(torch.randn(1, 4, 8))
 
@@ -27,9 +33,72 @@ def test_the_reference_refuses_dropout_in_training() -> None:
         mixer(torch.randn(1, 4, 8))
 
 
-def test_a_plan_says_why() -> None:
-    chosen = plan(MixerSpec.parse("vit"), (1, 4, 8), torch.device("cpu"), torch.float32, False)
-    assert chosen.path == "vectorised" and chosen.reason
+CPU = Machine("cpu", 2, True, True, {"linear": (1.0, 1.0), "conv1x1": (0.9, 2.0), "mkldnn": (1.1, 2.1)})
+
+
+def chosen(text: str, grid: tuple[int, int], dim: int = 384, heads: int = 6, m: Machine = CPU, **call: Any) -> Plan:
+    spec = MixerSpec.parse(text).at_block(1)
+    tokens = call.pop("batch", 8) * grid[0] * grid[1]
+    return plan(Setting(spec, dim, heads, geometry(spec, grid, 0)), Call(tokens, **call), m)
+
+
+@pytest.mark.parametrize(
+    ("text", "grid", "mixer", "position"),
+    [
+        ("vit", (14, 14), "sdpa", None),
+        ("ffn", (14, 14), "bottleneck", None),
+        ("relu_attention", (14, 14), "pointwise", None),
+        ("layernorm_attention", (14, 14), "vectorised", None),
+        ("layernorm_attention", (56, 56), "moments", "hybrid"),
+        ("identity_attention", (14, 14), "associated", "dense"),
+        ("identity_attention", (7, 7), "vectorised", None),
+        ("dwsa", (14, 14), "vectorised", "dense"),
+        ("dwsa", (64, 64), "vectorised", "hybrid"),
+        ("dwsa", (256, 256), "vectorised", "fourier"),
+        ("dwsa_window", (56, 56), "windows", None),
+        ("involution", (14, 14), "shifts", None),
+    ],
+)
+def test_a_plan_by_record_and_grid(text: str, grid: tuple[int, int], mixer: str, position: str | None) -> None:
+    made = chosen(text, grid)
+    assert (made.mixer.path, made.position and made.position.path) == (mixer, position)
+    assert all(choice.reason for choice in (made.mixer, made.linear))
+
+
+def test_the_linear_form_follows_the_probe_the_gradient_and_the_dtype() -> None:
+    assert chosen("vit", (14, 14)).linear.path == "mkldnn"
+    assert chosen("vit", (14, 14), grad=True).linear.path == "conv1x1"
+    assert chosen("vit", (14, 14), grad=True, batch=1).linear.path == "linear"  # few tokens: 0.9x
+    assert chosen("vit", (14, 14), dtype=torch.bfloat16).linear.path == "linear"
+    assert chosen("vit", (14, 14), m=Machine("cpu", 1, reason="one core")).linear.path == "linear"
+    assert "2.10x" in chosen("vit", (14, 14)).linear.reason
+
+
+def test_a_plan_is_pure() -> None:
+    assert chosen("dwsa", (14, 14)) == chosen("dwsa", (14, 14))
+
+
+def test_every_path_has_a_verdict_with_a_reason() -> None:
+    spec = MixerSpec.parse("dwsa")
+    said = verdicts(Setting(spec, 384, 6, geometry(spec, (14, 14), 0)), Call(grad=True), CPU)
+    assert [v.path for v in said] == list(PATHS) and all(v.reason for v in said)
+    assert [v.path for v in said if v.verdict == "chosen"] == ["vectorised", "linear", "dense"]
+    assert {v.path: v.reason for v in said}["mkldnn"] == "it has no gradient"
+
+
+def test_two_paths_of_one_part_cannot_be_forced_together() -> None:
+    with pytest.raises(PathError, match="the same part"), use_path("sdpa", "conv"):
+        pass
+
+
+def test_a_forced_positional_operator_needs_a_path_that_has_one() -> None:
+    relative, affine = Mixer("vit_relpos", 8, 2, (2, 2)), Mixer("identity_attention", 8, 2, (2, 2))
+    with use_path("hybrid"), pytest.raises(PathError, match="non-linearity"):
+        relative(torch.randn(1, 4, 8))
+    with use_path("hybrid"):
+        affine(torch.randn(1, 4, 8))
+    with use_path("vectorised", "hybrid"), pytest.raises(PathError, match="no positional operator"):
+        affine(torch.randn(1, 4, 8))
 
 
 def test_mix_is_the_module_without_state() -> None:

@@ -125,7 +125,8 @@ def _position(mixer: Mixer) -> Tensor:
     """p (h, T, T) as the operator expands it, zero where invisible."""
     p = relative(mixer.tensors(), Setting(mixer.spec, mixer.dim, mixer.num_heads, mixer.geometry))
     assert p is not None
-    return p if mixer.visible is None else torch.where(mixer.visible, p, 0)
+    visible = mixer.geometry.visible
+    return p if visible is None else torch.where(visible, p, 0)
 
 
 # ---- attention -------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ SAID_BY_RECORDS = {
     "act_layer": "mlp='ffn activation=gelu'", "scale_attn_norm": "mixer='vit'", "scale_mlp_norm": "mlp='ffn'",
     "proj_bias": "mixer='vit'", "head_dim": "num_heads", "always_partition": "mixer='swin support=window(7)'",
 }  # fmt: skip
+INITS = ("", "skip", "reset")
 DEFAULT_WINDOW = 7  # of a stage without windows, where timm's bookkeeping wants a number
 
 
@@ -82,9 +83,9 @@ class PlainBackbone(VisionTransformer):
         )  # fmt: skip
         token_grid = TokenGrid(cast(PatchEmbed, self.patch_embed), dynamic_img_size)
         options = BlockOptions(
-            dim=embed_dim, num_heads=num_heads, grid=token_grid(), prefix=self.num_prefix_tokens, qk_norm=qk_norm,
-            init_values=init_values, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, dynamic=dynamic_img_size,
-            norm_layer=norm, device=device, dtype=dtype,
+            dim=embed_dim, num_heads=num_heads, grid=self.patch_embed.grid_size, prefix=self.num_prefix_tokens,
+            qk_norm=qk_norm, init_values=init_values, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate,
+            dynamic=dynamic_img_size, norm_layer=norm, device=device, dtype=dtype,
         )  # fmt: skip
         rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         self.blocks = nn.Sequential(
@@ -272,6 +273,10 @@ def _check(trunk: Mapping[str, Any], img_size: Any, patch_size: Any, padded: boo
     for name, value in trunk.items():
         if name in SAID_BY_RECORDS:
             raise SpecError(f"{name}={value!r} is not legal: a record says it; legal: {SAID_BY_RECORDS[name]}")
+    if trunk.get("fix_init"):
+        raise SpecError("fix_init=True is not legal: mixers are drawn as `inventory` says; legal: False")
+    if (mode := trunk.get("weight_init", "")) not in INITS:
+        raise SpecError(f"weight_init={mode!r} is not legal: mixers are drawn as `inventory` says; legal: {INITS}")
     if rate := trunk.get("patch_drop_rate"):
         raise SpecError(f"patch_drop_rate={rate} is not legal: dropped patches have no place on the grid; legal: 0")
     check_image(img_size, patch_size, padded)

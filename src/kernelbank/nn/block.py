@@ -22,26 +22,41 @@ for leaf in (Mixer, TokenBatchNorm):  # fx records each as one call: tracing a m
 
 
 class TokenGrid:
-    """The grid that tokens lie on: the patch embedding's own, or with `dynamic` that of the last image it took.
+    """The grid that N tokens lie on: the patch embedding's own, or with `dynamic` that of the last image with as many.
 
-    Tokens (B, T, C) do not say whether they are 4 x 6 or 6 x 4, and timm's trunk hands blocks nothing else. With
-    gradient checkpointing, the backward of one image size comes before the forward of the next.
+    Tokens (B, T, C) do not say whether they are 4 x 6 or 6 x 4, and timm's trunk hands blocks nothing else. A backward
+    that runs blocks again (gradient checkpointing) could take the wrong one of the two: it is refused.
     """
 
     def __init__(self, patch_embed: PatchEmbed, dynamic: bool) -> None:
         self.patch_embed = patch_embed
-        self.last: Grid | None = None
+        self.seen: dict[int, list[Grid]] = {}
         if dynamic:
             patch_embed.register_forward_hook(self._note)
 
     def _note(self, patch_embed: nn.Module, images: tuple[Tensor], tokens: Tensor) -> None:
-        height, width = images[0].shape[-2:]
-        self.last = self.patch_embed.dynamic_feat_size((height, width))
+        rows, columns = images[0].shape[-2:]
+        height, width = self.patch_embed.dynamic_feat_size((rows, columns))
+        grids = self.seen.setdefault(height * width, [])
+        if (height, width) in grids:
+            grids.remove((height, width))
+        grids.append((height, width))
 
-    def __call__(self) -> Grid:
-        """(H, W)."""
-        height, width = self.last or self.patch_embed.grid_size
-        return height, width
+    def __call__(self, count: int) -> Grid:
+        """(H, W) of `count` tokens without the prefix. Raises SpecError in a backward when images of several shapes
+        had as many."""
+        if count not in self.seen:
+            height, width = self.patch_embed.grid_size
+            return height, width
+        grids = self.seen[count]
+        if len(grids) > 1 and _in_backward():
+            raise SpecError(f"gradient checkpointing: {count} tokens were {grids} in images of several shapes; legal: "
+                            "one shape for each number of tokens, or no checkpointing")  # fmt: skip
+        return grids[-1]
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 @dataclass(frozen=True)
@@ -125,9 +140,9 @@ class Block(nn.Module):
         """Move to another grid, and to `records` where they have changed: tables and projections are resampled and
         rescaled (see `carry`)."""
         mixer, mlp = self.records.at_block(self.index)
-        self.attn = carry(self.attn, mixer, grid)[0]
-        if self.mlp is not None:
-            self.mlp = carry(self.mlp, mlp, grid)[0]
+        self.attn = _moved(self.attn, mixer, grid)
+        if self.mlp is not None and mlp is not None:
+            self.mlp = _moved(self.mlp, mlp, grid)
 
 
 class PlainBlock(Block):
@@ -139,7 +154,7 @@ class PlainBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x (B, T, C) -> (B, T, C). `attn_mask` as in `Mixer`; `is_causal` hides later tokens."""
-        return self.run(x, self.token_grid(), narrowed(x, attn_mask, is_causal))
+        return self.run(x, self.token_grid(x.shape[1] - self.attn.prefix), narrowed(x, attn_mask, is_causal))
 
 
 class StageBlock(Block):
@@ -153,6 +168,14 @@ class StageBlock(Block):
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
         """What timm's stages call; the side of windows is in the record."""
         self.set_grid((feat_size[0], feat_size[1]))
+
+
+def _moved(mixer: Mixer, spec: MixerSpec, grid: Grid) -> Mixer:
+    """`mixer` itself on another grid, with its hooks; a new one only for another record."""
+    if spec != mixer.spec:
+        return carry(mixer, spec, grid)[0]
+    mixer.set_grid(grid)
+    return mixer
 
 
 def square(window: Sequence[int]) -> int:

@@ -189,7 +189,9 @@ class DynamicConv2d(Tempered):
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The kernel of each image (B, C_out, C_in/g, k, k), and its bias (B or 1, C_out) if there is one."""
         grid = (x.shape[2], x.shape[3])
-        s = Setting(self.spec, self.in_channels, 1, Geometry(grid, 0), self.training, self.temperature)
+        s = Setting(
+            self.spec, self.in_channels, 1, Geometry(self.spec.support, grid, 0), self.training, self.temperature
+        )
         source_BTC, p = x.flatten(2).transpose(1, 2), self.tensors()
         if isinstance(self.spec.bank, Static):
             return learned_kernel(source_BTC, p, s)
@@ -351,7 +353,11 @@ def check_plain(conv: nn.Module) -> None:
     """Raises SpecError, with the reason, unless `conv` is a convolution that a new module can stand for."""
     if not isinstance(conv, nn.Conv2d):
         raise SpecError(f"a {type(conv).__name__} is not an nn.Conv2d")
-    if type(conv).forward not in PADDINGS or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+    if (
+        "forward" in vars(conv)
+        or type(conv).forward not in PADDINGS
+        or type(conv)._conv_forward is not nn.Conv2d._conv_forward
+    ):
         raise SpecError(f"a {type(conv).__name__} has a forward of its own")
     if not {"weight", "bias"} <= conv._parameters.keys():
         raise SpecError("its weight is computed: weight norm, pruning or another parametrisation")

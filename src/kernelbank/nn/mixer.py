@@ -51,10 +51,6 @@ class Mixer(Tempered):
     no place for.
     """
 
-    visible: Tensor | None
-    offsets: Tensor | None
-    layout: Tensor | None
-
     def __init__(
         self,
         spec: MixerSpec | str,
@@ -85,7 +81,7 @@ class Mixer(Tempered):
         self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
         for entry in self.entries:
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
-        self._geometry = self._keep_geometry(device)
+        geometry(self.spec, grid, prefix)  # refuses an unresolved shift
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(accept_timm_names)  # type: ignore[no-untyped-call]
 
@@ -104,21 +100,11 @@ class Mixer(Tempered):
 
     def hold(self, tensors: Mapping[str, Tensor]) -> None:
         """Take `tensors`, one for every inventory entry, as the mixer's own: a Parameter stays the same object, so
-        that optimisers go on with it. The geometry follows their device. Raises SpecError for a wrong shape."""
+        that optimisers go on with it. Raises SpecError for a wrong shape."""
         for entry in self.entries:
-            if tensors[entry.name].shape != entry.shape:
-                raise SpecError(
-                    f"{entry.name}: shape {tuple(tensors[entry.name].shape)} is not legal; legal: {entry.shape}"
-                )
+            if (shape := tuple(tensors[entry.name].shape)) != entry.shape:
+                raise SpecError(f"{entry.name}: shape {shape} is not legal; legal: {entry.shape}")
             self._place(entry, tensors[entry.name])
-        self.init_non_persistent_buffers()
-
-    def _keep_geometry(self, device: torch.device | str | None) -> Geometry:
-        """The geometry of the mixer's own grid; its tensors are non-persistent buffers."""
-        fixed = geometry(self.spec, self.grid, self.prefix, None if device is None else torch.device(device))
-        for name in ("visible", "offsets", "layout"):
-            self.register_buffer(name, getattr(fixed, name), persistent=False)
-        return fixed._replace(visible=None, offsets=None, layout=None)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -126,11 +112,6 @@ class Mixer(Tempered):
         tensors = self.tensors()
         for entry in self.entries:
             initialise_tensor(tensors[entry.name], entry)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Rebuild the geometry after construction on the meta device (timm's convention)."""
-        device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
-        self._geometry = self._keep_geometry(device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and statistics by their inventory name, as the modules hold them now: parametrised, pruned and
@@ -152,10 +133,9 @@ class Mixer(Tempered):
             raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, T, C) with C = {self.dim}")
         here = self.grid if grid is None else grid
         check_input(x, self.spec, here, self.prefix)
-        geo, tensors = self.geometry, self.tensors()
+        geo, tensors = geometry(self.spec, here, self.prefix, x.device), self.tensors()
         if here != self.grid:
             tensors = self._tensors_on(here, tensors)
-            geo = geometry(self.spec, here, self.prefix, x.device)
         y = mix(
             x, tensors, self.spec, self.num_heads, here, prefix=self.prefix,
             attn_mask=attn_mask, training=self.training, attn_drop=self.attn_drop, temperature=self.temperature,
@@ -166,7 +146,26 @@ class Mixer(Tempered):
     @property
     def geometry(self) -> Geometry:
         """The geometry of the mixer's own grid."""
-        return self._geometry._replace(visible=self.visible, offsets=self.offsets, layout=self.layout)
+        device = next((t.device for t in self.tensors().values()), torch.device("cpu"))
+        return geometry(self.spec, self.grid, self.prefix, device)
+
+    @torch.no_grad()
+    def set_grid(self, grid: Grid) -> None:
+        """Move to another grid in place: tables and the matrices of `project` become new parameters, resampled and
+        rescaled (docs/backbones.md); the rest stays. Raises SpecError for what of them is computed (parametrised)."""
+        there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        old = self.tensors()
+        before, after = (Placement(self.spec, at, self.prefix) for at in (self.grid, grid))
+        moved = {
+            name: tensor for name, tensor in move_all(old, there, before, after).items() if tensor is not old[name]
+        }
+        for name in moved:
+            if not isinstance(old[name], nn.Parameter):
+                raise SpecError(f"{name} is computed (parametrised or pruned); legal: a plain parameter")
+        self.grid, self.entries = grid, there
+        for entry in there:
+            if entry.name in moved:
+                self._place(entry, nn.Parameter(moved[entry.name], old[entry.name].requires_grad))
 
     def _tensors_on(self, grid: Grid, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """`tensors` on another grid. Raises SpecError where a shape depends on the grid, without `dynamic_grid`."""

@@ -10,6 +10,7 @@ from typing import Any
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
+from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, window_sides
 from kernelbank.nn.carry import Carried, carry
 from kernelbank.nn.stock import sites
@@ -38,8 +39,8 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     `model` is a timm VisionTransformer or SwinTransformer, ours included. `text` is one record for all stages or one
     each separated by ``|``; cells alone (``"activation=relu,count"``) change the record that the model has. What
     carries over is carried (see `nn.carry`); ``model.replaced`` is a `Replaced`, whose text is a table of every tensor:
-    kept, transformed, dropped or initialised. Kept parameters are the same objects; the others are new: give them to
-    the optimiser anew.
+    kept, transformed, dropped or initialised. The parameters of a stock model's attention are new objects with the
+    values that were kept: give them to the optimiser anew.
 
     A ViT finds the grid of its tokens in its patch embedding. On another grid tables are resampled in every forward;
     `kernelbank.from_timm` makes a backbone that resamples them once.
@@ -47,11 +48,15 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     Raises InputError for another model and for attention that no record holds, SpecError for a record that does not
     exist or does not fit; both leave the model as it was.
     """
-    if not isinstance(text, str):
-        raise SpecError(f"text={text!r} is not legal; legal: a record, such as 'activation=relu,count'")
     found = list(sites(model))
+    if not found:
+        raise InputError("model: it has no blocks; legal: at least one")
     bases = {site.stage: site.spec for site in reversed(found)}
     specs = read_stages(text, len(bases), [bases[stage] for stage in sorted(bases)])
+    for stage, spec in enumerate(specs):
+        if (spec.frame == "bn_relu") != (bases[stage].frame == "bn_relu"):
+            raise SpecError(f"frame={spec.frame} is not legal in place of {bases[stage].frame}: bn_relu has BatchNorm "
+                            "around it, other frames LayerNorm; legal: a backbone built with the record")  # fmt: skip
     carried = [carry(site.mixer, specs[site.stage].at_block(site.index)) for site in found]
     report = Replaced(specs, tuple(_lines(found, carried)), _outside(model, [site.name for site in found]))
     for site, (mixer, _) in zip(found, carried, strict=True):
@@ -63,7 +68,9 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
 
 def _lines(found: list[Any], carried: list[Any]) -> list[Carried]:
     return [
-        replace(line, name=f"{site.name}.attn.{line.name}")
+        replace(line, name=f"{site.name}.attn.{line.name}", verdict="initialised", how="zeros")
+        if line.name in site.made and line.verdict == "kept"
+        else replace(line, name=f"{site.name}.attn.{line.name}")
         for site, (_, log) in zip(found, carried, strict=True)
         for line in log
     ]

@@ -16,7 +16,7 @@ from kernelbank.errors import InputError
 from kernelbank.inventory import Grid
 from kernelbank.nn.block import Block, TokenGrid, narrowed, square
 from kernelbank.nn.carry import M, carry
-from kernelbank.nn.mixer import Mixer
+from kernelbank.nn.mixer import Mixer, accept_timm_names
 from kernelbank.ops.frame import HEAD_EPS
 from kernelbank.spec import MixerSpec, Window
 
@@ -26,7 +26,8 @@ PLAIN, STAGE = MixerSpec.parse("vit"), MixerSpec.parse("swin")
 @dataclass(frozen=True)
 class Site:
     """The attention of one block of a model: the record of its `stage` (an alternating shift unresolved), `index`
-    counting the stage's blocks, the `mixer` that computes the same, and how another takes its place."""
+    counting the stage's blocks, the `mixer` that computes the same, how another takes its `place`, and which of the
+    mixer's tensors the model lacks: they are `made`."""
 
     name: str
     stage: int
@@ -34,6 +35,7 @@ class Site:
     spec: MixerSpec
     mixer: Mixer
     place: Callable[[MixerSpec, Mixer], None]
+    made: frozenset[str] = frozenset()
 
 
 class AttentionMixer(Mixer):
@@ -49,7 +51,7 @@ class AttentionMixer(Mixer):
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C). Raises SpecError for masks that the record cannot honour."""
-        return super().forward(x, self.token_grid(), narrowed(x, attn_mask, is_causal))
+        return super().forward(x, self.token_grid(x.shape[1] - self.prefix), narrowed(x, attn_mask, is_causal))
 
 
 register_notrace_module(AttentionMixer)
@@ -87,7 +89,11 @@ class SwinMixerBlock(nn.Module):
         support = self.stage_record.support
         if isinstance(support, Window):
             self.stage_record = replace(self.stage_record, support=replace(support, M=square(window_size)))
-        self.attn = carry(self.attn, self.stage_record.at_block(self.index), (feat_size[0], feat_size[1]))[0]
+        spec, grid = self.stage_record.at_block(self.index), (feat_size[0], feat_size[1])
+        if spec == self.attn.spec:
+            self.attn.set_grid(grid)
+        else:
+            self.attn = carry(self.attn, spec, grid)[0]
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
@@ -107,6 +113,7 @@ def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
     if isinstance(model.patch_drop, nn.Module) and not isinstance(model.patch_drop, nn.Identity):
         raise InputError("patch_drop_rate: dropped patches have no place on the grid; legal: 0")
     token_grid = cache(lambda: TokenGrid(embed, bool(model.dynamic_img_size)))
+    _check_own([block.attn for block in model.blocks if hasattr(block, "attn")])
     for index, block in enumerate(model.blocks):
         name = f"blocks.{index}"
         if isinstance(block, Block):
@@ -119,7 +126,17 @@ def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
             continue
         grid = (embed.grid_size[0], embed.grid_size[1])
         mixer = _read_attention(attention, f"{name}.attn", grid, model.num_prefix_tokens)
-        yield Site(name, 0, index, mixer.spec, mixer, _placer(block, token_grid))
+        yield Site(name, 0, index, mixer.spec, mixer, _placer(block, token_grid), _lacking(attention))
+
+
+def _check_own(attentions: list[nn.Module]) -> None:
+    """Raises InputError when two blocks share their attention: two mixers would not."""
+    if len({id(attention) for attention in attentions}) < len(attentions):
+        raise InputError("attn: blocks share one attention; legal: each block its own")
+
+
+def _lacking(attention: Any) -> frozenset[str]:
+    return frozenset({"out.bias"}) if attention.proj.bias is None else frozenset()
 
 
 def _placer(block: nn.Module, token_grid: Callable[[], TokenGrid]) -> Callable[[MixerSpec, Mixer], None]:
@@ -138,6 +155,7 @@ def _of_ours(block: Block, name: str, stage: int, index: int) -> Site:
 
 
 def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
+    _check_own([block.attn for layer in model.layers for block in layer.blocks])
     for stage, layer in enumerate(model.layers):
         for index, block in enumerate(layer.blocks):
             name = f"layers.{stage}.blocks.{index}"
@@ -146,7 +164,7 @@ def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
             elif isinstance(block, SwinMixerBlock):
                 yield Site(name, stage, index, block.stage_record, block.attn, _seat(layer, block, index))
             else:
-                spec = window_record(block, name, model._ref_window_sizes[stage])
+                spec = window_record(block, name, index, model._ref_window_sizes[stage])
                 mixer = _read_windows(block, name, spec, index)
                 yield Site(name, stage, index, spec, mixer, _seat(layer, block, index))
 
@@ -164,11 +182,14 @@ def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixe
 def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> AttentionMixer:
     """timm's Attention as a mixer with its weights. Raises InputError for what no record holds."""
     if type(attention) is not Attention:
-        raise InputError(f"{name}: a {type(attention).__name__} is not legal; legal: timm's Attention")
+        held = "no attention" if attention is None else f"a {type(attention).__name__}"
+        raise InputError(f"{name}: {held} is not legal; legal: timm's Attention, as the blocks Block and ResPostBlock "
+                         "hold it")  # fmt: skip
     dim = attention.qkv.in_features
     refused = {
         "attn_head_dim": attention.attn_dim != dim, "dim_out": attention.proj.out_features != dim,
-        "scale_norm": not isinstance(attention.norm, nn.Identity), "gated": attention.gate is not None,
+        "scale": attention.scale != attention.head_dim**-0.5, "gated": attention.gate is not None,
+        "scale_norm": not isinstance(attention.norm, nn.Identity),
     }  # fmt: skip
     for field, found in refused.items():
         if found:
@@ -191,12 +212,13 @@ def check_head_norm(norm: nn.Module, name: str) -> None:
         raise InputError(f"{name}: norm_layer of qk_norm is {norm}; legal: LayerNorm, eps {HEAD_EPS}, with affine")
 
 
-def window_record(block: Any, name: str, reference: Grid) -> MixerSpec:
+def window_record(block: Any, name: str, index: int, reference: Grid) -> MixerSpec:
     """The record of timm's Swin block, its shift alternating. Windows that the grid cuts keep the side of the
-    stage's `reference`; those that do not divide the grid are padded as timm pads them.
+    stage's `reference`; those that do not divide the grid, or a grid that changes with the image, are padded as timm
+    pads them.
 
-    Raises InputError for another block or attention, and for windows larger than the grid (always_partition);
-    SpecError for windows that are not square.
+    Raises InputError for another block or attention, for windows larger than the grid (always_partition) and another
+    shift than Swin's; SpecError for windows that are not square.
     """
     if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
         raise InputError(f"{name}: a {type(block).__name__} is not legal; legal: timm's SwinTransformerBlock")
@@ -204,9 +226,12 @@ def window_record(block: Any, name: str, reference: Grid) -> MixerSpec:
     if any(side > length for side, length in zip(window, grid, strict=True)):
         raise InputError(f"{name}: always_partition=True is not legal: windows of {tuple(window)} are larger than the "
                          f"grid {tuple(grid)}; legal: False")  # fmt: skip
+    expected = _shift(grid, window, index)
+    if tuple(block.shift_size) != expected:
+        raise InputError(f"{name}: shift_size={tuple(block.shift_size)} is not legal; legal: {expected}")
     cut = all(side == min(whole, length) for side, whole, length in zip(window, reference, grid, strict=True))
     side = square(reference if cut else window)
-    padded = any(length > side and length % side for length in grid)
+    padded = block.dynamic_mask or any(length > side and length % side for length in grid)
     text = f"support=window({side}, alternate{', pad=timm' if padded else ''}) bias={block.attn.qkv.bias is not None}"
     return MixerSpec.parse(text, STAGE)
 
@@ -224,31 +249,53 @@ def _read_windows(block: Any, name: str, spec: MixerSpec, index: int) -> Mixer:
     return _take(mixer, attention, name)
 
 
+def _shift(grid: Grid, window: Grid, index: int) -> Grid:
+    """Swin's shift of block `index`: half a window on odd blocks, none along an axis that one window fills."""
+    across, along = (side // 2 * (index % 2) if length > side else 0 for length, side in zip(grid, window, strict=True))
+    return across, along
+
+
+_PARTS = {
+    "": (Attention, WindowAttention), "qkv": (nn.Linear,), "proj": (nn.Linear,), "q_norm": (nn.Identity, nn.LayerNorm),
+    "k_norm": (nn.Identity, nn.LayerNorm), "attn_drop": (nn.Dropout,), "proj_drop": (nn.Dropout,),
+    "norm": (nn.Identity,), "softmax": (nn.Softmax,),
+}  # fmt: skip
+"""What timm's attention consists of. A LayerNorm may be timm's own subclass."""
 _SOURCES = {"q": "qkv", "key": "qkv", "value": "qkv", "out": "proj", "table": "relative_position_bias_table"}
 """Which of timm's parameters ours are made of."""
 
 
 def _take(mixer: M, attention: Any, name: str) -> M:
-    """`mixer` with the weights of timm's `attention`, frozen where they are; a projection without bias gets zeros.
-
-    Raises InputError for hooks and computed weights, which a mixer would not have.
-    """
+    """`mixer` with the weights of timm's `attention`, frozen and in the dtypes they are; a projection without bias gets
+    zeros. Raises InputError for parts, hooks and computed weights that a mixer would not have."""
     for path, part in attention.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            raise InputError(f"{name}{'.' * bool(path)}{path} has hooks; legal: a module without, hooked afterwards")
+        _check_part(part, _PARTS.get(path, ()), f"{name}.{path}".rstrip("."))
     like, sources = attention.qkv.weight, dict(attention.named_parameters())
-    state = dict(attention.state_dict())
+    state = {path: tensor.detach().clone() for path, tensor in attention.state_dict().items()}
     state.setdefault("proj.bias", like.new_zeros(mixer.dim))
-    known = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "relative_position_bias_table",
-             "q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"}  # fmt: skip
-    if extra := sorted({*state, *sources} - known):
-        raise InputError(f"{name}.{extra[0]} is not a parameter of timm's attention: weight norm, pruning, an adapter?")
-    mixer.to_empty(device=like.device)
-    mixer.to(like.dtype).load_state_dict(state)
-    for path, parameter in mixer.named_parameters():
-        part, _, kind = path.partition(".")
+    accept_timm_names(mixer, state, "")
+    tensors = {}
+    for entry in mixer.entries:
+        part, _, kind = entry.name.partition(".")
         source = _SOURCES.get(part, part)
-        held = sources.get(source, sources.get(f"{source}.{kind}"))
-        parameter.requires_grad_(like.requires_grad if held is None else held.requires_grad)
-    mixer.init_non_persistent_buffers()
+        held = sources.get(source, sources.get(f"{source}.{kind}", like))
+        tensors[entry.name] = nn.Parameter(state[entry.name], requires_grad=held.requires_grad)
+    mixer.hold(tensors)
     return mixer.train(attention.training)
+
+
+def _check_part(part: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> None:
+    """Raises InputError unless a mixer can stand for `part`."""
+    legal = ", ".join(kind.__name__ for kind in kinds) or "timm's attention as it is"
+    if type(part) not in kinds and not (isinstance(part, nn.LayerNorm) and nn.LayerNorm in kinds):
+        raise InputError(
+            f"{name}: a {type(part).__name__} is not legal (an adapter, a parametrisation?); legal: {legal}"
+        )
+    if "forward" in vars(part):
+        raise InputError(f"{name} has a forward of its own; legal: its class's")
+    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        raise InputError(f"{name} has hooks; legal: a module without, hooked afterwards")
+    if any(not isinstance(held, (nn.Parameter, type(None))) for held in part._parameters.values()) or any(
+        key.endswith(("_orig", "_mask")) for key in (*part._parameters, *part._buffers)
+    ):
+        raise InputError(f"{name}: its weight is computed (pruned); legal: plain parameters")

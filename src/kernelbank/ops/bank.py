@@ -33,11 +33,11 @@ def generate_taps(features_BnC: Tensor, p: Params, s: Setting) -> tuple[Tensor, 
     assert isinstance(s.spec.bank, Dynamic)
     hidden = features_BnC
     if s.spec.bank.r is not None:
-        hidden = linear(hidden, p, "reduce")
+        hidden = linear(hidden, p, "reduce", s)
         if s.spec.frame == "bn_relu":
             hidden = batch_norm(hidden, p, "reduce_norm", s.training)
         hidden = F.relu(hidden)
-    return SQUASH[s.spec.bank.squash](linear(hidden, p, "key")), hidden
+    return SQUASH[s.spec.bank.squash](linear(hidden, p, "key", s)), hidden
 
 
 def two_step_bank(source_BTC: Tensor, p: Params, s: Setting) -> TwoStepBank:
@@ -49,7 +49,7 @@ def two_step_bank(source_BTC: Tensor, p: Params, s: Setting) -> TwoStepBank:
     h, d = s.heads, s.dim // s.heads
     cells = pool_cells(source_BTC, s.spec.bank.stride, s.geo)
     taps, hidden = generate_taps(cells, p, s)
-    value = SQUASH[s.spec.bank.squash](linear(hidden, p, "value"))
+    value = SQUASH[s.spec.bank.squash](linear(hidden, p, "value", s))
     taps = taps.unflatten(-1, (h, d, -1))  # (B, n, h, d, t)
     taps = head_norm(taps.transpose(-1, -2), p, "k_norm").transpose(-1, -2)
     return TwoStepBank(taps.flatten(3).transpose(1, 2), value.unflatten(-1, (h, d)).transpose(1, 2), d**-0.5)

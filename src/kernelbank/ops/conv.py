@@ -1,15 +1,18 @@
-"""The paper's reading run as written: attention as two grouped 1x1 dynamic convolutions (paper 4.2)."""
+"""The paper's reading run as written: every kernel applied as a convolution. Attention is two grouped 1x1 dynamic
+convolutions (paper 4.2); a gate and a kernel per position are grouped convolutions too."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from kernelbank.ops import kernel
 from kernelbank.ops.bank import two_step_bank
-from kernelbank.ops.geometry import to_grid
-from kernelbank.ops.kernel import attention_map, conv2d, normed_operand
-from kernelbank.ops.mix import project
+from kernelbank.ops.geometry import to_grid, unfold
+from kernelbank.ops.kernel import conv2d, logits, normed_operand, weigh
+from kernelbank.ops.mix import generated_kernel, project
 from kernelbank.ops.setting import Params, Setting
+from kernelbank.spec import Dynamic
 
 
 def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
@@ -20,10 +23,38 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     n = bank.key.shape[2]
     key = bank.key.expand(B, -1, -1, -1).reshape(B * h * n, C // h, s.spec.size, s.spec.size) * bank.scale
     scores = _query_key(normed_operand(operand_BTC, p, s), key, s).view(B, h, n, T).transpose(-1, -2)
-    a = attention_map(scores, bank, p, s).transpose(-1, -2).reshape(1, B * h * n, 1, T)
+    a = weigh(scores, logits(bank, p, s), s.visible, p, s).to(bank.value.dtype)
+    a = a.transpose(-1, -2).reshape(1, B * h * n, 1, T)
     value = bank.value.expand(B, -1, -1, -1).transpose(-1, -2).reshape(B * C, n, 1, 1)
     o_BTC = conv2d(a, value, None, 0, B * h).view(B, C, T).transpose(1, 2)
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
+
+
+def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+    """o_i = sum_t w_it q_{i+t}: one kernel an image is a depth-wise convolution of it, a kernel per position a grouped
+    1 x 1 convolution of the patches, one group a position and shared kernel."""
+    if not isinstance(s.spec.bank, Dynamic):
+        return kernel.one_step(operand_BTC, source_BTC, p, s)
+    weight, taps = generated_kernel(source_BTC, p, s)
+    (B, _, C), shared = operand_BTC.shape, weight.shape[2]
+    bias = p.get("bias")
+    if weight.shape[1] == 1:
+        size = s.spec.size
+        whole = weight[:, 0].repeat_interleave(C // shared, 1).view(B, C, 1, size, size).to(operand_BTC.dtype)
+        o = kernel.convolve(operand_BTC, whole, None if bias is None else bias[None], C, s.geo)
+    else:
+        o = _per_position(operand_BTC, weight, s)
+        o = o if bias is None else o + bias
+    position = kernel.positional_term(taps, p, s)
+    return (o if position is None else o + position).to(operand_BTC.dtype)
+
+
+def _per_position(x_BTC: Tensor, weight_BTRt: Tensor, s: Setting) -> Tensor:
+    """The patches of C/R channels that share a kernel as C/R places of a map with a channel a tap, groups B T R."""
+    B, T, R, t = weight_BTRt.shape
+    patches = unfold(x_BTC, s.spec.size, s.geo).unflatten(2, (R, -1)).mT.to(weight_BTRt.dtype)  # (B, T, R, t, C/R)
+    maps = patches.reshape(1, B * T * R * t, 1, patches.shape[-1])
+    return conv2d(maps, weight_BTRt.reshape(B * T * R, t, 1, 1), None, 0, B * T * R).reshape(B, T, -1)
 
 
 def _query_key(operand_BTC: Tensor, key: Tensor, s: Setting) -> Tensor:

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelbank.ops.setting import Params
-from kernelbank.spec import MixerSpec
+from kernelbank.ops.setting import Params, Setting
 
 EPS, MOMENTUM = 1e-5, 0.1  # torch.nn.BatchNorm's
 HEAD_EPS = 1e-6  # LayerNorm in timm's ViT
 
 
-def linear(x: Tensor, p: Params, name: str) -> Tensor:
+def linear(x: Tensor, p: Params, name: str, s: Setting) -> Tensor:
     """A 1 x 1 static conv on tokens: x W^T + b, b if there is one."""
-    return F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
+    return s.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
 
 
 def batch_norm(x_BTC: Tensor, p: Params, name: str, training: bool) -> Tensor:
@@ -29,25 +30,25 @@ def batch_norm(x_BTC: Tensor, p: Params, name: str, training: bool) -> Tensor:
     return F.batch_norm(x_BTC.reshape(B * T, C), *stats, weight, bias, training, MOMENTUM, EPS).view(B, T, C)
 
 
-def enter(x_BTC: Tensor, p: Params, spec: MixerSpec, training: bool) -> tuple[Tensor, Tensor]:
+def enter(x_BTC: Tensor, p: Params, s: Setting) -> tuple[Tensor, Tensor]:
     """(operand, source): what the dynamic conv is applied to, and what generators and predictors read."""
-    if spec.frame == "bare":
+    if s.spec.frame == "bare":
         return x_BTC, x_BTC
-    q = linear(x_BTC, p, "q")
-    if spec.frame == "linear":
+    q = linear(x_BTC, p, "q", s)
+    if s.spec.frame == "linear":
         return q, x_BTC
-    operand = F.relu(batch_norm(q, p, "q_norm", training))
+    operand = F.relu(batch_norm(q, p, "q_norm", s.training))
     return operand, operand
 
 
-def leave(o_BTC: Tensor, p: Params, spec: MixerSpec, training: bool) -> Tensor:
+def leave(o_BTC: Tensor, p: Params, s: Setting) -> Tensor:
     """The static conv after the dynamic one."""
-    if spec.frame == "bare":
+    if s.spec.frame == "bare":
         return o_BTC
-    if spec.frame == "linear":
-        return linear(o_BTC, p, "out")
-    o_BTC = linear(F.relu(batch_norm(o_BTC, p, "out_norm", training)), p, "out")
-    return batch_norm(o_BTC, p, "last_norm", training)
+    if s.spec.frame == "linear":
+        return linear(o_BTC, p, "out", s)
+    o_BTC = linear(F.relu(batch_norm(o_BTC, p, "out_norm", s.training)), p, "out", s)
+    return batch_norm(o_BTC, p, "last_norm", s.training)
 
 
 def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
@@ -58,6 +59,6 @@ def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, HEAD_EPS)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off: generated kernels and statistics run in float32 (design 1.3)."""
-    return torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

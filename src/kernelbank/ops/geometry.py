@@ -3,44 +3,99 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.inventory import Grid, extent
-from kernelbank.spec import All, Dynamic, MixerSpec, Own, Support, Window
+from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
 from kernelbank.support import seen
 
 
-class Geometry(NamedTuple):
-    """What the record and the grid fix, whatever the image.
+@dataclass(frozen=True)
+class Geometry:
+    """What the record and the grid fix, whatever the image: `support` of the kernels, the (padded) `grid` they are
+    applied on, `prefix` tokens before it, `sides` of the relative table. Its tensors are made when a path first
+    needs them and kept for every mixer of the same geometry: a path without an N x N tensor never makes one."""
 
-    `visible` (T, n), or None when every position sees every kernel; `offsets` (T, T), the entry of the flattened
-    relative table for each query and kernel; `layout` (N'), the source position of each cell of a padded grid
-    (-1 is padding), or None; `grid`, the (padded) grid.
-    """
-
+    support: Support
     grid: Grid
     prefix: int
-    visible: Tensor | None = None
-    offsets: Tensor | None = None
-    layout: Tensor | None = None
+    sides: Grid | None = None
+    unpadded: Grid | None = None
+    device: torch.device | None = None
+
+    @property
+    def tokens(self) -> int:
+        """T = P + H W."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def visible(self) -> Tensor | None:
+        """(T, n), or None when every position sees every kernel."""
+        if isinstance(self.support, All):
+            return None
+        return kept(visibility, self.support, self.grid, self.prefix, self.device)
+
+    @property
+    def offsets(self) -> Tensor | None:
+        """(T, T), the entry of the flattened relative table for each query and kernel; None without a table."""
+        if self.sides is None:
+            return None
+        return kept(relative_offsets, self.sides, self.grid, self.prefix, self.device)
+
+    @property
+    def layout(self) -> Tensor | None:
+        """(N'), the source position of each cell of a padded grid (-1 is padding), or None."""
+        if self.unpadded is None:
+            return None
+        return kept(padded_cells, self.support, self.unpadded, self.device)
 
 
 def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | None = None) -> Geometry:
     """The geometry of `spec` on an H x W `grid` after `prefix` tokens. Raises SpecError for an alternating shift."""
     spec.check_resolved()
-    padded, layout = pad_layout(spec.support, grid, device)
-    selects = isinstance(spec.bank, Dynamic) and not isinstance(spec.support, All)
+    padded = padded_grid(spec.support, grid)
     return Geometry(
-        padded,
+        spec.support if isinstance(spec.bank, Dynamic) and (padded or _hides(spec.support, grid)) else All(),
+        grid if padded is None else padded,
         prefix,
-        visibility(spec.support, padded, prefix, device) if selects else None,
-        relative_offsets(extent(spec, grid), padded, prefix, device) if spec.position == "relative" else None,
-        layout,
+        extent(spec, grid) if spec.position == "relative" else None,
+        None if padded is None else grid,
+        device,
     )
+
+
+def _hides(support: Support, grid: Grid) -> bool:
+    """Whether some position does not see some kernel: a window or neighbourhood that fills the grid is `all`."""
+    return not isinstance(support, All) and not (isinstance(support, (Window, Neighborhood)) and support.M >= max(grid))
+
+
+_KEPT: OrderedDict[Hashable, Tensor] = OrderedDict()
+_MOST_KEPT = 256 * 2**20
+"""Bytes; the least used go first."""
+
+
+def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`make(*arguments)`, kept for the next call with equal arguments; a compiler traces it instead."""
+    if torch.compiler.is_compiling():
+        return make(*arguments)
+    key = (make, *arguments)
+    if key in _KEPT:
+        _KEPT.move_to_end(key)
+        return _KEPT[key]
+    with torch.inference_mode(False):
+        made = make(*arguments)
+    if type(made) is Tensor:  # not a fake one
+        _KEPT[key] = made
+        while len(_KEPT) > 1 and sum(t.numel() * t.element_size() for t in _KEPT.values()) > _MOST_KEPT:
+            _KEPT.popitem(last=False)
+    return made
 
 
 # ---- visibility ------------------------------------------------------------------------------------------
@@ -52,33 +107,39 @@ def visibility(support: Support, grid: Grid, prefix: int, device: torch.device |
     tokens = prefix + grid[0] * grid[1]
     if isinstance(support, Own):
         return torch.eye(tokens, dtype=torch.bool, device=device)
-    rows = _axis_visibility(support, grid[0], device)
-    columns = _axis_visibility(support, grid[1], device)
+    rows = axis_visibility(support, grid[0], device)
+    columns = axis_visibility(support, grid[1], device)
     visible = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
     on_grid = rows[:, None, :, None] & columns[None, :, None, :]  # (H, W, H, W)
     visible[prefix:, prefix:] = on_grid.reshape(tokens - prefix, tokens - prefix)
     return visible
 
 
-def _axis_visibility(support: Support, length: int, device: torch.device | None) -> Tensor:
+def axis_visibility(support: Support, length: int, device: torch.device | None) -> Tensor:
     """(length, length): whether a coordinate sees another along one axis."""
     at = torch.arange(length, device=device)
     bounds = torch.tensor([(region.start, region.stop) for region in seen(support, length)], device=device)
     return (at >= bounds[:, :1]) & (at < bounds[:, 1:])
 
 
-def pad_layout(support: Support, grid: Grid, device: torch.device | None = None) -> tuple[Grid, Tensor | None]:
-    """The grid that a published padding works on, and the source position of each of its cells (-1: padding).
+def padded_grid(support: Support, grid: Grid) -> Grid | None:
+    """The grid of whole windows that a published padding works on, or None: the grid as it is."""
+    if not isinstance(support, Window) or support.pad == "masked":
+        return None
+    height, width = (-(-length // min(support.M, length)) * min(support.M, length) for length in grid)
+    return height, width
+
+
+def padded_cells(support: Window, grid: Grid, device: torch.device | None = None) -> Tensor:
+    """The source position of each cell of the padded grid (-1: padding).
 
     ``mmpretrain`` pads bottom and right to whole windows; ``timm`` rolls by the shift first, then pads. Pads carry
-    zeros into the static convs and are kernels like any other (systems.md 5.8). None: the grid as it is.
+    zeros into the static convs and are kernels like any other (systems.md 5.8).
     """
-    if not isinstance(support, Window) or support.pad == "masked":
-        return grid, None
     axes = [_padded_axis(support, length, device) for length in grid]
     rows, columns = (torch.where(axis < length, axis, -1) for axis, length in zip(axes, grid, strict=True))
     cells = torch.where((rows[:, None] < 0) | (columns[None, :] < 0), -1, rows[:, None] * grid[1] + columns[None, :])
-    return (len(rows), len(columns)), cells.flatten()
+    return cells.flatten()
 
 
 def _padded_axis(window: Window, length: int, device: torch.device | None) -> Tensor:
@@ -101,32 +162,32 @@ def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
 
 def crop(y_BTC: Tensor, geo: Geometry) -> Tensor:
     """The inverse of `lay_out`: the true tokens in their order, the padding dropped."""
-    if geo.layout is None:
+    if geo.unpadded is None or geo.layout is None:
         return y_BTC
-    real = (geo.layout >= 0).nonzero()[:, 0]
-    back = real[geo.layout[real].argsort()] + geo.prefix
+    pads = math.prod(geo.grid) - math.prod(geo.unpadded)
+    back = geo.layout.argsort(stable=True)[pads:] + geo.prefix
     return torch.cat([y_BTC[:, : geo.prefix], y_BTC[:, back]], 1)
 
 
 # ---- position --------------------------------------------------------------------------------------------
 
 
-def relative_offsets(sides: Grid, grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
-    """(T, T) entries of the flattened relative table: offset i - j on the grid, then three entries for the prefix
-    (prefix to grid, grid to prefix, prefix to prefix). Offsets beyond the table are clamped: V hides them."""
+def relative_offsets(
+    sides: Grid, grid: Grid, prefix: int, device: torch.device | None = None, queries: Tensor | None = None
+) -> Tensor:
+    """(T, T), or one row for each of `queries`: entries of the flattened relative table, offset i - j on the grid,
+    then three entries for the prefix (prefix to grid, grid to prefix, prefix to prefix). Offsets beyond the table are
+    clamped: V hides them."""
     (a, b), (height, width) = sides, grid
-    y = torch.arange(height, device=device).repeat_interleave(width)
-    x = torch.arange(width, device=device).repeat(height)
-    dy = (y[:, None] - y[None, :]).clamp(1 - a, a - 1) + a - 1
-    dx = (x[:, None] - x[None, :]).clamp(1 - b, b - 1) + b - 1
+    at = torch.arange(prefix + height * width, device=device) if queries is None else queries
+    cells = torch.arange(height * width, device=device)
+    query = (at - prefix).clamp(min=0)[:, None]
+    dy = (query // width - cells // width).clamp(1 - a, a - 1) + a - 1
+    dx = (query % width - cells % width).clamp(1 - b, b - 1) + b - 1
     entries = (2 * a - 1) * (2 * b - 1)
-    tokens = prefix + height * width
-    index = torch.empty(tokens, tokens, dtype=torch.long, device=device)
-    index[prefix:, prefix:] = dy * (2 * b - 1) + dx
-    index[:prefix, prefix:] = entries
-    index[prefix:, :prefix] = entries + 1
-    index[:prefix, :prefix] = entries + 2
-    return index
+    on_grid = at[:, None] >= prefix
+    index = torch.where(on_grid, dy * (2 * b - 1) + dx, entries)
+    return torch.cat([torch.where(on_grid, entries + 1, entries + 2).expand(-1, prefix), index], 1)
 
 
 # ---- the grid --------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@ convolutions in `conv`; one-step kernels as convolutions, or by patches where ea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,22 +14,28 @@ from kernelbank.ops.bank import TwoStepBank, box, two_step_bank
 from kernelbank.ops.frame import head_norm
 from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
-from kernelbank.ops.position import relative
+from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.setting import Params, Setting, wide
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]
+Attend = Callable[[Tensor, TwoStepBank, Params, Setting], Tensor]
+"""(q (B, h, T, d*t), the bank, params, setting) -> o (B, h, T, d)."""
 
 
-def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-    """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j as two matrix products (paper 4.1)."""
+def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting, attend: Attend | None = None) -> Tensor:
+    """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j (paper 4.1), by two matrix products unless `attend` has a form
+    of its own."""
     bank = project(two_step_bank(source_BTC, p, s), p, s)
-    patches = unfold(normed_operand(operand_BTC, p, s), s.spec.size, s.geo)
-    q_BhTd = patches.unflatten(2, (s.heads, -1)).flatten(3).transpose(1, 2)
-    scores = (q_BhTd * bank.scale) @ bank.key.transpose(-1, -2)
-    o_BhTd = attention_map(scores, bank, p, s) @ bank.value
+    o_BhTd = (attend or products)(queries(operand_BTC, p, s), bank, p, s)
     o_BTC = o_BhTd.transpose(1, 2).flatten(2)
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
+
+
+def queries(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+    """The operand's patches by head, (B, h, T, d*t)."""
+    patches = unfold(normed_operand(operand_BTC, p, s), s.spec.size, s.geo)
+    return patches.unflatten(2, (s.heads, -1)).flatten(3).transpose(1, 2)
 
 
 def normed_operand(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
@@ -35,15 +43,24 @@ def normed_operand(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
     return head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2)
 
 
-def attention_map(scores_BhTn: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
-    """The scores with key bias and relative position, through the activation and dropout."""
-    if bank.key_bias is not None:
-        scores_BhTn = scores_BhTn + bank.key_bias
+def products(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+    """The whole attention map between two matrix products."""
+    scores = (q * bank.scale) @ bank.key.transpose(-1, -2)
+    return weigh(scores, logits(bank, p, s), s.visible, p, s).to(bank.value.dtype) @ bank.value
+
+
+def logits(bank: TwoStepBank, p: Params, s: Setting) -> Tensor | None:
+    """What is added to the scores, (h, T or 1, n): key bias and relative position; None when nothing is."""
     position = relative(p, s)
-    if position is not None:
-        scores_BhTn = scores_BhTn + position
-    a = activate(scores_BhTn, s.visible, s.spec.activation, p, s.training)
-    return F.dropout(a, s.attn_drop, s.training).to(bank.value.dtype)
+    if position is None or bank.key_bias is None:
+        return bank.key_bias if position is None else position
+    return position + bank.key_bias
+
+
+def weigh(scores: Tensor, added: Tensor | None, visible: Tensor | None, p: Params, s: Setting) -> Tensor:
+    """The attention map of scores (B, h, T, n): the activation, then dropout."""
+    a = activate(scores if added is None else scores + added, visible, s.spec.activation, p, s.training)
+    return F.dropout(a, s.attn_drop, s.training)
 
 
 def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
@@ -67,20 +84,24 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
 
 def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
     """sum_j p_ij sum_t k_jt of a depth-wise kernel (design 1.3; the paper's p_i k at size 1)."""
-    position = relative(p, s)
-    if position is None:
+    if s.geo.sides is None:
         return None
-    visible = s.visible
-    shown = position[None] if visible is None else torch.where(visible, position, 0)
-    k_Bhnd = taps_BnCt.sum(-1).unflatten(-1, (s.heads, -1)).transpose(1, 2)
-    return (shown.to(k_Bhnd.dtype) @ k_Bhnd).transpose(1, 2).flatten(2)
+    k_BnC = taps_BnCt.sum(-1) if s.spec.size > 1 else taps_BnCt[..., 0]
+    if s.visible is None:
+        return spread(k_BnC, p, s)
+    position = torch.where(s.visible, matrix(p, s.geo), 0)
+    k_Bhnd = k_BnC.unflatten(-1, (s.heads, -1)).transpose(1, 2)
+    return (position.to(k_Bhnd.dtype) @ k_Bhnd).transpose(1, 2).flatten(2)
 
 
 def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, s: Setting) -> Tensor:
     """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches."""
     B, _, C = x_BTC.shape
     size, shared = s.spec.size, kernel.shape[2]
-    if size > 1 and kernel.shape[1] == 1:
+    if size == 1:
+        o = (x_BTC.unflatten(2, (shared, C // shared)) * kernel.to(x_BTC.dtype)).flatten(2)
+        return o if bias is None else o + bias
+    if kernel.shape[1] == 1:
         weight = kernel[:, 0].repeat_interleave(C // shared, 1).view(B, C, 1, size, size).to(x_BTC.dtype)
         return convolve(x_BTC, weight, None if bias is None else bias[None], C, s.geo)
     patches = unfold(x_BTC, size, s.geo).unflatten(2, (shared, C // shared))  # (B, T, R, C/R, t)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kernelbank.ops.bank import TwoStepBank, generate_taps
 from kernelbank.ops.frame import full_precision, linear
-from kernelbank.ops.geometry import pool_cells
+from kernelbank.ops.geometry import axis_visibility, kept, pool_cells
 from kernelbank.ops.setting import Params, Setting, wide
-from kernelbank.spec import Dynamic, Own, Pool, Predict, Project
+from kernelbank.spec import All, Dynamic, Own, Pool, Predict, Project
 
 
 def project(bank: TwoStepBank, p: Params, s: Setting) -> TwoStepBank:
@@ -22,13 +22,29 @@ def project(bank: TwoStepBank, p: Params, s: Setting) -> TwoStepBank:
 
 
 def average(values_BnX: Tensor, s: Setting) -> Tensor:
-    """The mean of values over V_i: (B, 1, X) where every position sees all of them, else (B, T, X)."""
+    """The mean of values over V_i, in float32 or wider: (B, 1, X) where every position sees all of them, else
+    (B, T, X)."""
+    if isinstance(s.geo.support, All) and s.mask is None:
+        return values_BnX.mean(1, keepdim=True, dtype=wide(values_BnX.dtype))
+    values_BnX = values_BnX.to(wide(values_BnX.dtype))
     if isinstance(s.spec.support, Own):
         return values_BnX
-    if s.visible is None:
-        return values_BnX.mean(1, keepdim=True)
-    seen = s.visible[:, 0].to(values_BnX.dtype)
+    if s.mask is None:
+        return _mean_by_axes(values_BnX, s)
+    seen = s.mask[:, 0] if s.visible is None else s.visible[:, 0]
+    seen = seen.to(values_BnX.dtype)
     return (seen / seen.sum(-1, keepdim=True).clamp(min=1)) @ values_BnX
+
+
+def _mean_by_axes(values_BnX: Tensor, s: Setting) -> Tensor:
+    """What a grid position sees is the product of its axes, so a sum over it is a sum along y, then along x."""
+    (H, W), P, support = s.geo.grid, s.geo.prefix, s.geo.support
+    rows, columns = (kept(axis_visibility, support, side, s.geo.device).to(values_BnX.dtype) for side in (H, W))
+    prefix, on_grid = values_BnX[:, :P].sum(1, keepdim=True), values_BnX[:, P:]
+    summed = (rows @ on_grid.unflatten(1, (H, W)).flatten(2)).unflatten(2, (W, -1))  # (B, H, W, X)
+    count = (rows.sum(1)[:, None] * columns.sum(1)[None, :]).flatten()[:, None] + P
+    means = ((columns @ summed).flatten(1, 2) + prefix) / count
+    return torch.cat([values_BnX.mean(1, keepdim=True).expand(-1, P, -1), means], 1) if P else means
 
 
 def generated_kernel(source_BTC: Tensor, p: Params, s: Setting) -> tuple[Tensor, Tensor]:
@@ -40,12 +56,12 @@ def generated_kernel(source_BTC: Tensor, p: Params, s: Setting) -> tuple[Tensor,
     with full_precision(source_BTC):
         features = pool_cells(source_BTC.to(p["key.weight"].dtype), s.spec.bank.stride, s.geo)
         if isinstance(s.spec.mix, Pool):
-            pooled = average(features.to(wide(features.dtype)), s).to(features.dtype)
+            pooled = average(features, s).to(features.dtype)
             taps, _ = generate_taps(pooled, p, s)
             kernel = taps
         else:
             taps, _ = generate_taps(features, p, s)
-            kernel = average(taps.to(wide(taps.dtype)), s)
+            kernel = average(taps, s)
         shape = (s.shared, s.spec.size**2)
         return kernel.unflatten(-1, shape), taps.unflatten(-1, shape)
 
@@ -56,8 +72,8 @@ def coefficients(source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
     with full_precision(source_BTC):
         z = source_BTC.to(wide(source_BTC.dtype)).mean(1).to(p["predict.weight"].dtype)
         if s.spec.mix.r is not None:
-            z = F.relu(linear(z, p, "reduce"))
-        z = linear(z, p, "predict").to(wide(z.dtype))
+            z = F.relu(linear(z, p, "reduce", s))
+        z = linear(z, p, "predict", s).to(wide(z.dtype))
         z = z / (s.temperature if s.training and s.temperature is not None else s.spec.mix.tau)
         return torch.softmax(z, -1) if s.spec.mix.gate == "softmax" else torch.sigmoid(z)
 

@@ -5,16 +5,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernelbank.ops.expansion import expanded
+from kernelbank.ops.geometry import Geometry, kept, relative_offsets
 from kernelbank.ops.setting import Params, Setting
 
 
 def relative(p: Params, s: Setting) -> Tensor | None:
     """p (h, T, T), p[h, i, j] the table's entry at offset i - j; arbitrary where i does not see j. None without a
     relative position."""
-    if s.geo.offsets is None:
-        return None
-    table = p["table.weight"].flatten(1)
-    if s.geo.prefix:
-        table = torch.cat([table, p["table.prefix"]], 1)
-    T = s.geo.offsets.shape[0]
-    return table.index_select(1, s.geo.offsets.flatten()).view(-1, T, T)
+    return None if s.geo.sides is None else matrix(p, s.geo)
+
+
+def spread(x_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+    """sum_j p_ij x_j over every j, (B, T, C): the operator of the setting on the grid, and one number a head for each
+    side of the prefix."""
+    P, table = s.geo.prefix, p["table.weight"]
+    on_grid = s.position(x_BTC[:, P:], table, s.geo.grid)
+    if not P:
+        return on_grid
+    h, (B, _, C) = table.shape[0], x_BTC.shape
+    down, up, across = p["table.prefix"].to(x_BTC.dtype).repeat_interleave(C // h, 0).unbind(-1)
+    prefix, grid = x_BTC[:, :P].sum(1, keepdim=True), x_BTC[:, P:].sum(1, keepdim=True)
+    return torch.cat([(grid * down + prefix * across).expand(B, P, C), on_grid + prefix * up], 1)
+
+
+def matrix(p: Params, geo: Geometry) -> Tensor:
+    """The table as (h, T, T) on `geo`, whose grid may be a part of the one that the table was made for."""
+    tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
+    return expanded(tables, (geo.grid, geo.prefix), lambda: _matrix(p, geo))
+
+
+def _matrix(p: Params, geo: Geometry) -> Tensor:
+    offsets = kept(relative_offsets, _sides(p), geo.grid, geo.prefix, geo.device)
+    return _entries(p, geo).index_select(1, offsets.flatten()).view(-1, geo.tokens, geo.tokens)
+
+
+def matrix_rows(p: Params, geo: Geometry, head: int, queries: Tensor) -> Tensor:
+    """Some rows of one head's matrix, (queries, T)."""
+    return _entries(p, geo)[head][relative_offsets(_sides(p), geo.grid, geo.prefix, geo.device, queries)]
+
+
+def _sides(p: Params) -> tuple[int, int]:
+    height, width = p["table.weight"].shape[1:]
+    return height // 2 + 1, width // 2 + 1
+
+
+def _entries(p: Params, geo: Geometry) -> Tensor:
+    """(h, entries): the table flattened, then the three of the prefix."""
+    entries = p["table.weight"].flatten(1)
+    return torch.cat([entries, p["table.prefix"]], 1) if geo.prefix else entries

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kernelbank.inventory import Grid, groups, heads
 from kernelbank.ops.geometry import Geometry
+from kernelbank.ops.linear import Linear, plain
+from kernelbank.ops.toeplitz import Positional, dense
 from kernelbank.spec import Dynamic, Grouped, MixerSpec, Own, Project, SpecError, Window
 
 Params = Mapping[str, Tensor]
@@ -19,6 +21,7 @@ Params = Mapping[str, Tensor]
 class Setting:
     """The record `spec` at `dim` channels and `num_heads` heads on `geo`.
 
+    `linear` runs the static convs, `position` the positional operator where a path has no N x N map for it.
     `temperature` replaces the tau of a predict record in training; `attn_drop` drops entries of the attention map
     in training; `mask` (B or 1, 1, T, T), True where a query may see a kernel, narrows what the record sees.
     """
@@ -31,6 +34,8 @@ class Setting:
     temperature: float | None = None
     attn_drop: float = 0.0
     mask: Tensor | None = None
+    linear: Linear = plain
+    position: Positional = dense
 
     @property
     def heads(self) -> int:

@@ -1,0 +1,233 @@
+"""The speed goals as one command a row: ``python benchmarks/goals.py ROW``; no ROW lists them, ``all`` runs them.
+
+Every row is measured by the library's own benchmark code: candidates take turns in one process, the ratio is taken
+round by round, and no verdict is given when its quartiles are too far apart. Runs on the CPU with torch's own number
+of threads. ``--rounds N`` and ``--out FOLDER`` (one JSON a row) are the only options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.benchmark.subjects import Runner, Site, read
+from kernelbank.benchmark.timing import Distribution, exponent, interleave, peak_memory, ratios, verdict
+from kernelbank.files import replace_text
+from kernelbank.inventory import inventory
+from kernelbank.ops import associated, pointwise
+from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.geometry import geometry
+from kernelbank.ops.machine import machine
+from kernelbank.ops.path import Call
+from kernelbank.ops.plan import PATHS, plan
+from kernelbank.ops.position import spread
+from kernelbank.ops.setting import Setting
+from kernelbank.records import CodeIdentity, Machine
+from kernelbank.spec import MixerSpec
+
+DEIT, SWIN = "deit_small_patch16_224", "swin_tiny_patch4_window7_224"
+OUR_DEIT, OUR_SWIN = "vit_kb_small_patch16_224", "swin_kb_tiny_patch4_window7_224"
+WINDOWED = "dwsa_window"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """`other` is to be at least `goal` times as fast as `base`."""
+
+    base: str
+    other: str
+    goal: float
+    site: Site = Site(8, 224)
+
+
+LINEARS = 1.8
+"""The probe's gain from which the rows that stand on linears bind."""
+
+MODELS: dict[str, tuple[Ratio, ...]] = {
+    "same-model": (Ratio(DEIT, OUR_DEIT, 1.85), Ratio(DEIT, f"accelerate {DEIT}", 1.85), Ratio(SWIN, OUR_SWIN, 1.85)),
+    "depthwise": (Ratio(DEIT, f"{OUR_DEIT} : dwsa", 2.35), Ratio(SWIN, f"{OUR_SWIN} : {WINDOWED}", 2.2)),
+    "same-linears": (
+        Ratio(f"accelerate {DEIT}", f"{OUR_DEIT} : dwsa", 1.15),
+        Ratio(f"accelerate {SWIN}", f"{OUR_SWIN} : {WINDOWED}", 1.15),
+        Ratio(DEIT, f"{OUR_DEIT} : dwsa @linear", 1.15),
+        Ratio(SWIN, f"{OUR_SWIN} : {WINDOWED} @linear", 1.15),
+    ),
+    "relu": (Ratio(DEIT, f"{OUR_DEIT} : relu_attention", 2.1),
+             Ratio(f"accelerate {DEIT}", f"{OUR_DEIT} : relu_attention", 1.05)),
+    "train": (
+        Ratio(DEIT, OUR_DEIT, 1.5, Site(16, 224, train=True)),
+        Ratio(DEIT, f"{OUR_DEIT} : dwsa", 2.0, Site(16, 224, train=True)),
+        Ratio(DEIT, f"{OUR_DEIT} : dwsa @linear", 1.2, Site(16, 224, train=True)),
+    ),
+    "bf16": (Ratio(DEIT, f"{OUR_DEIT} : dwsa", 1.3, Site(8, 224, half=True)),
+             Ratio(DEIT, f"{OUR_DEIT} : relu_attention", 1.25, Site(8, 224, half=True))),
+    "batch-1": tuple(Ratio(DEIT, name, 1.0, Site(1, 224))
+                     for name in (OUR_DEIT, f"{OUR_DEIT} : relu_attention", f"{OUR_DEIT} : dwsa"))
+    + tuple(Ratio(SWIN, name, 1.0, Site(1, 224)) for name in (OUR_SWIN, f"{OUR_SWIN} : {WINDOWED}")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Core:
+    """The operator alone, without static convs: q, k, v by head, and the setting that plan is asked about."""
+
+    text: str
+    side: int
+    batch: int
+    dim: int
+    heads: int
+
+    def sdpa(self) -> Callable[[], Tensor]:
+        """torch's softmax attention of the same q, k and v, without a bias."""
+        q, k, v = self._tensors()
+        return lambda: F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def ours(self) -> Callable[[], Tensor]:
+        """The record's own operator."""
+        q, k, v = self._tensors()
+        s, params = self._setting()
+        if self.text.startswith("dwsa"):
+            q, k = (t.transpose(1, 2).flatten(2) for t in (q, k))
+            return lambda: torch.addcmul(spread(k, params, s), q, k.mean(1, keepdim=True))
+        bank = TwoStepBank(k, v, (self.dim // self.heads) ** -0.5)
+        attends = {"identity": associated.attend_affine, "layernorm": associated.attend_moments}
+        attend = attends.get(self.text.partition("_")[0], pointwise.attend)
+        return lambda: attend(q, bank, params, s).transpose(1, 2).flatten(2)
+
+    def plan(self) -> str:
+        """What plan would choose."""
+        s, _ = self._setting()
+        return str(plan(s, Call(self.batch * self.side**2), machine()))
+
+    def _setting(self) -> tuple[Setting, dict[str, Tensor]]:
+        spec = MixerSpec.parse(self.text)
+        params = {e.name: torch.randn(e.shape) for e in inventory(spec, self.dim, self.heads, (self.side, self.side))}
+        bare = Setting(spec, self.dim, self.heads, geometry(spec, (self.side, self.side), 0))
+        chosen = plan(bare, Call(self.batch * self.side**2), machine())
+        form = PATHS[chosen.position.path if chosen.position else "dense"].run
+        linear = PATHS[chosen.linear.path].run
+        return Setting(spec, self.dim, self.heads, bare.geo, linear=linear, position=form), params
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(0)
+        shape = (self.batch, self.side**2, self.heads, self.dim // self.heads)
+        q, k, v = (torch.randn(shape).transpose(1, 2) for _ in range(3))
+        return q, k, v
+
+
+def _depthwise(side: int, batch: int) -> Core:
+    return Core("dwsa", side, batch, 96, 3)
+
+
+def _wide(text: str, side: int, batch: int) -> Core:
+    return Core(text, side, batch, 384, 6)
+
+
+CORES: dict[str, tuple[tuple[Core, float], ...]] = {
+    "operator-depthwise": ((_depthwise(14, 64), 2.5), (_depthwise(28, 16), 4.0), (_depthwise(64, 3), 9.0),
+                           (_depthwise(128, 1), 18.0)),
+    "operator-relu": ((_wide("relu_attention", 14, 16), 1.05), (_wide("relu_attention", 28, 4), 1.6),
+                      (_wide("relu_attention", 56, 1), 1.8), (_wide("relu_attention position=relative", 14, 16), 1.05),
+                      (_wide("relu_attention position=relative", 28, 4), 1.6),
+                      (_wide("relu_attention position=relative", 56, 1), 1.8)),
+    "operator-linear": ((_wide("layernorm_attention", 56, 1), 1.7), (_wide("identity_attention", 56, 1), 6.0)),
+}  # fmt: skip
+
+SIDES = (28, 40, 56, 80, 112, 128)
+GROWING = ("dwsa", "identity_attention", "layernorm_attention")
+ROWS = (*MODELS, *CORES, "growth")
+
+
+def run_models(row: str, rounds: int) -> list[dict[str, object]]:
+    """The ratios of one row; subjects of one site take turns together."""
+    found = []
+    for site in dict.fromkeys(ratio.site for ratio in MODELS[row]):
+        wanted = [ratio for ratio in MODELS[row] if ratio.site == site]
+        names = dict.fromkeys(name for ratio in wanted for name in (ratio.base, ratio.other))
+        taken = interleave({name: Runner(read(name), site).step for name in names}, rounds)
+        for ratio in wanted:
+            found.append(_said(ratio.base, ratio.other, ratio.goal, taken[ratio.base], taken[ratio.other]))
+    return found
+
+
+def run_cores(row: str, rounds: int) -> list[dict[str, object]]:
+    """The operators of one row against SDPA."""
+    found = []
+    for core, goal in CORES[row]:
+        with torch.no_grad():
+            taken = interleave({"sdpa": core.sdpa(), "ours": core.ours()}, rounds)
+        name = f"{core.text} {core.side}x{core.side} batch {core.batch} ({core.plan()})"
+        found.append(_said("SDPA", name, goal, taken["sdpa"], taken["ours"]))
+    return found
+
+
+def run_growth(rounds: int) -> list[dict[str, object]]:
+    """Exponent in N and peak memory by N, batch 1, 96 channels in 3 heads."""
+    found: list[dict[str, object]] = []
+    for text in (*GROWING, "sdpa"):
+        seconds, peaks = [], []
+        for side in SIDES:
+            core = Core("dwsa" if text == "sdpa" else text, side, 1, 96, 3)
+            run = core.sdpa() if text == "sdpa" else core.ours()
+            with torch.no_grad():
+                seconds.append(median(interleave({text: run}, rounds)[text]))
+                peaks.append(peak_memory(run))
+        power = exponent([side**2 for side in SIDES], seconds)
+        memory = [None if peak is None else round(peak / 2**20, 1) for peak in peaks]
+        ok = text == "sdpa" or power <= 1.35
+        print(f"{'met ' if ok else 'MISS'} {text}: N^{power:.2f} (goal <= 1.35), ms "
+              f"{[round(value * 1e3, 2) for value in seconds]}, peak MiB {memory}")  # fmt: skip
+        found.append({"subject": text, "exponent": power, "sides": SIDES, "seconds": seconds, "peak_mib": memory})
+    return found
+
+
+def _said(base: str, other: str, goal: float, slow: list[float], fast: list[float]) -> dict[str, object]:
+    ratio = ratios(slow, fast)
+    met = "met " if ratio.median >= goal else "MISS"
+    said = verdict(ratio)
+    quiet = "" if not said.startswith("none") else f"  [{said}]"
+    print(f"{met} {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] goal {goal}: {other}  against  {base}"
+          f"  ({median(slow) * 1e3:.1f} / {median(fast) * 1e3:.1f} ms){quiet}", flush=True)  # fmt: skip
+    return {"base": base, "other": other, "goal": goal, "ratio": asdict(ratio), "verdict": said,
+            "seconds": {"base": asdict(Distribution.of(slow)), "other": asdict(Distribution.of(fast))}}  # fmt: skip
+
+
+def main() -> int:
+    """Measure the rows that are named; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, "all", []], help="what to measure")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if not options.rows:
+        print("rows:", ", ".join(ROWS))
+        return 0
+    print(machine().describe())
+    binding = machine().gain("mkldnn", 1576) >= LINEARS
+    print(f"rows that stand on linears {'bind' if binding else 'do not bind: the probe gains less than 1.8x here'}")
+    for row in ROWS if "all" in options.rows else options.rows:
+        print(f"-- {row}")
+        found = (
+            run_growth(options.rounds) if row == "growth"
+            else run_models(row, options.rounds) if row in MODELS
+            else run_cores(row, options.rounds)
+        )  # fmt: skip
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            record = {"row": row, "machine": asdict(Machine.here(torch.get_num_threads())),
+                      "probe": machine().describe(), "code": asdict(CodeIdentity.here()), "found": found}  # fmt: skip
+            replace_text(options.out / f"{row}.json", json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

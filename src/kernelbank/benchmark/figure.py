@@ -1,0 +1,42 @@
+"""Images a second against resolution, one line a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kernelbank.benchmark.measure import Row
+from kernelbank.files import replace_file
+
+# Okabe and Ito's palette, told apart with every common colour vision deficiency; black is the first subject.
+PALETTE = ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = "osD^vPX"
+
+
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Both axes logarithmic, bars from quartile to quartile. The file's ending says its format."""
+    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    for index, text in enumerate(dict.fromkeys(row.subject for row in rows)):
+        mine = sorted((row for row in rows if row.subject == text), key=lambda row: row.site.side)
+        sides, rates = [row.site.side for row in mine], [row.images_per_second for row in mine]
+        low = [rate - row.site.batch / row.seconds.high for rate, row in zip(rates, mine, strict=True)]
+        high = [row.site.batch / row.seconds.low - rate for rate, row in zip(rates, mine, strict=True)]
+        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        panel.errorbar(sides, rates, [low, high], label=text, capsize=3, linewidth=1.6, color=colour, marker=marker)
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    sides = sorted({row.site.side for row in rows})
+    panel.set_xticks(sides, labels=[str(side) for side in sides])
+    panel.minorticks_off()
+    panel.set_xlabel("side")
+    panel.set_ylabel("images per second")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=8)
+    panel.set_title(title, fontsize=10)
+    kind = path.suffix.removeprefix(".") or "png"
+    replace_file(path, lambda beside: figure.savefig(beside, dpi=160, format=kind))

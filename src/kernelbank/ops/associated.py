@@ -1,0 +1,145 @@
+"""Attention without its N x N map, linear in N. An affine activation lets the products change their order,
+(q k^T) v = q (k^T v); a normaliser over the kernels needs the first two moments of a query's scores, and those have a
+closed form through k^T k. The derivation stands in docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernelbank.ops.activation import EPS
+from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.position import matrix_rows, spread
+from kernelbank.ops.setting import Params, Setting
+from kernelbank.ops.toeplitz import row_moments
+from kernelbank.pipeline import Pipeline
+
+NORMALISERS = ("center", "layernorm", "rmsnorm", "l2")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> gain x + shift."""
+
+    gain: float = 1.0
+    shift: float = 0.0
+
+
+def affine(steps: Pipeline, kernels: int, positions: int) -> Affine | None:
+    """A pipeline of affine steps as one, over so many visible kernels and positions; None if a step is not affine."""
+    gain, shift = 1.0, 0.0
+    for step in steps:
+        n = positions if step.axis == "positions" else kernels
+        match step.name:
+            case "identity":
+                factor = 1.0
+            case "scale":
+                factor = step.argument or 1.0
+            case "count":
+                factor = 1 / n
+            case "sqrt_count":
+                factor = n**-0.5
+            case "log_count":
+                factor, shift = 1.0, shift - float(torch.tensor(float(n), dtype=torch.float64).log())
+            case _:
+                return None
+        gain, shift = gain * factor, shift * factor
+    return Affine(gain, shift)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A pipeline affine, normaliser over the kernels, affine."""
+
+    before: Affine
+    normaliser: str
+    after: Affine
+
+
+def moments(steps: Pipeline, kernels: int, positions: int) -> Moments | None:
+    """`steps` as such a pipeline, or None."""
+    at = [index for index, step in enumerate(steps) if step.name in NORMALISERS]
+    if len(at) != 1 or steps[at[0]].axis == "positions":
+        return None
+    before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
+    return None if before is None or after is None else Moments(before, steps[at[0]].name, after)
+
+
+# ---- affine ----------------------------------------------------------------------------------------------
+
+
+def attend_affine(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+    """g (scale q (k^T v) + p v) + c sum_j v_j, for the activation g s + c."""
+    a = affine(s.spec.activation, bank.key.shape[2], q.shape[2])
+    assert a is not None
+    o = q @ ((bank.key * (bank.scale * a.gain)).mT @ bank.value)
+    if s.geo.sides is not None:
+        o = o + a.gain * by_position(bank.value, p, s)
+    constant = a.shift * bank.value.sum(2, keepdim=True) if a.shift else None
+    if bank.key_bias is not None:
+        constant = a.gain * (bank.key_bias @ bank.value) + (0 if constant is None else constant)
+    return o if constant is None else o + constant
+
+
+def by_position(x_BhTd: Tensor, p: Params, s: Setting) -> Tensor:
+    """sum_j p_ij x_j, head by head, (B, h, T, d)."""
+    x_BTC = x_BhTd.transpose(1, 2).flatten(2)
+    return spread(x_BTC, p, s).unflatten(2, (s.heads, -1)).transpose(1, 2)
+
+
+# ---- moments ---------------------------------------------------------------------------------------------
+
+
+def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+    """(sum_j (s_ij - mu_i) v_j) / sigma_i, with keys and values centred first where the mean is taken off."""
+    steps = moments(s.spec.activation, bank.key.shape[2], q.shape[2])
+    assert steps is not None
+    centred = steps.normaliser in ("center", "layernorm")
+    key, value = (t - t.mean(2, keepdim=True) if centred else t for t in (bank.key, bank.value))
+    q = q * (bank.scale * steps.before.gain)
+    o = q @ (key.mT @ value)
+    if s.geo.sides is not None:
+        o = o + steps.before.gain * by_position(value, p, s)
+    if steps.normaliser != "center":
+        squares, n = _sum_of_squares(q, key, p, s, steps.before.gain, centred), bank.key.shape[2]
+        o = o / (squares.clamp(min=EPS**2).sqrt() if steps.normaliser == "l2" else (squares / n + EPS).sqrt())
+    o = (o * steps.after.gain).to(value.dtype)
+    return o + steps.after.shift * bank.value.sum(2, keepdim=True) if steps.after.shift else o
+
+
+def _sum_of_squares(q: Tensor, key: Tensor, p: Params, s: Setting, gain: float, centred: bool) -> Tensor:
+    """sum_j s_ij^2, or sum_j (s_ij - mu_i)^2 with centred keys, (B, h, T, 1): q (k^T k) q + 2 q . (p k) + sum p^2.
+
+    Rows where these terms cancel, so that too few digits are left, are summed kernel by kernel.
+    """
+    gram = key.mT @ key
+    quadratic = ((q @ gram) * q).sum(-1, keepdim=True)
+    bound = (q * q).sum(-1, keepdim=True) * gram.square().sum((-1, -2), keepdim=True).sqrt()
+    total = quadratic
+    if s.geo.sides is not None:
+        squares = row_moments(p["table.weight"], p.get("table.prefix"), s.geo.grid, s.geo.prefix)[centred]
+        own = gain**2 * squares[..., None].to(q.dtype)
+        total = total + 2 * gain * (q * by_position(key, p, s)).sum(-1, keepdim=True) + own
+        bound = bound + own
+    doubtful = (total < 0.25 * torch.finfo(q.dtype).eps ** 0.25 * bound)[..., 0]
+    if bool(doubtful.any()):
+        total = _with_exact_rows(total, doubtful, q, key, p, s, gain, centred)
+    return total.clamp(min=0)
+
+
+def _with_exact_rows(
+    total: Tensor, rows: Tensor, q: Tensor, key: Tensor, p: Params, s: Setting, gain: float, centred: bool
+) -> Tensor:
+    """`total` with the marked rows (B, h, T) summed kernel by kernel."""
+    for b, i in rows.any(-1).nonzero().tolist():
+        at = rows[b, i].nonzero()[:, 0]
+        scores = q[b, i, at] @ key[b if key.shape[0] > 1 else 0, i].mT
+        if s.geo.sides is not None:
+            scores = scores + gain * matrix_rows(p, s.geo, i, at)
+        if centred:
+            scores = scores - scores.mean(-1, keepdim=True)
+        index = torch.full_like(at, b), torch.full_like(at, i), at
+        total = total.index_put(index, (scores**2).sum(-1, keepdim=True))
+    return total

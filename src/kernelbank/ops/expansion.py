@@ -1,0 +1,62 @@
+"""What is made of parameters alone, kept between calls that want no gradient: a table as a matrix or a spectrum.
+
+A kept value belongs to the tensors it was made of: it goes when they go, and is made anew when their values differ
+from those it was made of, however they were changed. Nothing is added to a module or its state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+LARGEST = 64 * 2**20
+"""Bytes of the largest value that is kept."""
+MOST = 16
+"""How many values are kept for one table."""
+
+
+@dataclass
+class _Kept:
+    """The tensors' values when the expansions were made, and the expansions by what they are."""
+
+    sources: tuple[Tensor, ...]
+    made: dict[Hashable, Tensor] = field(default_factory=dict)
+
+
+_KEPT = WeakIdKeyDictionary()
+
+
+def expanded(tables: tuple[Tensor, ...], what: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """`make()`, which depends on `tables` and `what` alone; kept for the next call where no gradient is wanted."""
+    if not _may_keep(tables):
+        return make()
+    entry = _KEPT.get(tables[0])
+    if entry is None or not _same(entry.sources, tables):
+        entry = _Kept(tuple(table.detach().clone() for table in tables))
+        _KEPT[tables[0]] = entry
+    if what not in entry.made:
+        with torch.inference_mode(False), torch.no_grad():
+            made = make()
+        if made.numel() * made.element_size() > LARGEST:
+            return made
+        if len(entry.made) >= MOST:
+            entry.made.pop(next(iter(entry.made)))
+        entry.made[what] = made
+    return entry.made[what]
+
+
+def _may_keep(tables: tuple[Tensor, ...]) -> bool:
+    """Not for a compiler, which would keep a graph's tensor; nor off the CPU, where comparing values waits."""
+    if torch.compiler.is_compiling() or any(table.device.type != "cpu" for table in tables):
+        return False
+    return not (torch.is_grad_enabled() and any(table.requires_grad for table in tables))
+
+
+def _same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
+    return len(ours) == len(theirs) and all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
+    )

@@ -1,0 +1,119 @@
+"""What this machine is good at: one probe a process, kept. The plan reads it, so that another processor may get
+another path."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from kernelbank.ops.linear import FORMS, Linear, onednn, plain
+
+ROWS = (197, 1576)
+"""The tokens of the two shapes that are timed: one image and eight, 384 -> 1152 channels."""
+ROUNDS = 9
+
+_log = logging.getLogger("kernelbank")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine as probed. `gains` is the speed of each form of a static conv relative to F.linear, for few
+    tokens and for many (float32, no gradient); empty where no probe was possible, and `reason` says why."""
+
+    device: str = "cpu"
+    threads: int = 1
+    onednn: bool = False
+    fused: bool = False
+    gains: dict[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    reason: str = ""
+
+    def gain(self, form: str, tokens: int) -> float:
+        """How much faster than F.linear `form` was on a number of tokens nearest to `tokens`."""
+        few, many = self.gains.get(form, (0.0, 0.0))
+        return few if tokens < sum(ROWS) / 2 else many
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.reason:
+            return f"{self.device}, {self.threads} threads, not probed: {self.reason}; plain linears"
+        gains = ", ".join(f"{name} {few:.2f}x / {many:.2f}x" for name, (few, many) in self.gains.items())
+        return (
+            f"{self.device}, {self.threads} threads, oneDNN {'yes' if self.onednn else 'no'}, fused linear "
+            f"{'yes' if self.fused else 'no'}; against F.linear at {ROWS[0]} / {ROWS[1]} tokens: {gains}"
+        )
+
+
+_probed: dict[tuple[str, int], Machine] = {}
+
+
+def machine(device: str = "cpu") -> Machine:
+    """The machine behind `device` with the threads that torch has now, probed at the first call."""
+    return _probed[device, _probe_once(device)]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _probe_once(device: str) -> int:
+    """The number of threads, after a probe; a compiler calls it while it traces and keeps the number."""
+    threads = torch.get_num_threads()
+    if (device, threads) not in _probed:
+        with _disable_current_modes():  # what counts or records the caller's operations must not see ours
+            _probed[device, threads] = found = probe(device)
+        if found.reason and device == "cpu":
+            _log.info("static convs run as F.linear: %s", found.reason)
+    return threads
+
+
+def probe(device: str = "cpu") -> Machine:
+    """Time the forms of a static conv against each other. A machine that cannot tell gets no gains, and a reason."""
+    threads, has = torch.get_num_threads(), torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if device != "cpu":
+        return Machine(device, threads, reason="the forms are those of a CPU")
+    if not has:
+        return Machine(device, threads, reason="torch has no oneDNN here")
+    if (os.cpu_count() or 1) == 1:
+        return Machine(device, threads, True, reason="one core cannot time and work at once")
+    fused = fused_linear_works()
+    candidates = {name: form for name, form in FORMS.items() if name != "mkldnn" or fused}
+    few, many = (_gains(candidates, rows) for rows in ROWS)
+    return Machine(device, threads, True, fused, {name: (few[name], many[name]) for name in candidates})
+
+
+def fused_linear_works() -> bool:
+    """Whether torch's private oneDNN linear exists here and computes what F.linear computes, GELU included."""
+    x, weight, bias = (
+        torch.linspace(-1, 1, n, device="cpu").view(shape) for n, shape in ((32, (2, 16)), (128, (8, 16)), (8, (8,)))
+    )
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return all(
+                torch.allclose(onednn(x, weight, bias, gelu), plain(x, weight, bias, gelu), atol=1e-5)
+                for gelu in (False, True)
+            )
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _gains(forms: dict[str, Linear], rows: int) -> dict[str, float]:
+    """F.linear's time over each form's: the least of ROUNDS turns, since other work only ever adds."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, device="cpu") for shape in ((rows, 384), (1152, 384), (1152,))
+    )
+    least = dict.fromkeys(forms, float("inf"))
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(ROUNDS + 1):
+            for name, form in forms.items():
+                least[name] = min(least[name], _seconds(form, x, weight, bias))
+    return {name: round(least["linear"] / seconds, 2) for name, seconds in least.items()}
+
+
+def _seconds(form: Linear, x: Tensor, weight: Tensor, bias: Tensor) -> float:
+    start = time.perf_counter()
+    form(x, weight, bias)
+    return time.perf_counter() - start

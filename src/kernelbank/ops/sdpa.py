@@ -1,0 +1,41 @@
+"""Softmax over the kernels through torch's fused attention: it never holds the attention map."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.kernel import logits
+from kernelbank.ops.setting import Params, Setting
+from kernelbank.pipeline import L1, Pipeline
+
+
+def temperature(steps: Pipeline) -> float | None:
+    """x of a pipeline that is softmax(x s) over the kernels, or None."""
+    x = 1.0
+    for step in steps[:-2]:
+        if step.argument is None and step.name != "identity":
+            return None
+        x *= step.argument or 1.0
+    return x if len(steps) >= 2 and steps[-2].name == "exp" and steps[-1] == L1 else None
+
+
+def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+    """softmax(x (scale q k^T + p)) v."""
+    return fused(q, bank, logits(bank, p, s), s.visible, s)
+
+
+def fused(q: Tensor, bank: TwoStepBank, added: Tensor | None, visible: Tensor | None, s: Setting) -> Tensor:
+    """The same for what is `added` to the scores and `visible` among them."""
+    x = temperature(s.spec.activation)
+    assert x is not None
+    q, key, value = (t.expand(q.shape[0], -1, -1, -1) for t in (q, bank.key, bank.value))
+    mask = visible
+    if added is not None:
+        mask = (added * x if x != 1 else added).to(q.dtype)[None]
+        if visible is not None:
+            mask = torch.where(visible, mask, -torch.inf)
+    drop = s.attn_drop if s.training else 0.0
+    return F.scaled_dot_product_attention(q, key.to(q.dtype), value.to(q.dtype), mask, drop, scale=bank.scale * x)

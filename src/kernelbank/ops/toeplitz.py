@@ -1,0 +1,128 @@
+"""The positional operator y_i = sum_j p_(i-j) x_j on the grid, one table a head: a product with a Toeplitz matrix.
+
+Three forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
+W x W matrix a frequency along x: H^2 W^2 becomes about H W^2. `fourier` transforms both axes. The last two never hold
+an N x N tensor. Half precision runs in float32 in both, since torch has no half complex numbers on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.ops.expansion import expanded
+from kernelbank.ops.geometry import kept, relative_offsets
+
+Grid = tuple[int, int]
+Positional = Callable[[Tensor, Tensor, Grid], Tensor]
+"""(x (B, N, C), table (h, 2a-1, 2b-1), (H, W)) -> (B, N, C), H <= a and W <= b."""
+
+
+def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """One matrix product a head, over all images and channels of the head at once."""
+    (B, N, C), h = x_BNC.shape, table.shape[0]
+    matrix = expanded((table,), ("dense", grid, x_BNC.dtype), lambda: _dense_matrix(table, grid).to(x_BNC.dtype))
+    columns = x_BNC.view(B, N, h, C // h).permute(2, 1, 0, 3).reshape(h, N, -1)
+    return torch.bmm(matrix, columns).view(h, N, B, C // h).permute(2, 1, 0, 3).reshape(B, N, C)
+
+
+def _dense_matrix(table: Tensor, grid: Grid) -> Tensor:
+    """(h, N, N)."""
+    N = grid[0] * grid[1]
+    offsets = kept(relative_offsets, grid, grid, 0, table.device)
+    return _centre(table, grid).flatten(1).index_select(1, offsets.flatten()).view(-1, N, N)
+
+
+def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x."""
+    (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
+    length, dtype = smooth(2 * H - 1), x_BNC.dtype
+    spectrum = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))
+    lines = _wide(x_BNC).view(B, H, W, h, C // h).permute(3, 2, 0, 4, 1)  # h W B d H: y lies innermost
+    lines = torch.fft.rfft(lines, n=length).permute(0, 4, 1, 2, 3).reshape(h, -1, W, B * (C // h))
+    mixed = torch.matmul(spectrum.to(lines.dtype), lines)  # h F W Bd
+    y = torch.fft.irfft(mixed.permute(0, 2, 3, 1), n=length)[..., :H]
+    return y.reshape(h, W, B, C // h, H).permute(2, 4, 1, 0, 3).reshape(B, N, C).to(dtype)
+
+
+def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
+    """(h, F, W, W) complex: the spectrum along y of the W x W Toeplitz matrix that every dy has."""
+    (H, W), length = grid, smooth(2 * grid[0] - 1)
+    rows = _centre(table, grid).flip(2).unfold(2, W, 1).flip(2)  # (h, 2H-1, W, W): [dy, ix, jx] = table[dy, ix - jx]
+    rows = F.pad(rows, (0, 0, 0, 0, 0, length - (2 * H - 1))).roll(1 - H, 1)
+    return torch.fft.rfft(rows, dim=1).contiguous()
+
+
+def fourier(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """A zero-padded correlation by the convolution theorem."""
+    (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
+    lengths, dtype = (smooth(2 * H - 1), smooth(2 * W - 1)), x_BNC.dtype
+    spectrum = expanded((table,), ("fourier", grid), lambda: _fourier_spectrum(_wide(table), grid))
+    maps = torch.fft.rfft2(_wide(x_BNC).view(B, H, W, h, C // h).permute(0, 3, 4, 1, 2), s=lengths)
+    y = torch.fft.irfft2(maps * spectrum.to(maps.dtype)[:, None], s=lengths)[..., :H, :W]
+    return y.permute(0, 3, 4, 1, 2).reshape(B, N, C).to(dtype)
+
+
+def _fourier_spectrum(table: Tensor, grid: Grid) -> Tensor:
+    """(h, Fy, Fx) complex, the table's zero offset at the origin."""
+    (H, W), (high, wide) = grid, (smooth(2 * side - 1) for side in grid)
+    padded = F.pad(_centre(table, grid), (0, wide - (2 * W - 1), 0, high - (2 * H - 1)))
+    return torch.fft.rfft2(padded.roll((1 - H, 1 - W), (1, 2)))
+
+
+def strips(table: Tensor, grid: Grid) -> Tensor:
+    """(h, W, (2H-1) W): every W x W block of the N x N matrix once. The rows of the matrix at grid row iy are the view
+    [:, :, (H-1-iy) W : (2H-1-iy) W], so the matrix can be read without being made."""
+    rows = _centre(table, grid).flip(1, 2).unfold(2, grid[1], 1).flip(2)  # (h, 2H-1, W, W): [H-1-dy, ix, jx]
+    return rows.permute(0, 2, 1, 3).flatten(2).contiguous()
+
+
+def row_moments(table: Tensor, prefix: Tensor | None, grid: Grid, count: int) -> tuple[Tensor, Tensor]:
+    """(sum_j p_ij^2, sum_j (p_ij - mean_j p_ij)^2), each (h, T), without the matrix: sums over the H x W part of the
+    table that a position sees, from its integral image in float64. `prefix` (h, 3) are the entries of `count` prefix
+    tokens, which come first."""
+    (H, W), entries = grid, _centre(table, grid).double()
+    edge = None if prefix is None else prefix.double()
+    n, centre = H * W + count, entries.mean((1, 2), keepdim=True).detach()
+
+    def sums(values: Tensor, at_edge: Tensor | None) -> Tensor:
+        """sum_j of one function of p_ij, (h, T)."""
+        area = F.pad(values.cumsum(1).cumsum(2), (1, 0, 1, 0))
+        grid_sums = (area[:, H:, W:] - area[:, :H, W:] - area[:, H:, :W] + area[:, :H, :W]).flatten(1)
+        if at_edge is None or not count:
+            return grid_sums
+        down, up, across = at_edge.unbind(1)
+        first = (H * W * down + count * across)[:, None].expand(-1, count)
+        return torch.cat([first, grid_sums + count * up[:, None]], 1)
+
+    shifted, edge_shifted = entries - centre, None if edge is None else edge - centre[:, :, 0]
+    squares = sums(entries**2, None if edge is None else edge**2)
+    about = sums(shifted**2, None if edge_shifted is None else edge_shifted**2)
+    spread = about - sums(shifted, edge_shifted) ** 2 / n
+    return squares.to(table.dtype), spread.clamp(min=0).to(table.dtype)
+
+
+def _centre(table: Tensor, grid: Grid) -> Tensor:
+    """The (2H-1) x (2W-1) middle of a table that may be larger."""
+    (a, b), (H, W) = ((side + 1) // 2 for side in table.shape[1:]), grid
+    return table[:, a - H : a + H - 1, b - W : b + W - 1]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def smooth(least: int) -> int:
+    """The least number >= `least` without a prime factor above 5: what FFTs are fast on."""
+    length = least
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1

@@ -1,0 +1,110 @@
+"""kernelbank benchmark: the arithmetic of its verdicts, and the verb end to end on mixers of eight channels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernelbank.benchmark.subjects import Runner, Site, check, read
+from kernelbank.benchmark.timing import Distribution, exponent, interleave, ratios, verdict
+from kernelbank.cli import main
+from kernelbank.errors import InputError
+
+SMALL = ["--dim", "8", "--heads", "2", "--grid", "2", "--batch", "1", "--rounds", "3"]
+
+
+def run(*words: str) -> int:
+    return main(["benchmark", *words])
+
+
+def test_every_candidate_runs_in_every_round() -> None:
+    calls: list[str] = []
+    taken = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 4)
+    assert {name: len(seconds) for name, seconds in taken.items()} == {"a": 4, "b": 4}
+    assert calls.count("a") > 4 and calls.count("b") > 4
+
+
+def test_a_verdict_needs_close_quartiles_that_exclude_one() -> None:
+    steady = ratios([2.0, 2.1, 1.9, 2.0], [1.0, 1.0, 1.0, 1.0])
+    assert steady.median == pytest.approx(2.0) and verdict(steady) == "2.00x as fast"
+    assert verdict(ratios([1.0, 1.0], [2.0, 2.0])) == "2.00x slower"
+    assert verdict(Distribution(1.01, 0.98, 1.05)) == "no difference"
+    assert verdict(Distribution(2.0, 1.2, 2.4)).startswith("none: quartiles 2.00x apart")
+
+
+def test_the_exponent_is_the_power() -> None:
+    sizes = [49.0, 196.0, 784.0]
+    assert exponent(sizes, [3e-6 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+
+
+def test_a_record_its_json_and_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, figure = tmp_path / "run.json", tmp_path / "run.svg"
+    code = run("vit", "dwsa @linear,hybrid", *SMALL, "--grid", "2", "3", "4", "--memory", "--out", str(out),
+               "--figure", str(figure))  # fmt: skip
+    record, shown = json.loads(out.read_text()), capsys.readouterr().out
+    assert code == 0 and figure.read_text().startswith("<?xml")
+    assert [row["subject"] for row in record["rows"]] == ["vit", "dwsa @linear,hybrid"] * 3
+    assert record["rows"][0]["verdict"] == "base" and record["rows"][0]["macs"] == 4 * 4 * 8 * 8 + 2 * 4 * 4 * 8
+    assert len(record["growth"]) == 2 and "positions^" in shown and "GFLOP/s" in shown
+
+
+@pytest.mark.parametrize("options", [["--train"], ["--train", "--bf16"], ["--bf16"]])
+def test_training_and_half_precision(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("vit", "relu_attention", *SMALL, *options, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
+def test_a_model_with_another_record_and_a_stock_model_accelerated() -> None:
+    site = Site(1, 32)
+    for text in ("vit_tiny_patch16_224 : dwsa", "accelerate vit_tiny_patch16_224", "vit_kb_tiny_patch16_224 : dwsa"):
+        runner = Runner(read(text), site)
+        assert runner.step().shape == (1, 1000) and runner.macs() > 1e6
+    taken = Runner(read("accelerate vit_tiny_patch16_224"), site).module
+    assert any(type(m).__name__ == "AcceleratedLinear" for m in taken.modules())
+
+
+def test_explain_prints_the_plan_and_every_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--explain", "dwsa", "--grid", "14", "64") == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("chosen", "refused", "hybrid", "dense", "it runs kernel two_step"))
+    assert run("--explain", "vit", "--json", "--train") == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert {v["path"]: v["reason"] for v in plan["verdicts"]}["mkldnn"].endswith("no gradient")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to measure"),
+        (["vit", "--rounds", "0"], "--rounds 0 is not legal"),
+        (["vit", "--batch", "0"], "--batch (0,) is not legal"),
+        (["vit", "vit"], "named twice"),
+        (["vit @convs"], "unknown path 'convs'; did you mean 'conv'"),
+        (["resnet5"], "unknown model or record 'resnet5'"),
+        (["vit activation=relux"], "relux"),
+        (["vit", "deit_small_patch16_224"], "not comparable"),
+        (["dwsa @sdpa", *SMALL], "paths that can: vectorised"),
+        (["vit @mkldnn", *SMALL, "--train"], "no gradient"),
+        (["accelerate vit"], "takes a model"),
+        (["vit", "--out", "nowhere/run.json"], "there is no folder nowhere"),
+        (["vit", "--figure", "run.gif"], "cannot write run.gif"),
+        (["vit", "--dim", "7"], "does not divide"),
+        (["--explain", "vit", "dwsa"], "takes one record"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_a_forced_path_that_cannot_serve_names_those_that_can() -> None:
+    with pytest.raises(InputError, match=r"paths that can: .*vectorised"):
+        check(read("dwsa @sdpa"), Site(1, 2, 8, 2))
+    with torch.no_grad():
+        check(read("vit @sdpa"), Site(1, 2, 8, 2))
