@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import types
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,13 +33,18 @@ class RecordError(InputError):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: the mean training loss of its steps, the validation loss and top-1 (per cent) after it, and
-    how long both took."""
+    """One epoch: the mean training loss of its images, the validation loss, top-1 and top-5 (per cent) after it, how
+    long all took, the last learning rate, the top-1 of the averaged weights if there are any, and how many training
+    images could not be read so far."""
 
     train_loss: float
     val_loss: float
     val_top1: float
     seconds: float
+    val_top5: float | None = None
+    lr: float | None = None
+    ema_top1: float | None = None
+    broken: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,9 @@ def _decode(kind: Any, value: Any, name: str) -> Any:
 
 def _decode_fields(kind: type, value: dict[str, Any], name: str) -> Any:
     hints, names = get_type_hints(kind), [f.name for f in fields(kind)]
+    needed = [f.name for f in fields(kind) if f.default is MISSING]
     if unknown := sorted(set(value) - set(names)):
         raise ValueError(f"{name} has an unknown field {unknown[0]!r}")
-    if missing := [field for field in names if field not in value]:
+    if missing := [field for field in needed if field not in value]:
         raise ValueError(f"{name} lacks the field {missing[0]!r}")
-    return kind(**{field: _decode(hints[field], value[field], f"{name}.{field}") for field in names})
+    return kind(**{field: _decode(hints[field], value[field], f"{name}.{field}") for field in names if field in value})
