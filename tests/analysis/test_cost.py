@@ -19,16 +19,15 @@ GRIDS = [(1, 1), (4, 4), (5, 7), (8, 3), (7, 14)]
 
 
 def plain(dim: int, heads: int, **options: object) -> Skeleton:
-    return Skeleton(16, (dim,), (12,), (heads,), **options)  # type: ignore[arg-type]
+    return Skeleton(16, dim, (12,), (heads,), **options)  # type: ignore[arg-type]
 
 
 def deit(dim: int, heads: int) -> Skeleton:
-    return plain(dim, heads, global_pool="token", position="absolute")
+    return plain(dim, heads, class_token=True, pos_embed="learn")
 
 
 def swin(dim: int, third: int, head: int = 32) -> Skeleton:
-    dims = tuple(dim * 2**stage for stage in range(4))
-    return Skeleton(4, dims, (2, 2, third, 2), tuple(width // head for width in dims))
+    return Skeleton(4, dim, (2, 2, third, 2), tuple(dim * 2**stage // head for stage in range(4)))
 
 
 def at_224(skeleton: Skeleton, mixer: str, mlp: str = "ffn") -> Cost:
@@ -229,7 +228,7 @@ def test_a_record_a_stage_and_no_mlp() -> None:
 
 
 def test_odd_grids_are_merged_rounding_up() -> None:
-    skeleton = Skeleton(4, (8, 16), (1, 1), (1, 1))
+    skeleton = Skeleton(4, 8, (1, 1), (1, 1))
     assert backbone_cost(skeleton, "dwsa", "none", (20, 28), 3, 0).params == (
         3 * 16 * 8 + 8 + 16  # patch embedding and its norm
         + 2 * 8 + 3 * (64 + 8) + 9 * 13  # block at 5 x 7
@@ -243,7 +242,6 @@ def test_odd_grids_are_merged_rounding_up() -> None:
     ("skeleton", "mlp", "size"),
     [
         (deit(64, 2), "ffn", (225, 224)),
-        (Skeleton(4, (8, 16), (1, 1), (1, 1), global_pool="token"), "ffn", (32, 32)),
         (swin(32, 2), "none | none", (224, 224)),
     ],
 )

@@ -7,33 +7,31 @@ import torch
 
 from kernelbank import SpecError
 from kernelbank.atlas import ROWS, SKELETONS, Skeleton
-from kernelbank.nn.backbone import Backbone
+from kernelbank.nn.backbone import build
 from kernelbank.nn.layers import initialise
 
-SWIN_T = Skeleton(4, (96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24))
+SWIN_T = Skeleton(4, 96, (2, 2, 6, 2), (3, 6, 12, 24))
 
 
 def deit(dim: int, heads: int) -> Skeleton:
-    return Skeleton(16, (dim,), (12,), (heads,), "token", "absolute")
+    return Skeleton(16, dim, (12,), (heads,), class_token=True, pos_embed="learn")
 
 
 @pytest.mark.parametrize(("skeleton", "mixer", "published"), [
     (deit(192, 3), "vit", 5_717_416), (deit(384, 6), "vit", 22_050_664), (deit(768, 12), "vit", 86_567_656),
     (SWIN_T, "swin", 28_288_354), (SWIN_T, "dwnet", 24_172_744), (SWIN_T, "ddwconv", 51_131_752),
-    (SWIN_T, "iddwconv", 26_243_176), (Skeleton(16, (384,), (12,), (6,)), "dwsa", 20_253_040),
+    (SWIN_T, "iddwconv", 26_243_176), (Skeleton(16, 384, (12,), (6,)), "dwsa", 20_253_040),
 ])  # fmt: skip
 def test_published_sizes_are_exact(skeleton: Skeleton, mixer: str, published: int) -> None:
     with torch.device("meta"):
-        model = Backbone(skeleton, mixer, img_size=(224, 224))
+        model = build(skeleton, mixer, img_size=(224, 224))
     assert sum(p.numel() for p in model.parameters()) == published
 
 
 def small(plain: bool, prefix: bool = False) -> Skeleton:
     if plain:
-        return Skeleton(
-            2, (32,), (2,), (2,), "token" if prefix else "avg", "absolute" if prefix else "none", 2 * prefix
-        )
-    return Skeleton(1, (32, 64), (1, 2), (2, 4))
+        return Skeleton(2, 32, (2,), (2,), prefix, "learn" if prefix else "none", 2 * prefix)
+    return Skeleton(1, 32, (1, 2), (2, 4))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ def small(plain: bool, prefix: bool = False) -> Skeleton:
 def test_every_row_runs_as_mixer_and_learns(row: str, skeleton: Skeleton) -> None:
     """Non-square, odd grids; as the mixer with the FFN, and as the MLP itself without a mixer of its own kind."""
     text = "swin support=window(3, alternate)" if row == "swin" else row
-    model = Backbone(skeleton, text, img_size=(6, 10), in_chans=1, num_classes=3, drop_path_rate=0.1)
+    model = build(skeleton, text, img_size=(6, 10), in_chans=1, num_classes=3, drop_path_rate=0.1)
     x = torch.randn(2, 1, 6, 10)
     model(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -53,46 +51,46 @@ def test_every_row_runs_as_mixer_and_learns(row: str, skeleton: Skeleton) -> Non
 
 @pytest.mark.parametrize("mlp", ["none", "ffn activation=relu", "conv", "se", "ffn | dwconv"])
 def test_any_record_is_an_mlp_or_none(mlp: str) -> None:
-    model = Backbone(small(False), "dwnet | vit", mlp, img_size=(6, 6), in_chans=1, num_classes=3)
+    model = build(small(False), "dwnet | vit", mlp, img_size=(6, 6), in_chans=1, num_classes=3)
     assert model(torch.randn(2, 1, 6, 6)).isfinite().all()
-    assert (model.stages[0].blocks[0].mlp is None) == (mlp == "none")
+    assert (model.layers[0].blocks[0].mlp is None) == (mlp == "none")
 
 
 def test_blocks_alternate_their_shift_inside_the_stage() -> None:
-    skeleton = Skeleton(1, (8, 8), (3, 2), (2, 2))
-    model = Backbone(skeleton, "swin support=window(2, alternate)", img_size=(8, 8), in_chans=1, num_classes=2)
-    assert [[b.mixer.spec.support.shift for b in stage.blocks] for stage in model.stages] == [[0, 1, 0], [0, 1]]
+    skeleton = Skeleton(1, 8, (3, 2), (2, 2))
+    model = build(skeleton, "swin support=window(2, alternate)", img_size=(8, 8), in_chans=1, num_classes=2)
+    assert [[b.attn.spec.support.shift for b in stage.blocks] for stage in model.layers] == [[0, 1, 0], [0, 1]]
 
 
 def test_weights_come_from_seed_and_name_alone() -> None:
     """Rows with different parameters are paired: what they share is equal, in any order of construction."""
-    build = lambda mixer: Backbone(SKELETONS["plain"], mixer, img_size=(8, 8), in_chans=1, num_classes=10)  # noqa: E731
-    a, b, c = build("vit_relpos"), build("dwsa"), build("vit_relpos")
+    make = lambda mixer: build(SKELETONS["plain"], mixer, img_size=(8, 8), in_chans=1, num_classes=10)  # noqa: E731
+    a, b, c = make("vit_relpos"), make("dwsa"), make("vit_relpos")
     for model, seed in ((a, 0), (b, 0), (c, 1)):
         torch.manual_seed(seed + 5)
         initialise(model, seed)
     theirs, other = dict(b.named_parameters()), dict(c.named_parameters())
     shared = [name for name in dict(a.named_parameters()) if name in theirs]
-    assert "stages.0.blocks.0.mixer.table.weight" in shared and "stages.0.blocks.0.mixer.value.weight" not in theirs
+    assert "blocks.0.attn.table.weight" in shared and "blocks.0.attn.value.weight" not in theirs
     assert all(torch.equal(p, theirs[n]) for n, p in a.named_parameters() if n in shared)
     assert not any(torch.equal(p, other[n]) for n, p in a.named_parameters() if n.endswith("weight") and p.ndim > 1)
-    assert not torch.equal(a.stages[0].blocks[0].mixer.q.weight, a.stages[0].blocks[1].mixer.q.weight)
+    assert not torch.equal(a.blocks[0].attn.q.weight, a.blocks[1].attn.q.weight)
 
 
 def test_no_weight_decay_names_tables_and_embeddings() -> None:
-    model = Backbone(small(True, prefix=True), "vit_relpos", img_size=(4, 4), num_classes=2)
-    assert model.no_weight_decay() == {"cls_token", "reg_token", "pos_embed"} | {
-        f"stages.0.blocks.{i}.mixer.table.{kind}" for i in range(2) for kind in ("weight", "prefix")
+    model = build(small(True, prefix=True), "vit_relpos", img_size=(4, 4), num_classes=2)
+    assert model.no_weight_decay() == {"cls_token", "reg_token", "pos_embed", "dist_token"} | {
+        f"blocks.{i}.attn.table.{kind}" for i in range(2) for kind in ("weight", "prefix")
     }
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: Backbone(small(True), img_size=(7, 8)), r"img_size=\(7, 8\) is not legal"),
-    (lambda: Backbone(Skeleton(1, (8, 16), (1, 1), (1, 1), "token"), img_size=(8, 8)), "prefix tokens are not legal"),
-    (lambda: Backbone(small(False), "vit | vit | vit", img_size=(8, 8)), "3 records for 2 stages"),
-    (lambda: Backbone(Skeleton(2, (30,), (1,), (4,)), img_size=(8, 8)), "dim=30 does not divide into 4 heads"),
-    (lambda: Backbone(small(True), "vitt", img_size=(8, 8)), "did you mean 'vit'"),
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: build(small(True), "vit", img_size=(7, 8)), r"img_size=\(7, 8\) is not legal"),
+    (lambda: Skeleton(1, 8, (1, 1), (1, 1), class_token=True), "prefix tokens are not legal"),
+    (lambda: build(small(False), "vit | vit | vit", img_size=(8, 8)), "3 records for 2 stages"),
+    (lambda: build(Skeleton(2, 30, (1,), (4,)), "vit", img_size=(8, 8)), "dim=30 does not divide into 4 heads"),
+    (lambda: build(small(True), "vitt", img_size=(8, 8)), "did you mean 'vit'"),
 ])  # fmt: skip
-def test_bad_input_is_one_clear_error(build: object, message: str) -> None:
+def test_bad_input_is_one_clear_error(make: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        build()
+        make()

@@ -205,7 +205,7 @@ def test_a_diverged_run_is_recorded_and_shown(
     def build(run: Run, data: object) -> object:
         model = real(run, data)  # type: ignore[arg-type]
         if run.row == "relu":
-            model.norm.weight.data.fill_(float("nan"))
+            model.head.weight.data.fill_(float("nan"))
         return model
 
     monkeypatch.setattr(runs, "build", build)

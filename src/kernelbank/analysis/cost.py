@@ -159,13 +159,10 @@ def backbone_cost(
 ) -> Cost:
     """The cost of a backbone: `mixer` and `mlp` are records' texts, one or one a stage; mlp ``none`` removes it.
 
-    num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill, and prefix tokens in
-    a hierarchical skeleton.
+    num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill.
     """
     if any(side < 1 or side % skeleton.patch_size for side in img_size):
         raise SpecError(f"img_size={img_size} is not legal; legal: multiples of the patch size {skeleton.patch_size}")
-    if skeleton.prefix and len(skeleton.dims) > 1:
-        raise SpecError(f"{skeleton.prefix} prefix tokens are not legal in a skeleton of {len(skeleton.dims)} stages")
     parts = _backbone(skeleton, mixer, mlp, img_size=img_size, in_chans=in_chans, num_classes=num_classes)
     return sum(parts, Cost())
 
@@ -176,10 +173,10 @@ def _backbone(
     patch, dims, prefix = skeleton.patch_size, skeleton.dims, skeleton.prefix
     grid = (img_size[0] // patch, img_size[1] // patch)
     yield _linear(math.prod(grid), in_chans * patch**2, dims[0], bias=True)
-    if len(dims) > 1:
+    if skeleton.hierarchical:
         yield _layer_norm(math.prod(grid), dims[0])
     yield Cost(params=prefix * dims[0])
-    if skeleton.position == "absolute":
+    if skeleton.pos_embed == "learn":
         yield Cost(params=(prefix + math.prod(grid)) * dims[0])
     mixers, mlps = read_stages(mixer, len(dims)), read_mlps(mlp, len(dims))
     for index, (dim, num_heads) in enumerate(zip(dims, skeleton.num_heads, strict=True)):

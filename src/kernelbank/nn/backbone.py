@@ -1,170 +1,229 @@
-"""One backbone: a list of stages. One stage is plain (ViT), several are hierarchical (Swin); every block takes a
-record for its mixer and one for its MLP.
+"""Backbones: timm's own trunks with blocks whose mixer and MLP are records. One stage is plain (timm's
+VisionTransformer), several are hierarchical (timm's SwinTransformer).
 
-Trunk parts are timm's (patch embedding, patch merging, drop path), with timm's names and order.
+Everything but the blocks is timm's, names and behaviour included; what the blocks add is documented here.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from timm.layers import DropPath, PatchEmbed
-from timm.models.swin_transformer import PatchMerging
-from torch import Tensor, nn
+from timm.layers import LayerNorm as ViTLayerNorm
+from timm.layers import PatchEmbed, calculate_drop_path_rates, to_2tuple
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from kernelbank.atlas import Skeleton
-from kernelbank.inventory import Grid
-from kernelbank.nn.layers import TokenBatchNorm
-from kernelbank.nn.mixer import Mixer
-from kernelbank.spec import MixerSpec, SpecError, read_mlps, read_stages
+from kernelbank.nn.block import Norm, PlainBlock, Records, Site, StageBlock, TokenGrid, square
+from kernelbank.spec import SpecError, Window, read_mlps, read_stages
 
-NORM_EPS = 1e-6  # LayerNorm in timm's ViT
+# Arguments of timm's trunks that a record says instead, and how.
+SAID_BY_RECORDS = {
+    "attn_layer": "mixer='vit'", "block_fn": "mixer='vit'", "mlp_layer": "mlp='ffn'",
+    "mlp_ratio": "mlp='ffn bank=static(4C)'", "qkv_bias": "mixer='vit bias=False'",
+    "act_layer": "mlp='ffn activation=gelu'", "scale_attn_norm": "mixer='vit'", "scale_mlp_norm": "mlp='ffn'",
+    "proj_bias": "mixer='vit'", "head_dim": "num_heads", "always_partition": "mixer='swin support=window(7)'",
+}  # fmt: skip
+DEFAULT_WINDOW = 7  # of a stage without windows, where timm's bookkeeping wants a number
 
 
-class Block(nn.Module):
-    """x + DropPath(mixer(norm(x))), then x + DropPath(mlp(norm(x))) unless there is no MLP.
+class PlainBackbone(VisionTransformer):
+    """A plain backbone: timm's VisionTransformer, every block holding `mixer` and `mlp` (``none`` removes it).
 
-    Around a bn_relu mixer there is no norm before the mixer and BatchNorm before the MLP (DWNet).
+    `mixer` and `mlp` are records as text. The other arguments are timm's: class_token, reg_tokens, global_pool,
+    pos_embed, no_embed_class, init_values (LayerScale), qk_norm, dynamic_img_size, drop rates and so on. With
+    `dynamic_img_size`, and in `set_input_size`, relative tables and the matrices of `project` are resampled as the
+    position embedding is.
+
+    Raises SpecError for records that do not exist or do not fit, images that the patches do not fill, and arguments
+    that a record says instead.
     """
 
     def __init__(
         self,
-        mixer: MixerSpec,
-        mlp: MixerSpec | None,
-        dim: int,
-        num_heads: int,
-        grid: Grid,
-        prefix: int,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        normed_inside = mixer.frame == "bn_relu"
-        self.norm1 = nn.Identity() if normed_inside else nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mixer = Mixer(mixer, dim, num_heads, grid, prefix=prefix)
-        self.norm2: nn.Module | None = None
-        self.mlp: Mixer | None = None
-        if mlp is not None:
-            self.norm2 = TokenBatchNorm(dim) if normed_inside else nn.LayerNorm(dim, eps=NORM_EPS)
-            self.mlp = Mixer(mlp, dim, num_heads, grid, prefix=prefix)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        if self.mlp is None or self.norm2 is None:
-            return x
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class Stage(nn.Module):
-    """An optional patch merging, then blocks at one resolution."""
-
-    def __init__(self, merge_from: int | None, dim: int, grid: Grid, blocks: list[Block]) -> None:
-        super().__init__()
-        self.grid = grid
-        self.downsample = None if merge_from is None else PatchMerging(merge_from, dim)
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-        """Tokens on the grid of the stage before -> tokens on this stage's grid, and that grid."""
-        if self.downsample is not None:
-            x = self.downsample(x.unflatten(1, grid)).flatten(1, 2)
-        return self.blocks(x), self.grid
-
-
-class Backbone(nn.Module):
-    """Images (B, in_chans, H, W) -> logits (B, num_classes).
-
-    `mixer` and `mlp` are records as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
-    removes the MLP. Alternating shifts are resolved by the block's index inside its stage.
-
-    Raises SpecError for an image that the patches do not fill, prefix tokens in a hierarchical skeleton, and what
-    the records themselves refuse.
-    """
-
-    def __init__(
-        self,
-        skeleton: Skeleton,
         mixer: str = "vit",
         mlp: str = "ffn",
         *,
-        img_size: Grid,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        qk_norm: bool = False,
+        init_values: float | None = None,
+        dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        norm_layer: Norm | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **trunk: Any,
     ) -> None:
-        super().__init__()
-        _check(skeleton, img_size)
-        self.skeleton, self.num_classes = skeleton, num_classes
-        p, width, hierarchical = skeleton.patch_size, skeleton.dims[0], len(skeleton.dims) > 1
-        self.patch_embed = PatchEmbed(img_size, p, in_chans, width, norm_layer=nn.LayerNorm if hierarchical else None)
-        grid = (img_size[0] // p, img_size[1] // p)
-        self.cls_token = _embedding(1, width) if skeleton.global_pool == "token" else None
-        self.reg_token = _embedding(skeleton.reg_tokens, width) if skeleton.reg_tokens else None
-        tokens = skeleton.prefix + grid[0] * grid[1]
-        self.pos_embed = _embedding(tokens, width) if skeleton.position == "absolute" else None
-        self.grid = grid
-        self.stages = nn.ModuleList(_stages(skeleton, mixer, mlp, grid, drop_path_rate))
-        self.norm = nn.LayerNorm(skeleton.dims[-1], eps=NORM_EPS)
-        self.head = nn.Linear(skeleton.dims[-1], num_classes) if num_classes else nn.Identity()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> normed tokens (B, T, C) of the last stage, prefix first."""
-        x = self.patch_embed(x)
-        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
-        x = torch.cat([*prefix, x], 1)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
-        grid = self.grid
-        for stage in self.stages:
-            x, grid = stage(x, grid)
-        return self.norm(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens -> the class token or the mean over the grid, then the classifier unless `pre_logits`."""
-        x = x[:, 0] if self.skeleton.global_pool == "token" else x[:, self.skeleton.prefix :].mean(1)
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay besides vectors: embeddings and relative tables (Swin, ViT)."""
-        embeddings = {"cls_token", "reg_token", "pos_embed"}
-        return {name for name, _ in self.named_parameters() if name in embeddings or ".table." in name}
-
-
-def _check(skeleton: Skeleton, img_size: Grid) -> None:
-    if img_size[0] % skeleton.patch_size or img_size[1] % skeleton.patch_size:
-        raise SpecError(
-            f"img_size={img_size} is not legal; legal: sides divisible by the patch of {skeleton.patch_size}"
+        records = Records(read_stages(mixer, 1)[0], read_mlps(mlp, 1)[0])
+        _check(trunk, img_size, None if dynamic_img_pad else patch_size)
+        super().__init__(
+            img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=0, num_heads=num_heads,
+            dynamic_img_size=dynamic_img_size, dynamic_img_pad=dynamic_img_pad, norm_layer=norm_layer, device=device,
+            dtype=dtype, **trunk,
+        )  # fmt: skip
+        token_grid = TokenGrid(cast(PatchEmbed, self.patch_embed), dynamic_img_size)
+        site = Site(
+            dim=embed_dim, num_heads=num_heads, grid=token_grid(), prefix=self.num_prefix_tokens, qk_norm=qk_norm,
+            init_values=init_values, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, dynamic=dynamic_img_size,
+            norm_layer=norm_layer or ViTLayerNorm, device=device, dtype=dtype,
+        )  # fmt: skip
+        rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
+        self.blocks = nn.Sequential(
+            *(PlainBlock(records, i, replace(site, drop_path=rate), token_grid) for i, rate in enumerate(rates))
         )
-    if len(skeleton.dims) > 1 and skeleton.prefix:
-        raise SpecError(f"{skeleton.prefix} prefix tokens are not legal in {len(skeleton.dims)} stages: patch merging "
-                        "joins grid positions; legal: global_pool='avg', reg_tokens=0")  # fmt: skip
+        reduction = self.patch_embed.feat_ratio()
+        self.feature_info = [
+            {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": reduction} for i in range(depth)
+        ]
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """timm's embeddings and tokens, and the relative tables (Swin's rule)."""
+        return {*super().no_weight_decay(), *_tables(self)}
+
+    def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
+        """Another image or patch size: the position embedding as in timm, relative tables and the matrices of
+        `project` resampled and rescaled (see `nn.carry`). Raises SpecError for images that patches do not fill."""
+        embed = self.patch_embed
+        _check_image(img_size or embed.img_size, None if embed.dynamic_img_pad else patch_size or embed.patch_size)
+        super().set_input_size(img_size=img_size, patch_size=patch_size)
+        for block in cast(Iterable[PlainBlock], self.blocks):
+            block.set_grid(tuple(embed.grid_size))
 
 
-def _embedding(tokens: int, dim: int) -> nn.Parameter:
-    parameter = nn.Parameter(torch.empty(1, tokens, dim))
-    nn.init.trunc_normal_(parameter, std=0.02)
-    return parameter
+class HierarchicalBackbone(SwinTransformer):
+    """A hierarchical backbone: timm's SwinTransformer, every block holding the `mixer` and `mlp` of its stage.
+
+    `mixer` and `mlp` are records as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
+    removes it. The side of windows is in the record, unless `window_size` gives another, as in timm one for all
+    stages or one each. The other arguments are timm's.
+
+    Raises SpecError as `PlainBackbone`.
+    """
+
+    def __init__(
+        self,
+        mixer: str = "swin",
+        mlp: str = "ffn",
+        *,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 4,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int | Sequence[Any] | None = None,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        norm_layer: Norm = nn.LayerNorm,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **trunk: Any,
+    ) -> None:
+        stages = len(depths)
+        records = [Records(*pair) for pair in zip(read_stages(mixer, stages), read_mlps(mlp, stages), strict=True)]
+        _check(trunk, img_size, patch_size)
+        if len(num_heads) != stages:
+            raise SpecError(f"num_heads={num_heads} is not legal; legal: one for each stage of depths={depths}")
+        super().__init__(
+            img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depths=(0,) * stages, num_heads=num_heads,
+            window_size=_sides(records) if window_size is None else window_size, norm_layer=norm_layer, device=device,
+            dtype=dtype, **trunk,
+        )  # fmt: skip
+        rates = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
+        for i, (stage, window) in enumerate(zip(self.layers, self._ref_window_sizes, strict=True)):
+            site = Site(
+                dim=embed_dim * 2**i, num_heads=num_heads[i], grid=tuple(stage.output_resolution),
+                proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, dynamic=self.dynamic_img_size,
+                norm_layer=norm_layer, device=device, dtype=dtype,
+            )  # fmt: skip
+            here = records[i].with_window(square(window))
+            stage.depth = depths[i]
+            stage.blocks = nn.Sequential(
+                *(StageBlock(here, j, replace(site, drop_path=rate)) for j, rate in enumerate(rates[i]))
+            )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """The relative tables (Swin's rule)."""
+        return _tables(self)
+
+    def set_input_size(
+        self,
+        img_size: Sequence[int] | None = None,
+        patch_size: Sequence[int] | None = None,
+        window_size: int | Sequence[Any] | None = None,
+        window_ratio: int | Sequence[int] | None = None,
+        always_partition: bool | None = None,
+    ) -> None:
+        """Another image, patch or window size; tables are resampled and rescaled (see `nn.carry`).
+
+        Windows keep the side that the record states unless `window_size` or `window_ratio` is given (timm scales
+        them with the grid). Raises SpecError for images that patches do not fill, windows that are not square, and
+        `always_partition`.
+        """
+        embed = self.patch_embed
+        _check_image(img_size or embed.img_size, patch_size or embed.patch_size)
+        if window_size is None and window_ratio is None:
+            window_size = _sides([stage.blocks[0].records for stage in self.layers])
+        super().set_input_size(img_size, patch_size, window_size, window_ratio, always_partition)
 
 
-def _stages(skeleton: Skeleton, mixer: str, mlp: str, grid: Grid, drop_path_rate: float) -> list[Stage]:
-    """The stages with their records resolved: merging halves the grid, odd sides are padded up."""
-    count, starts = len(skeleton.dims), [0, *accumulate(skeleton.depths)]
-    mixers = read_stages(mixer, count)
-    mlps = read_mlps(mlp, count)
-    rates = [drop_path_rate * block / max(starts[-1] - 1, 1) for block in range(starts[-1])]
-    stages = []
-    for i, (dim, heads) in enumerate(zip(skeleton.dims, skeleton.num_heads, strict=True)):
-        grid = (-(-grid[0] // 2), -(-grid[1] // 2)) if i else grid
-        blocks = []
-        for j in range(skeleton.depths[i]):
-            mlp_spec, rate = mlps[i], rates[starts[i] + j]
-            mlp_spec = None if mlp_spec is None else mlp_spec.at_block(j)
-            blocks.append(Block(mixers[i].at_block(j), mlp_spec, dim, heads, grid, skeleton.prefix, rate))
-        stages.append(Stage(skeleton.dims[i - 1] if i else None, dim, grid, blocks))
-    return stages
+Backbone = PlainBackbone | HierarchicalBackbone
+
+
+def build(skeleton: Skeleton, mixer: str, mlp: str = "ffn", **arguments: Any) -> Backbone:
+    """The backbone of `skeleton` with records `mixer` and `mlp`; `arguments` are those of its class."""
+    if skeleton.hierarchical:
+        return HierarchicalBackbone(mixer, mlp, **(trunk_arguments(skeleton) | arguments))
+    return PlainBackbone(mixer, mlp, **(trunk_arguments(skeleton) | arguments))
+
+
+def trunk_arguments(skeleton: Skeleton) -> dict[str, Any]:
+    """`skeleton` as the arguments of its class."""
+    size = {"patch_size": skeleton.patch_size, "embed_dim": skeleton.dim}
+    if skeleton.hierarchical:
+        return size | {"depths": skeleton.depths, "num_heads": skeleton.num_heads}
+    return size | {
+        "depth": skeleton.depths[0], "num_heads": skeleton.num_heads[0], "class_token": skeleton.class_token,
+        "global_pool": "token" if skeleton.class_token else "avg", "pos_embed": skeleton.pos_embed,
+        "reg_tokens": skeleton.reg_tokens,
+    }  # fmt: skip
+
+
+def _sides(records: Iterable[Records]) -> tuple[tuple[int, int], ...]:
+    """The windows of each stage, in timm's form."""
+    supports = (stage.mixer.support for stage in records)
+    sides = (support.M if isinstance(support, Window) else DEFAULT_WINDOW for support in supports)
+    return tuple((side, side) for side in sides)
+
+
+def _tables(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters() if ".table." in name}
+
+
+def _check(trunk: Mapping[str, Any], img_size: int | Sequence[int], patch_size: int | Sequence[int] | None) -> None:
+    for name in trunk:
+        if name in SAID_BY_RECORDS:
+            raise SpecError(f"{name}={trunk[name]!r} is not legal: a record says it; legal: {SAID_BY_RECORDS[name]}")
+    _check_image(img_size, patch_size)
+
+
+def _check_image(img_size: int | Sequence[int], patch_size: int | Sequence[int] | None) -> None:
+    """Raises SpecError unless patches fill the image; None stands for images that are padded."""
+    if patch_size is None:
+        return
+    image, patch = to_2tuple(img_size), to_2tuple(patch_size)
+    if any(side < 1 or side % step for side, step in zip(image, patch, strict=True)):
+        raise SpecError(f"img_size={tuple(image)} is not legal; legal: sides divisible by the patch {tuple(patch)}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from kernelbank.axes import TEMPERATURE
 from kernelbank.inventory import Grid, check_host, inventory
 from kernelbank.inventory import Tensor as Entry
+from kernelbank.nn.transform import Site, move
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.ops.setting import check_input
@@ -22,8 +24,9 @@ class Mixer(nn.Module):
     """static conv -> dynamic conv(s) -> static conv on tokens (B, T, C), T = prefix + H * W (paper, figure 1).
 
     `spec` is a record or its text, `grid` = (H, W), `prefix` the tokens before the grid (class, registers).
-    `attn_drop` drops entries of the attention map of a two_step record, `proj_drop` the output. ``temperature``,
-    not in the state dict, replaces the tau of a predict record in training when it is set.
+    `attn_drop` drops entries of the attention map of a two_step record, `proj_drop` the output. With `dynamic_grid`
+    what depends on the grid is resampled in a forward on another one. ``temperature``, not in the state dict,
+    replaces the tau of a predict record in training when it is set.
 
     The state dict takes timm's names too: qkv, proj, relative_position_bias_table, and fc1, fc2 for an FFN.
 
@@ -46,6 +49,7 @@ class Mixer(nn.Module):
         qk_norm: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        dynamic_grid: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -60,13 +64,14 @@ class Mixer(nn.Module):
         if attn_drop and not isinstance(self.spec.kernel, TwoStep):
             raise SpecError(f"attn_drop={attn_drop} is not legal with {self.spec}: only two_step has an attention map")
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
+        self.dynamic_grid = dynamic_grid
         self.temperature = None
         self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
         for entry in self.entries:
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
         self._geometry = self._keep_geometry(device)
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(_accept_timm_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(accept_timm_names)  # type: ignore[no-untyped-call]
 
     def _place(self, entry: Entry, tensor: Tensor) -> None:
         """The tensor under its dotted name, in plain modules for the parts before the dot."""
@@ -79,7 +84,18 @@ class Mixer(nn.Module):
         if entry.buffer:
             home.register_buffer(leaf, tensor)
         else:
-            home.register_parameter(leaf, nn.Parameter(tensor))
+            home.register_parameter(leaf, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take `tensors`, one for every inventory entry, as the mixer's own: a Parameter stays the same object, so
+        that optimisers go on with it. The geometry follows their device. Raises SpecError for a wrong shape."""
+        for entry in self.entries:
+            if tensors[entry.name].shape != entry.shape:
+                raise SpecError(
+                    f"{entry.name}: shape {tuple(tensors[entry.name].shape)} is not legal; legal: {entry.shape}"
+                )
+            self._place(entry, tensors[entry.name])
+        self.init_non_persistent_buffers()
 
     def _keep_geometry(self, device: torch.device | str | None) -> Geometry:
         """The geometry of the mixer's own grid; its tensors are non-persistent buffers."""
@@ -121,7 +137,8 @@ class Mixer(nn.Module):
         self._temperature = value
 
     def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C). `grid` may differ from the mixer's where no parameter depends on it.
+        """x (B, T, C) -> (B, T, C). `grid` may differ from the mixer's where no parameter depends on it, or with
+        `dynamic_grid`.
 
         `attn_mask` is boolean, True where a query may see a kernel: (T, T), (B, T, T) or (B, 1, T, T). Raises
         SpecError for shapes that do not fit and masks that the record cannot honour.
@@ -130,9 +147,12 @@ class Mixer(nn.Module):
             raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, T, C) with C = {self.dim}")
         here = self.grid if grid is None else grid
         check_input(x, self.spec, here, self.prefix)
-        geo = self.geometry if here == self.grid else self._geometry_on(here, x.device)
+        geo, tensors = self.geometry, self.tensors()
+        if here != self.grid:
+            tensors = self._tensors_on(here, tensors)
+            geo = geometry(self.spec, here, self.prefix, x.device)
         y = mix(
-            x, self.tensors(), self.spec, self.num_heads, here, prefix=self.prefix,
+            x, tensors, self.spec, self.num_heads, here, prefix=self.prefix,
             attn_mask=attn_mask, training=self.training, attn_drop=self.attn_drop, temperature=self.temperature,
             geo=geo,
         )  # fmt: skip
@@ -143,16 +163,20 @@ class Mixer(nn.Module):
         """The geometry of the mixer's own grid."""
         return self._geometry._replace(visible=self.visible, offsets=self.offsets, layout=self.layout)
 
-    def _geometry_on(self, grid: Grid, device: torch.device) -> Geometry:
-        """The geometry of another grid. Raises SpecError where a parameter's shape depends on the grid."""
+    def _tensors_on(self, grid: Grid, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` on another grid. Raises SpecError where a shape depends on the grid, without `dynamic_grid`."""
         there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        before, after = (Site(self.spec, at, self.prefix) for at in (self.grid, grid))
         for mine, theirs in zip(self.entries, there, strict=True):
-            if mine.shape != theirs.shape:
+            if mine.shape != theirs.shape and not self.dynamic_grid:
                 raise SpecError(
                     f"grid={grid} is not legal for a mixer built on {self.grid}: {mine.name} has shape {mine.shape}, "
-                    f"that grid needs {theirs.shape}; legal: {self.grid}, or a mixer built on the grid"
+                    f"that grid needs {theirs.shape}; legal: {self.grid}, dynamic_grid=True, or a mixer on the grid"
                 )
-        return geometry(self.spec, grid, self.prefix, device)
+            moved = move(tensors[mine.name], theirs, before, after)
+            assert moved is not None, f"{mine.name}: a shape that depends on the grid needs a transform"
+            tensors[mine.name] = moved[0]
+        return tensors
 
     def extra_repr(self) -> str:
         return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
@@ -177,7 +201,7 @@ def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator |
             nn.init.trunc_normal_(tensor, std=0.02, generator=generator)
 
 
-def _accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """timm's fused qkv, its proj and fc1, fc2 and its table of offsets, renamed and reshaped in place. What does not
     fit is left under its own name, for load_state_dict to report."""
     assert isinstance(module, Mixer)

@@ -17,6 +17,7 @@ from kernelbank.analysis.cost import backbone_cost
 from kernelbank.atlas import SKELETONS
 from kernelbank.data.dataset import Dataset
 from kernelbank.nn.backbone import Backbone
+from kernelbank.nn.backbone import build as build_backbone
 from kernelbank.nn.layers import initialise
 from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
 from kernelbank.studies.study import Study, canonical
@@ -128,7 +129,7 @@ def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResu
 
 def build(run: Run, data: Dataset) -> Backbone:
     """The backbone of `run`, its weights drawn from (seed, name) so that rows share what they have in common."""
-    model = Backbone(
+    model = build_backbone(
         SKELETONS[run.skeleton],
         run.mixer,
         run.mlp,

@@ -1,0 +1,185 @@
+"""The block of every backbone: a mixer and an MLP, both records, under timm's names, and where its tokens lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from timm.layers import DropPath, LayerScale, PatchEmbed, register_notrace_function, register_notrace_module
+from torch import Tensor, nn
+
+from kernelbank.inventory import Grid
+from kernelbank.nn.carry import carry
+from kernelbank.nn.layers import TokenBatchNorm
+from kernelbank.nn.mixer import Mixer
+from kernelbank.spec import MixerSpec, SpecError, TwoStep, Window
+
+Norm = Callable[..., nn.Module]
+
+for leaf in (Mixer, TokenBatchNorm):  # fx records each as one call: tracing a mixer would fix its shapes
+    register_notrace_module(leaf)
+
+
+class TokenGrid:
+    """The grid that tokens lie on: the patch embedding's own, or with `dynamic` that of the last image it took.
+
+    Tokens (B, T, C) do not say whether they are 4 x 6 or 6 x 4, and timm's trunk hands blocks nothing else. With
+    gradient checkpointing, the backward of one image size comes before the forward of the next.
+    """
+
+    def __init__(self, patch_embed: PatchEmbed, dynamic: bool) -> None:
+        self.patch_embed = patch_embed
+        self.last: Grid | None = None
+        if dynamic:
+            patch_embed.register_forward_hook(self._note)
+
+    def _note(self, patch_embed: nn.Module, images: tuple[Tensor], tokens: Tensor) -> None:
+        height, width = images[0].shape[-2:]
+        self.last = self.patch_embed.dynamic_feat_size((height, width))
+
+    def __call__(self) -> Grid:
+        """(H, W)."""
+        height, width = self.last or self.patch_embed.grid_size
+        return height, width
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a stage: its mixer, with the shift of windows unresolved, and its MLP or None."""
+
+    mixer: MixerSpec
+    mlp: MixerSpec | None
+
+    def at_block(self, index: int) -> tuple[MixerSpec, MixerSpec | None]:
+        """Those of block `index`, counted inside the stage."""
+        return self.mixer.at_block(index), None if self.mlp is None else self.mlp.at_block(index)
+
+    def with_window(self, side: int) -> Records:
+        """The mixer with windows of another side; as it is without windows. Raises SpecError for a shift that does
+        not fit."""
+        support = self.mixer.support
+        if not isinstance(support, Window):
+            return self
+        return replace(self, mixer=replace(self.mixer, support=replace(support, M=side)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a block is built from besides its records; `qk_norm`, `init_values` (LayerScale), the drop rates,
+    `dynamic` sizes and `norm_layer` as in timm."""
+
+    dim: int
+    num_heads: int
+    grid: Grid
+    prefix: int = 0
+    qk_norm: bool = False
+    init_values: float | None = None
+    proj_drop: float = 0.0
+    attn_drop: float = 0.0
+    drop_path: float = 0.0
+    dynamic: bool = False
+    norm_layer: Norm = nn.LayerNorm
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+
+class Block(nn.Module):
+    """x + DropPath(LayerScale(attn(norm1(x)))), then x + DropPath(LayerScale(mlp(norm2(x)))) unless there is no MLP.
+
+    `attn` and `mlp` are Mixers; their names, and those of the rest, are timm's. `records` are those of the stage and
+    `index` counts its blocks: an alternating shift is resolved here. Around a bn_relu mixer there is no norm before
+    the mixer and BatchNorm before the MLP (DWNet).
+    """
+
+    def __init__(self, records: Records, index: int, site: Site) -> None:
+        super().__init__()
+        self.records, self.index = records, index
+        mixer, mlp = records.at_block(index)
+        dd = {"device": site.device, "dtype": site.dtype}
+        normed_inside = mixer.frame == "bn_relu"
+        self.norm1 = nn.Identity() if normed_inside else site.norm_layer(site.dim, **dd)
+        self.attn = _mixer(mixer, site, attn_drop=site.attn_drop, qk_norm=site.qk_norm)
+        self.ls1, self.drop_path1 = _branch(site)
+        self.norm2: nn.Module | None = None
+        self.mlp: Mixer | None = None
+        if mlp is not None:
+            norm: Norm = TokenBatchNorm if normed_inside else site.norm_layer
+            self.norm2 = norm(site.dim, **dd)
+            # timm's Mlp drops after its activation too: that is this record's attention map
+            self.mlp = _mixer(mlp, site, attn_drop=site.proj_drop if isinstance(mlp.kernel, TwoStep) else 0.0)
+            self.ls2, self.drop_path2 = _branch(site)
+
+    def run(self, x: Tensor, grid: Grid, attn_mask: Tensor | None = None) -> Tensor:
+        """x (B, T, C) on `grid` -> (B, T, C)."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid, attn_mask)))
+        if self.mlp is None or self.norm2 is None:
+            return x
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), grid)))
+
+    def set_grid(self, grid: Grid, window: int | None = None) -> None:
+        """Move to another grid, and to windows of another side if one is given: tables and projections are
+        resampled and rescaled (see `carry`). Raises SpecError for a window that the records' shift does not fit."""
+        if window is not None:
+            self.records = self.records.with_window(window)
+        mixer, mlp = self.records.at_block(self.index)
+        self.attn = carry(self.attn, mixer, grid)[0]
+        if self.mlp is not None:
+            self.mlp = carry(self.mlp, mlp, grid)[0]
+
+
+class PlainBlock(Block):
+    """A block on tokens (B, T, C), prefix first (ViT)."""
+
+    def __init__(self, records: Records, index: int, site: Site, token_grid: TokenGrid) -> None:
+        super().__init__(records, index, site)
+        self.token_grid = token_grid
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """x (B, T, C) -> (B, T, C). `attn_mask` as in `Mixer`; `is_causal` hides later tokens."""
+        return self.run(x, self.token_grid(), narrowed(x, attn_mask, is_causal))
+
+
+class StageBlock(Block):
+    """A block on a map (B, H, W, C) (Swin)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C) -> (B, H, W, C)."""
+        B, H, W, C = x.shape
+        return self.run(x.reshape(B, H * W, C), (H, W)).reshape(B, H, W, C)
+
+    def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
+        """What timm's stages call. Raises SpecError for windows that are not square and for `always_partition`."""
+        if always_partition:
+            raise SpecError("always_partition=True is not legal: a window is never larger than the grid (design 1.3)")
+        self.set_grid((feat_size[0], feat_size[1]), square(window_size))
+
+
+def square(window: Sequence[int]) -> int:
+    """The side of a window (height, width). Raises SpecError unless it is square."""
+    if window[0] != window[1]:
+        raise SpecError(f"window_size={tuple(window)} is not legal; legal: square windows")
+    return window[0]
+
+
+@register_notrace_function
+def narrowed(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """`attn_mask`, and with `is_causal` the mask (T, T) under which token i sees tokens up to i."""
+    if not is_causal:
+        return attn_mask
+    tokens = x.shape[1]
+    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
+    return earlier if attn_mask is None else earlier & attn_mask
+
+
+def _mixer(spec: MixerSpec, site: Site, attn_drop: float, qk_norm: bool = False) -> Mixer:
+    return Mixer(
+        spec, site.dim, site.num_heads, site.grid, prefix=site.prefix, qk_norm=qk_norm, attn_drop=attn_drop,
+        proj_drop=site.proj_drop, dynamic_grid=site.dynamic, device=site.device, dtype=site.dtype,
+    )  # fmt: skip
+
+
+def _branch(site: Site) -> tuple[nn.Module, nn.Module]:
+    """LayerScale and drop path of one branch; Identity where there is none, so that state dicts are timm's."""
+    scale = LayerScale(site.dim, site.init_values, device=site.device, dtype=site.dtype) if site.init_values else None
+    return scale or nn.Identity(), DropPath(site.drop_path) if site.drop_path else nn.Identity()

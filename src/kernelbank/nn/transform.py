@@ -1,0 +1,160 @@
+"""A mixer's tensors on another grid or under another record: pure functions of tensors, differentiable.
+
+A tensor of the same name, shape and meaning stays as it is. Relative tables and the matrices of `project` are
+resampled and rescaled, kernels of another size keep their centre.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernelbank.errors import require
+from kernelbank.inventory import Grid, extent
+from kernelbank.inventory import Tensor as Entry
+from kernelbank.ops.setting import wide
+from kernelbank.spec import Dynamic, MixerSpec, TwoStep
+from kernelbank.support import visible_range
+
+
+@dataclass(frozen=True)
+class Site:
+    """A record on a grid: one side of a change."""
+
+    spec: MixerSpec
+    grid: Grid
+    prefix: int
+
+
+Moved = tuple[Tensor, str]
+"""The tensor on the new side, and how it was transformed; the empty text where it was kept."""
+
+
+def move(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """`source` for `entry` of the new side; None where nothing of it can be used."""
+    return _TRANSFORMS.get(entry.name, _same_or_taps)(source, entry, before, after)
+
+
+def _same_or_taps(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """A tensor of the same shape; a kernel of another size keeps its centre, zeros or nothing around it."""
+    old, new = before.spec.size, after.spec.size
+    if source.shape == entry.shape:
+        return source, ""
+    if old == new or type(before.spec.kernel) is not type(after.spec.kernel):
+        return None
+    if source.shape[-2:] == (old, old) and (*source.shape[:-2], new, new) == entry.shape:  # static kernels
+        return _centred(source, new), f"{old} x {old} taps in the centre of {new} x {new}"
+    generated = source.shape[0] * new * new == entry.shape[0] * old * old and source.shape[1:] == entry.shape[1:]
+    if not (generated and entry.name in ("key.weight", "key.bias")):  # a generator emits its taps channel by channel
+        return None
+    taps = source.movedim(0, -1).unflatten(-1, (-1, old, old))
+    return _centred(taps, new).flatten(-3).movedim(-1, 0), f"{old} x {old} taps in the centre of {new} x {new}"
+
+
+def _centred(kernel: Tensor, size: int) -> Tensor:
+    """Kernels (..., k, k) padded with zeros, or cropped, around the centre."""
+    pad = (size - kernel.shape[-1]) // 2
+    return F.pad(kernel, (pad, pad, pad, pad))
+
+
+def _table(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """A relative table (h, 2a-1, 2b-1) on another extent, as timm resizes Swin's and BEiT's, times m_old / m_new."""
+    if source.shape[0] != entry.shape[0]:
+        return None
+    notes, table = [], source
+    if source.shape != entry.shape:
+        require("resampling a relative table", "train", "timm")
+        from timm.layers import resize_rel_pos_bias_table  # noqa: PLC0415 - the operator needs torch alone
+
+        window = extent(after.spec, after.grid)
+        with warnings.catch_warnings():  # timm's interpolation indexes by lists and searches strided grids
+            warnings.filterwarnings("ignore", message=".*non-(contiguous|tuple)", category=UserWarning)
+            table = resize_rel_pos_bias_table(source, new_window_size=window, new_bias_shape=entry.shape)
+        notes.append(f"resampled from {side(source.shape[1:])} to {side(entry.shape[1:])}")
+    factor = summed(before.spec, _visible(before)) / summed(after.spec, _visible(after))
+    return _rescaled(table, factor, notes)
+
+
+def _prefix_table(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """table.prefix (h, 3): a prefix query sums over the whole grid; what meets a prefix kernel meets as many as
+    before, so that only a change of pipeline rescales it."""
+    if source.shape != entry.shape:
+        return None
+    over_grid = summed(before.spec, math.prod(before.grid)) / summed(after.spec, math.prod(after.grid))
+    over_prefix = summed(before.spec, _visible(after)) / summed(after.spec, _visible(after))
+    if over_grid == over_prefix:
+        return _rescaled(source, over_grid, [])
+    factors = source.new_tensor([over_grid, over_prefix, over_prefix])
+    return source * factors, f"times {over_grid:.4g}, {over_prefix:.4g}, {over_prefix:.4g}"
+
+
+def _projection(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """E or F (n, r), a column a map over the grid: resampled as timm resamples position embeddings, times
+    N_old / N_new, so that sums over the kernels keep their size (design 1.3)."""
+    if source.shape[1:] != entry.shape[1:]:
+        return None
+    old, new = _cells(before), _cells(after)
+    if old == new:
+        return source, ""
+    prefix, maps = source[: before.prefix], source[before.prefix :].unflatten(0, old).permute(2, 0, 1)[None]
+    resized = F.interpolate(maps.to(wide(maps.dtype)), new, mode="bicubic", antialias=True)[0].flatten(1).mT
+    factor = math.prod(old) / math.prod(new)
+    how = f"resampled from {side(old)} to {side(new)}, times {factor:.4g}"
+    return torch.cat([prefix, (resized * factor).to(source.dtype)]), how
+
+
+def _norm(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+    """q_norm is a LayerNorm a head in frame linear (qk_norm) and a BatchNorm in bn_relu."""
+    return (source, "") if before.spec.frame == after.spec.frame and source.shape == entry.shape else None
+
+
+def _cells(site: Site) -> Grid:
+    """The (pooled) grid that generates the bank."""
+    stride = site.spec.bank.stride if isinstance(site.spec.bank, Dynamic) else 1
+    return math.ceil(site.grid[0] / stride), math.ceil(site.grid[1] / stride)
+
+
+_TRANSFORMS: dict[str, Callable[[Tensor, Entry, Site, Site], Moved | None]] = {
+    "table.weight": _table,
+    "table.prefix": _prefix_table,
+    "q_norm.weight": _norm,
+    "q_norm.bias": _norm,
+    "E": _projection,
+    "F": _projection,
+}
+
+
+def _rescaled(tensor: Tensor, factor: float, notes: list[str]) -> Moved:
+    if factor == 1:
+        return tensor, ", ".join(notes)
+    return tensor * factor, ", ".join([*notes, f"times {factor:.4g}"])
+
+
+def _visible(site: Site) -> int:
+    """n: how many kernels of the grid a position sees, where it sees the most."""
+    return visible_range(site.spec.support, site.grid)[1]
+
+
+def summed(spec: MixerSpec, n: int) -> float:
+    """m(n): how much of the output a constant p over n visible kernels makes, in kernels.
+
+    n where p is added up undivided (depth-wise; a pipeline of `identity` and `scale` only), sqrt(n) with `sqrt_count`,
+    1 where a normaliser or `count` makes it a mean. Keeping m(n) p keeps the size of the term: a grid with twice the
+    kernels halves p of depth-wise self-attention, and p of softmax, taken over by it, is divided by n, as softmax
+    itself does to first order (design 1.3; docs/conversion.md).
+    """
+    names = {step.name for step in spec.activation}
+    if not isinstance(spec.kernel, TwoStep) or names <= {"identity", "scale"}:
+        return n
+    return math.sqrt(n) if names <= {"identity", "scale", "sqrt_count"} else 1
+
+
+def side(shape: tuple[int, ...]) -> str:
+    """``14 x 14``."""
+    return " x ".join(map(str, shape))

@@ -1,0 +1,183 @@
+"""replace_mixers on stock timm models: exact when nothing changes, every tensor accounted for, clear refusals."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import kernelbank.models  # noqa: F401
+from kernelbank import SpecError, replace_mixers
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 3}
+SWIN = {"img_size": 64, "patch_size": 2, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4), "num_classes": 3,
+        "window_size": 4}  # fmt: skip
+
+
+def vit(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(**(VIT | options)).double().eval()
+    _spread(model)
+    return model
+
+
+def swin(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.models.SwinTransformer(**(SWIN | options)).double().eval()
+    _spread(model)
+    return model
+
+
+def _spread(model: nn.Module) -> None:
+    """Weights far from timm's small ones, so that every term of the attention shows in the output."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+
+
+def images(model: nn.Module, size: tuple[int, int] | None = None) -> torch.Tensor:
+    return torch.randn(2, 3, *(size or model.patch_embed.img_size), dtype=torch.float64)
+
+
+STOCK = {
+    "class token": vit,
+    "registers, LayerScale (DINOv2)": lambda: vit(reg_tokens=4, init_values=0.5, no_embed_class=True),
+    "no_embed_class, LayerScale (DeiT-3)": lambda: vit(no_embed_class=True, init_values=0.7),
+    "qk_norm": lambda: vit(qk_norm=True),
+    "average pooling, no position": lambda: vit(class_token=False, global_pool="avg", pos_embed="none"),
+    "attention pooling": lambda: vit(class_token=False, global_pool="map"),
+    "no biases": lambda: vit(qkv_bias=False, proj_bias=False),
+    "post-norm": lambda: vit(block_fn=timm.models.vision_transformer.ResPostBlock),
+    "SwiGLU": lambda: vit(mlp_layer=timm.layers.SwiGLUPacked),
+    "not square": lambda: vit(img_size=(24, 40)),
+    "windows that divide": swin,
+    "windows that do not": lambda: swin(img_size=(36, 44), window_size=5),
+    "windows cut by the grid": lambda: swin(img_size=(16, 28), window_size=7),
+    "no qkv bias": lambda: swin(qkv_bias=False),
+}
+
+
+@pytest.mark.parametrize("stock", STOCK.values(), ids=STOCK)
+def test_the_same_record_is_the_same_model(stock: object) -> None:
+    model = stock()
+    x = images(model)
+    before = model(x)
+    assert replace_mixers(model, "bias=True") is model  # where there was none: zeros
+    assert torch.allclose(model(x), before, atol=1e-9)
+    assert {line.verdict for line in model.replaced.lines} <= {"kept", "initialised"}
+
+
+@pytest.mark.parametrize("text", ["activation=relu,count", "dwsa", "linformer mix=project(3)", "vit3", "se",
+                                  "vit activation=layernorm,count position=relative"])  # fmt: skip
+@pytest.mark.parametrize("stock", [lambda: vit(reg_tokens=2, init_values=0.5), swin], ids=["vit", "swin"])
+def test_any_record_runs_learns_and_is_accounted_for(stock: object, text: str) -> None:
+    model = stock()
+    kept = {id(p) for n, p in model.named_parameters() if ".attn." not in n}
+    tensors = len(model.state_dict())
+    mixers = [m for n, m in model.named_modules() if n.endswith(".attn")]
+    outside = tensors - sum(len(m.state_dict()) for m in mixers)
+    replace_mixers(model.train(), text)
+    assert model.replaced.others == outside
+    model(images(model)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert kept == {id(p) for n, p in model.named_parameters() if ".attn." not in n}
+    held = sum(len(m.state_dict()) for n, m in model.named_modules() if n.endswith(".attn"))
+    assert sum(line.verdict != "dropped" for line in model.replaced.lines) == held
+
+
+def test_kept_parameters_have_their_values() -> None:
+    model = vit()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    replace_mixers(model, "activation=relu,count position=relative")
+    q, k, v = state["blocks.0.attn.qkv.weight"].chunk(3)
+    attn = model.blocks[0].attn
+    assert all(torch.equal(*pair) for pair in ((attn.q.weight, q), (attn.key.weight, k), (attn.value.weight, v)))
+    assert torch.equal(attn.out.weight, state["blocks.0.attn.proj.weight"])
+    assert "blocks.0-1.attn.table.weight" in str(model.replaced) and "initialised" in str(model.replaced)
+
+
+def test_cells_change_each_stage_and_a_record_a_stage_is_taken() -> None:
+    model = replace_mixers(swin(), "activation=relu,count | dwsa_window support=window(2, alternate)")
+    assert [str(m) for m in model.replaced.records] == [
+        "vit_relpos support=window(4, alternate) activation=relu,count", "dwsa support=window(2, alternate)",
+    ]  # fmt: skip
+    assert [b.attn.spec.support.shift for b in model.layers[1].blocks] == [0, 1]
+
+
+def test_replacing_again_starts_from_what_is_there() -> None:
+    for model in (vit(), swin()):
+        x = images(model)
+        replace_mixers(model, "position=relative")
+        tables = [m.attn.table.weight for m in (model.blocks if hasattr(model, "blocks") else model.layers[0].blocks)]
+        before = model(x)
+        replace_mixers(model, "bias=True")
+        assert torch.equal(model(x), before)
+        assert {line.verdict for line in model.replaced.lines} == {"kept"} and tables
+
+
+def test_a_vit_follows_its_own_resizing_and_dynamic_images() -> None:
+    model = replace_mixers(vit(), "position=relative")
+    model.set_input_size((24, 48))
+    assert model(images(model)).isfinite().all()
+    dynamic = replace_mixers(vit(dynamic_img_size=True), "dwsa")
+    for size in ((32, 32), (16, 48), (48, 16)):
+        assert dynamic(images(dynamic, size)).isfinite().all()
+    assert not torch.equal(dynamic(images(dynamic, (48, 16))), dynamic(images(dynamic, (16, 48))))
+
+
+@pytest.mark.filterwarnings("ignore:.*non-(contiguous|tuple)")  # timm's own resizing
+def test_a_swin_is_resized_as_timm_resizes_it() -> None:
+    stock, ours = swin(), replace_mixers(swin(), "bias=True")
+    for size, window, side in (((128, 128), None, 8), ((32, 48), 4, 4), ((40, 64), 5, 5)):
+        for model in (stock, ours):
+            model.set_input_size(size, window_size=window)
+        assert [stage.blocks[0].attn.spec.support.M for stage in ours.layers] == [side] * 2
+        if size != (40, 64):  # there windows do not divide the grid: timm pads, the record's pad=masked does not
+            x = images(ours)
+            assert torch.allclose(ours(x), stock(x), atol=1e-6)
+
+
+def test_copies_and_pickles() -> None:
+    for model in (replace_mixers(vit(), "dwsa"), replace_mixers(swin(), "dwsa_window")):
+        x = images(model)
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(x), model(x))
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
+        if hasattr(model, "blocks"):
+            assert twin.blocks[0].attn.token_grid.patch_embed is twin.patch_embed
+
+
+def test_our_backbones_too() -> None:
+    model = timm.create_model("swin_kb_test_patch4_window7_64", num_classes=2).eval()
+    replace_mixers(model, "activation=relu,count")
+    assert model.layers[0].blocks[0].attn.spec.activation[0].name == "relu"
+    assert model._model_args["mixer"].startswith("swin activation=relu,count |")
+
+
+REFUSED = {
+    "another model": (lambda: timm.create_model("test_resnet"), "vit", "a ResNet is not legal; legal: timm's"),
+    "parallel blocks": (lambda: vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock), "vit",
+                        r"blocks\.0\.attn: NoneType is not legal"),
+    "differential attention": (lambda: vit(attn_layer="diff"), "vit", "DiffAttention is not legal"),
+    "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm of timm's Attention has no place"),
+    "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
+    "windows not square": (lambda: swin(window_size=(4, 8)), "bias=True", r"window_size=\(4, 8\) is not legal"),
+    "always_partition": (lambda: swin(img_size=8, always_partition=True), "bias=True", "always_partition=True"),
+    "head_dim": (lambda: swin(head_dim=3), "bias=True", "head_dim of timm's WindowAttention"),
+    "too many records": (swin, "swin | swin | swin", "3 records for 2 stages"),
+    "a record that does not fit": (vit, "iddwconv", "dim=24 does not divide into 32 groups"),
+    "an unknown cell": (vit, "activatoin=relu", "did you mean 'activation'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "text", "message"), REFUSED.values(), ids=REFUSED)
+def test_refusals_name_the_field_and_leave_the_model(make: object, text: str, message: str) -> None:
+    model = make()
+    names = list(model.state_dict())
+    with pytest.raises(SpecError, match=message):
+        replace_mixers(model, text)
+    assert list(model.state_dict()) == names and not hasattr(model, "replaced")
