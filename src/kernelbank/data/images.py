@@ -6,9 +6,12 @@ matters. An image that cannot be read is named and counted; more than a stated s
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
+import multiprocessing
 import random
+import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -140,6 +143,7 @@ class _Loader:
             batch_sampler=self,
             num_workers=loading.workers,
             persistent_workers=loading.workers > 0,
+            worker_init_fn=_Deaf() if loading.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -152,6 +156,23 @@ class _Loader:
     def run(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self.batches = [list(zip(share.rows.tolist(), share.seeds.tolist(), strict=True)) for share in shares]
         return iter(self.loader)
+
+
+class _Deaf:
+    """Makes a worker leave it to the training process when to end: Ctrl-C and a scheduler's SIGTERM reach workers too,
+    and training still needs images on its way to a checkpoint. Once that process ends, SIGTERM is obeyed again."""
+
+    def __init__(self) -> None:
+        self.ending = multiprocessing.get_context().Event()
+        atexit.register(self.ending.set)  # before multiprocessing's own, which terminates workers
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        if self.ending.is_set():
+            raise SystemExit
 
 
 def _transform(loading: Loading, augment: Augmentation | None) -> Callable[[Image.Image], Tensor]:

@@ -22,7 +22,8 @@ from kernelbank.nn.layers import initialise
 from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
 from kernelbank.studies.study import Study, canonical
 from kernelbank.train.checkpoint import discard
-from kernelbank.train.engine import Engine, Hardware
+from kernelbank.train.engine import Engine
+from kernelbank.train.hardware import Hardware
 from kernelbank.train.loop import DivergedError, evaluate, train
 from kernelbank.train.recipe import Recipe
 

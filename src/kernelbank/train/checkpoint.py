@@ -40,6 +40,7 @@ class Progress:
     loss: float = 0.0
     images: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     updates: int = 0
 
 

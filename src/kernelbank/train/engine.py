@@ -1,7 +1,4 @@
-"""Where a recipe is computed: one process, many (DDP) or many that share the weights out (FSDP2), on HF Accelerate.
-
-`Hardware` says how; it changes rounding and speed, never which images, updates or rates a run has.
-"""
+"""Where a recipe is computed: one process, many (DDP) or many that share the weights out (FSDP2), on HF Accelerate."""
 
 from __future__ import annotations
 
@@ -9,9 +6,8 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,24 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from kernelbank.data.order import Part
 from kernelbank.errors import InputError
 from kernelbank.ops.statistics import synchronised
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """How a recipe is computed, from what ``torchrun`` started.
-
-    `precision` ``auto`` is bfloat16 by autocast on GPUs that have it, else float32. `micro_batch` is the most images of
-    a forward pass on one process: larger shares of the recipe's batch are accumulated, so that it stays the recipe's.
-    """
-
-    device: Literal["auto", "cpu"] = "auto"
-    parallel: Literal["ddp", "fsdp2"] = "ddp"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    micro_batch: int | None = None
-    sync_batchnorm: bool = True
-    grad_checkpointing: bool = False
-    channels_last: bool = False
-    deterministic: bool = False
+from kernelbank.train.hardware import Hardware
 
 
 class Engine:

@@ -190,7 +190,10 @@ class _Run:
         self.scheduler.step(recipe.schedule_at(epoch, step, self.steps))
         summed = torch.zeros((), dtype=torch.float64, device=engine.device)
         for index, share in enumerate(update.shares):
-            images, labels = engine.to_device(*next(batches), self.dtype)
+            begun = perf_counter()
+            batch = next(batches)
+            self.progress.waited += perf_counter() - begun
+            images, labels = engine.to_device(*batch, self.dtype)
             if self.mixup:
                 images, labels = self.mixup(images, labels)
             with engine.training():
@@ -242,7 +245,8 @@ class _Run:
             val_top5=after.top5,
             lr=self.rate,
             ema_top1=averaged.top1 if averaged else None,
-            broken=len(self.data.train.broken),
+            broken=int(self.engine.sum([len(self.data.train.broken)])[0]),
+            waited=done.waited,
         )
         state.progress = Progress(epochs=[*done.epochs, result], updates=done.updates)
         self._save()

@@ -16,52 +16,68 @@ from kernelbank.errors import InputError
 class Recipe(Augmentation):
     """The optimiser, its schedule, regularisation and augmentation of a training run.
 
-    `batch_size` is the global batch of one update, whatever it is divided over. `lr` is stated for `lr_batch` images:
-    under `lr_rule` ``linear`` it is multiplied by batch_size / lr_batch, under ``linear_all`` `warmup_lr` and `min_lr`
-    too, under ``fixed`` nothing is. The rate rises linearly from `warmup_lr` over `warmup_epochs` and follows a cosine
-    to `min_lr`: over the remaining epochs (`warmup_prefix`), or over all epochs, of which the warm-up hides the first.
-    `schedule` says when it moves: every ``step``; every ``epoch``; ``late``, every epoch with the value of the epoch
-    before (DeiT's script); ``mixed``, by step in the warm-up and by epoch after it (MMClassification).
-
-    No weight decay on 1-D parameters, biases and what the model's `no_weight_decay` names. `layer_decay` multiplies
-    the rate once for every layer between a parameter and the head. `clip_grad` is the largest gradient norm or None.
-    `drop_path` is the rate of the last block, rising linearly from 0. `ema` is the decay of the averaged weights or
-    None. `repeats` draws every image so many times with different augmentations (repeated augmentation; an epoch
-    keeps its length). `drop_last` leaves out the last images of an epoch that do not fill a batch. Evaluation scales
-    the shorter side to img_size / `crop_pct` and takes the centre. `temperature` anneals linearly to the record's own
-    over the first `temperature_epochs` epochs in mixers that predict coefficients by softmax.
-
-    Raises InputError for a value that is not legal, naming the field.
+    The rate rises linearly from `warmup_lr` over `warmup_epochs` and follows a cosine to `min_lr`. No weight decay on
+    1-D parameters, biases and what the model's `no_weight_decay` names. Raises InputError for a value that is not
+    legal, naming the field.
     """
 
     epochs: int
+    """Passes over the training images."""
     batch_size: int
+    """Images of one update, over all processes."""
     lr: float
+    """The top learning rate, stated for lr_batch images."""
     weight_decay: float
+    """Of matrices and kernels."""
     lr_batch: int = 512
+    """The batch that lr is stated for."""
     lr_rule: Literal["linear", "linear_all", "fixed"] = "linear"
+    """linear: lr times batch_size / lr_batch. linear_all: warmup_lr and min_lr too. fixed: as they are."""
     schedule: Literal["step", "epoch", "late", "mixed"] = "step"
+    """When the rate moves. step: every update. epoch: every epoch. late: every epoch, at the value of the one before
+    (DeiT's script). mixed: by update in the warm-up, by epoch after it (MMClassification)."""
     warmup_epochs: int = 0
+    """Epochs of linear warm-up."""
     warmup_lr: float = 0.0
+    """The rate that the warm-up starts from."""
     warmup_prefix: bool = True
+    """The cosine starts after the warm-up; else it spans all epochs, and the warm-up hides its start."""
     min_lr: float = 0.0
+    """The rate that the cosine ends at."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    """timm's; sgd has Nesterov momentum, the first of betas."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
     eps: float = 1e-8
+    """Of AdamW."""
     layer_decay: float | None = None
+    """Multiplies the rate once for every layer between a parameter and the head."""
     clip_grad: float | None = None
+    """The largest norm of the gradient."""
     drop_last: bool = True
+    """Leave out the last images of an epoch that do not fill a batch."""
     drop_path: float = 0.0
+    """Stochastic depth: the rate of the last block, rising linearly from 0."""
     label_smoothing: float = 0.0
+    """The share of the target that all classes share."""
     mixup: float = 0.0
+    """The alpha of Mixup."""
     cutmix: float = 0.0
+    """The alpha of CutMix."""
     mixup_prob: float = 1.0
+    """How often a batch is mixed."""
     mixup_switch_prob: float = 0.5
+    """How often by CutMix, where both are on."""
     ema: float | None = None
+    """The decay of the averaged weights."""
     repeats: int = 1
+    """Repeated augmentation: each drawn image so many times, differently augmented; an epoch keeps its length."""
     crop_pct: float = 0.875
+    """Evaluation scales the shorter side to img_size / crop_pct and takes the centre."""
     temperature: float = 30.0
+    """Where the temperature of mixers that predict coefficients by softmax starts, on its way to the record's own."""
     temperature_epochs: int = 10
+    """Epochs that it takes, linearly, epoch by epoch; 0 leaves it alone."""
 
     def __post_init__(self) -> None:
         for name, (accepts, legal) in _LEGAL.items():
