@@ -133,28 +133,35 @@ class _Images(MapDataset[tuple[Tensor, int, int]]):
             return None
 
 
+@dataclass
+class _Batches:
+    """The batches of one epoch, as torch's loader asks for them."""
+
+    drawn: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.drawn)
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+
 class _Loader:
     """torch's loader, kept over epochs with its workers, fed with one epoch's batches at a time."""
 
     def __init__(self, images: _Images, loading: Loading) -> None:
-        self.batches: list[list[tuple[int, int]]] = []
+        self.batches = _Batches()
         self.loader = DataLoader(
             images,
-            batch_sampler=self,
+            batch_sampler=self.batches,
             num_workers=loading.workers,
             persistent_workers=loading.workers > 0,
             worker_init_fn=_Deaf() if loading.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def run(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        self.batches = [list(zip(share.rows.tolist(), share.seeds.tolist(), strict=True)) for share in shares]
+        self.batches.drawn = [list(zip(share.rows.tolist(), share.seeds.tolist(), strict=True)) for share in shares]
         return iter(self.loader)
 
 

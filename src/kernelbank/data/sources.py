@@ -31,8 +31,11 @@ class Read:
         return len(self.labels)
 
     def open(self, row: int) -> Image.Image:
-        """The image, not decoded yet. Raises what Pillow and the file raise."""
-        return Image.open(self.reader[row][0])
+        """The image. Raises what Pillow and the file raise."""
+        with self.reader[row][0] as file:
+            image = Image.open(file)
+            image.load()
+        return image
 
     def name(self, row: int) -> str:
         return str(self.reader.filename(row))

@@ -324,8 +324,9 @@ def _micro_batch(recipe: Recipe, engine: Engine) -> int:
     if rest:
         raise InputError(f"recipe: batch_size={recipe.batch_size} is not legal on {engine.part.world} processes; "
                          "legal: a multiple of their number")  # fmt: skip
-    micro = min(engine.hardware.micro_batch or share, share)
+    wanted = engine.hardware.micro_batch
+    micro = share if wanted is None else min(wanted, share)
     if micro < 1 or (recipe.mixes and (micro % 2 or share % micro % 2)):
-        raise InputError(f"hardware: micro_batch={engine.hardware.micro_batch} is not legal for {share} images a "
+        raise InputError(f"hardware: micro_batch={wanted} is not legal for {share} images a "
                          "process; legal: a whole number >= 1, even with Mixup or CutMix")  # fmt: skip
     return micro

@@ -117,7 +117,7 @@ def read_train_options(argv: list[str]) -> TrainOptions:
 
 def _given(argv: list[str], option: str) -> str | None:
     """The value of `option` in `argv`; None without one."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in zip(argv, [*argv[1:], None], strict=False):
         if word == option:
             return following
         if word.startswith(f"{option}="):
