@@ -18,7 +18,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # record names rows, so the rows (plain text) stand below the grammar that reads them.
 LAYERS = [
     {"errors", "text"}, {"files", "pipeline"}, {"axes"}, {"atlas"}, {"spec"}, {"inventory"}, {"support"}, {"records"},
-    {"options"}, {"ops"}, {"nn"}, {"analysis", "data"}, {"models"}, {"train", "convert", "testing"}, {"studies"}, {"cli"}, {"__init__", "__main__"},
+    {"options"}, {"ops"}, {"nn"}, {"analysis", "data"}, {"models"}, {"train", "convert", "testing"}, {"studies"},
+    {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 TORCH_FREE = {

@@ -16,7 +16,7 @@ import pytest
 import kernelbank
 from kernelbank import cli
 from kernelbank.analysis.command import Options
-from kernelbank.atlas import ROWS
+from kernelbank.atlas import MODELS, ROWS
 
 GOLDEN = Path(__file__).parent / "golden" / "cli.txt"
 Capture = pytest.CaptureFixture[str]
@@ -71,6 +71,17 @@ def test_help_and_version(capsys: Capture) -> None:
 
 
 # ---- atlas -----------------------------------------------------------------------------------------------
+
+
+def test_atlas_models_prints_every_registered_model_beside_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "atlas", "--models")
+    assert (code, err) == (0, "") and all(name in out for name in MODELS)
+    (line,) = (line for line in out.splitlines() if line.startswith("vit_kb_small_patch16_224"))
+    assert "22,050,664" in line and "4.599 G" in line and "4.241 G" in line and "DeiT-S: 22.05 M, 4.61 G" in line
+    models = json.loads(run(capsys, "atlas", "--models", "--json")[1])
+    assert [model["model"] for model in models] == list(MODELS)
+    assert all(model["parameter_bytes"] == 4 * model["params"] for model in models)
+    assert run(capsys, "atlas", "vit", "--models")[0] == 2
 
 
 def test_the_table_is_whole_when_piped(capsys: Capture) -> None:

@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from kernelbank import SpecError, models
+from kernelbank import SpecError, models, replace_mixers
 from kernelbank.atlas import MODELS
 from kernelbank.nn.block import Block
 
@@ -157,14 +157,54 @@ def test_saved_and_reloaded_with_its_records(name: str, mixer: str, tmp_path: Pa
     assert torch.equal(again(x), model(x))
 
 
-def test_a_checkpoint_of_another_resolution_is_resampled(tmp_path: Path) -> None:
-    for name in ("vit_dwsa_test_patch16_64", "vit_linformer_test_patch16_64", "swin_kb_test_patch4_window7_64"):
-        model = make(name).eval()
-        save_for_hf(model, tmp_path)
-        large = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(96, 128)).eval()
-        model.set_input_size((96, 128))
-        x = torch.randn(1, 3, 96, 128)
-        assert torch.allclose(large(x), model(x), atol=1e-5), name
+@pytest.mark.parametrize(("name", "options"), [
+    ("vit_dwsa_test_patch16_64", {}), ("vit_dwsa_test_patch16_64", {"class_token": True, "reg_tokens": 2}),
+    ("vit_linformer_test_patch16_64", {}), ("swin_kb_test_patch4_window7_64", {}),
+    ("vit_linformer_test_patch16_64", {"mixer": "linformer bank=dynamic(stride=2) mix=project(4)"}),
+    ("swin_kb_test_patch4_window7_64", {"mixer": "linformer mix=project(3) | dwsa | swin | swin"}),
+])  # fmt: skip
+@pytest.mark.parametrize(("old", "new"), [((64, 64), (96, 128)), ((128, 64), (64, 128)), ((64, 64), (32, 32))])
+def test_a_checkpoint_of_another_resolution_is_resampled_as_a_resized_model(
+    name: str, options: dict, old: tuple[int, int], new: tuple[int, int], tmp_path: Path
+) -> None:
+    model = make(name, img_size=old, **options).eval()
+    save_for_hf(model, tmp_path)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=new).eval()
+    model.set_input_size(new)
+    x = torch.randn(1, 3, *new)
+    assert torch.allclose(other(x), model(x), atol=1e-5)
+
+
+def test_a_bare_checkpoint_says_its_grid_by_its_shapes(tmp_path: Path) -> None:
+    model = make("vit_dwsa_test_patch16_64", img_size=96).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    other = make("vit_dwsa_test_patch16_64", img_size=48, checkpoint_path="")
+    other.load_state_dict(models.checkpoint_filter_fn(torch.load(tmp_path / "weights.pth", weights_only=True), other))
+    model.set_input_size((48, 48))
+    x = torch.randn(1, 3, 48, 48)
+    assert torch.allclose(other.eval()(x), model(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*non-(contiguous|tuple)")  # timm's own resizing
+def test_timms_swin_of_another_window_is_resampled() -> None:
+    options = {"img_size": 64, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4)}
+    stock = timm.models.SwinTransformer(**options, window_size=4).eval()
+    ours = make("swin_kb_test_patch4_window7_64", **options, window_size=8).eval()
+    ours.load_state_dict(models.checkpoint_filter_fn(stock.state_dict(), ours))
+    stock.set_input_size(window_size=8)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(ours(x), stock(x), atol=1e-5)
+
+
+def test_windows_that_were_changed_are_saved(tmp_path: Path) -> None:
+    model = make("swin_kb_test_patch4_window7_64", img_size=128).eval()
+    model.set_input_size((64, 96), window_size=5)
+    replace_mixers(model, "activation=relu,count support=window(4, alternate) | bias=True | bias=True | bias=True")
+    save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(1, 3, 64, 96)
+    assert torch.equal(again(x), model(x))
+    assert [stage.blocks[0].attn.spec.support.M for stage in again.layers] == [4, 5, 5, 5]
 
 
 def test_stock_weights_load_strictly() -> None:
@@ -205,8 +245,24 @@ BAD = {
     "heads": (lambda: make("swin_kb_test_patch4_window7_64", num_heads=(1, 2)), "legal: one for each stage"),
     "resize": (lambda: make("vit_kb_test_patch16_64").set_input_size((60, 64)), r"img_size=\(60, 64\) is not legal"),
     "resize stages": (lambda: make("dwnet_test").set_input_size((66, 64)), r"img_size=\(66, 64\) is not legal"),
+    "windows of three stages": (lambda: make("dwnet_test", window_size=(7, 7, 7)), r"window_size=\(7, 7, 7\) is not"),
+    "image of three sides": (lambda: make("vit_kb_test_patch16_64", img_size=(32, 32, 3)), r"img_size=\(32, 32, 3\)"),
+    "patch": (lambda: make("vit_kb_test_patch16_64", patch_size=0), r"patch_size=\(0, 0\) is not legal"),
+    "a number of heads": (lambda: make("dwnet_test", num_heads=3), "num_heads=3 is not legal"),
+    "depth": (lambda: make("vit_kb_test_patch16_64", depth=-1), "depth=-1 is not legal"),
+    "a stage without blocks": (lambda: make("dwnet_test", depths=(1, 0, 1, 1)), r"depths\[1\]=0 is not legal"),
+    "dropped patches": (lambda: make("vit_kb_test_patch16_64", patch_drop_rate=0.5), "patch_drop_rate=0.5"),
     "partition": (lambda: make("dwnet_test").set_input_size((64, 64), always_partition=True), "always_partition"),
 }  # fmt: skip
+
+
+def test_a_refused_resize_leaves_the_model() -> None:
+    model, x = make("swin_kb_test_patch4_window7_64").eval(), torch.randn(1, 3, 64, 64)
+    before = model(x)
+    for arguments in ({"window_size": (4, 8)}, {"img_size": (66, 64)}, {"window_size": (7, 7, 7)}):
+        with pytest.raises(SpecError):
+            model.set_input_size(**({"img_size": (128, 128)} | arguments))
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD)

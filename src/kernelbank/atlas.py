@@ -324,6 +324,29 @@ class Skeleton:
         """The tokens before the grid."""
         return self.class_token + self.reg_tokens
 
+    def stages(self, img_size: tuple[int, int]) -> tuple[Stage, ...]:
+        """The stages for images of H x W pixels; merging pads odd sides. Raises SpecError for an image that the
+        patches do not fill."""
+        patch = self.patch_size
+        if any(side < 1 or side % patch for side in img_size):
+            raise SpecError(f"img_size={img_size} is not legal; legal: sides divisible by the patch {(patch, patch)}")
+        height, width = (side // patch for side in img_size)
+        return tuple(
+            Stage(dim, depth, heads, (-(-height // 2**i), -(-width // 2**i)), self.prefix)
+            for i, (dim, depth, heads) in enumerate(zip(self.dims, self.depths, self.num_heads, strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks at one resolution: `dim` channels, `num_heads` heads, on a `grid` after `prefix` tokens."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    grid: tuple[int, int]
+    prefix: int
+
 
 # Sizes for images of 8 x 8 pixels: ours, so small that a study of 72 runs takes minutes on two CPU cores. Both start
 # from a 4 x 4 grid of 2 x 2 patches: a LayerNorm after a patch of one grey pixel would keep only its sign. The plain
@@ -336,12 +359,20 @@ SKELETONS: dict[str, Skeleton] = {
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model: a skeleton, the records it holds unless told otherwise, and its image side in pixels."""
+    """A registered model: a skeleton, the records it holds unless told otherwise, its image side in pixels, and the
+    name of the published figure it stands beside, if there is one."""
 
     skeleton: Skeleton
     mixer: str
     mlp: str = "ffn"
     img_size: int = 224
+    published: str | None = None
+
+    @property
+    def figure(self) -> Published | None:
+        """What the source of the model states for it."""
+        figures = {figure.model: figure for row in ROWS.values() for figure in row.published}
+        return None if self.published is None else figures[self.published]
 
 
 def _deit(dim: int) -> Skeleton:
@@ -354,6 +385,8 @@ def _swin(dim: int, third: int) -> Skeleton:
     return Skeleton(4, dim, (2, 2, third, 2), tuple(dim * 2**stage // 32 for stage in range(4)))
 
 
+_DEIT_LETTER = {"tiny": "Ti", "small": "S", "base": "B"}
+_SWIN_LETTER = {"tiny": "T", "small": "S", "base": "B"}
 _DEIT_SIZES = {"tiny": _deit(192), "small": _deit(384), "base": _deit(768)}
 _SWIN_SIZES = {"tiny": _swin(96, 6), "small": _swin(96, 18), "base": _swin(128, 18)}
 # The paper's relative position is defined on the grid alone (systems.md 5.1): no class token, no absolute position.
@@ -364,15 +397,21 @@ _SMALL_STAGES = Skeleton(4, 16, (1, 2, 1, 2), (1, 2, 4, 8))
 
 # `import kernelbank.models` registers these with timm. Sizes named `test` are for tests: 64 x 64 pixels.
 MODELS: dict[str, Model] = {
-    **{f"vit_kb_{size}_patch16_224": Model(skeleton, "vit") for size, skeleton in _DEIT_SIZES.items()},
+    **{
+        f"vit_kb_{size}_patch16_224": Model(skeleton, "vit", published=f"DeiT-{_DEIT_LETTER[size]}")
+        for size, skeleton in _DEIT_SIZES.items()
+    },
     **{f"vit_linformer_{size}_patch16_224": Model(skeleton, "linformer") for size, skeleton in _DEIT_SIZES.items()},
     **{f"vit_dwsa_{size}_patch16_224": Model(skeleton, "dwsa") for size, skeleton in _GRID_SIZES.items()},
-    **{f"swin_kb_{size}_patch4_window7_224": Model(skeleton, "swin") for size, skeleton in _SWIN_SIZES.items()},
+    **{
+        f"swin_kb_{size}_patch4_window7_224": Model(skeleton, "swin", published=f"Swin-{_SWIN_LETTER[size]}")
+        for size, skeleton in _SWIN_SIZES.items()
+    },
     **{
         f"swin_dwsa_{size}_patch4_window7_224": Model(skeleton, "dwsa_window") for size, skeleton in _SWIN_SIZES.items()
     },
-    "dwnet_tiny": Model(_SWIN_SIZES["tiny"], "dwnet"),
-    "dwnet_base": Model(_SWIN_SIZES["base"], "dwnet"),
+    "dwnet_tiny": Model(_SWIN_SIZES["tiny"], "dwnet", published="DWNet-T"),
+    "dwnet_base": Model(_SWIN_SIZES["base"], "dwnet", published="DWNet-B"),
     "vit_kb_test_patch16_64": Model(_SMALL_PLAIN, "vit", img_size=64),
     "vit_linformer_test_patch16_64": Model(_SMALL_PLAIN, "linformer mix=project(8)", img_size=64),
     "vit_dwsa_test_patch16_64": Model(_SMALL_GRID, "dwsa", img_size=64),

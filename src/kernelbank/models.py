@@ -6,25 +6,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
-from timm.models._input import get_pretrained_grid_size
 from torch import Tensor, nn
 
 from kernelbank.atlas import MODELS, Model
-from kernelbank.inventory import Grid
+from kernelbank.inventory import Grid, inventory
 from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone, trunk_arguments
-from kernelbank.nn.mixer import Mixer, accept_timm_names
-from kernelbank.nn.transform import Site, move
-from kernelbank.spec import SpecError
+from kernelbank.nn.mixer import accept_timm_names
+from kernelbank.nn.transform import Placement, move_all
+from kernelbank.spec import Window
 
 __all__: list[str] = []  # register_model adds every entry point
 
-STAGES_DOWN = 8  # patch merging halves the grid three times
+LARGEST_SIDE = 129  # of a grid that is guessed from a checkpoint without a configuration
 
 
 def _cfg(model: Model) -> dict[str, Any]:
@@ -37,8 +36,7 @@ def _cfg(model: Model) -> dict[str, Any]:
     }  # fmt: skip
     if not skeleton.hierarchical:
         return shared | {"pool_size": None, "classifier": "head"}
-    last = -(-side // skeleton.patch_size // STAGES_DOWN)
-    return shared | {"pool_size": (last, last), "classifier": "head.fc"}
+    return shared | {"pool_size": skeleton.stages((side, side))[-1].grid, "classifier": "head.fc"}
 
 
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(model) for name, model in MODELS.items()})
@@ -46,37 +44,48 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(model) for name,
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """A checkpoint of another resolution on the grid of `model`: the position embedding as timm resamples it, tables
-    and the matrices of `project` as `nn.carry` does. timm's names of attention and MLP are taken too.
-
-    Raises SpecError for a matrix whose rows are no square grid, unless the checkpoint's configuration says which.
-    """
-    if isinstance(model, PlainBackbone):
-        state = vision_transformer.checkpoint_filter_fn(state, model)
-    for path, mixer in model.named_modules():
-        if isinstance(mixer, Mixer):
-            accept_timm_names(mixer, state, f"{path}.")
-            for entry in mixer.entries:
-                tensor = state.get(f"{path}.{entry.name}")
-                if tensor is not None and tensor.shape != entry.shape:
-                    source = Site(mixer.spec, _grid_of(entry.name, tensor, mixer, state, model), mixer.prefix)
-                    moved = move(tensor, entry, source, Site(mixer.spec, mixer.grid, mixer.prefix))
-                    state[f"{path}.{entry.name}"] = tensor if moved is None else moved[0]
-    return state
+    and the matrices of `project` as `nn.carry` does. timm's names of attention and MLP are taken too."""
+    assert isinstance(model, Backbone)
+    for path, mixer, _ in model.mixers_on(_grid(model)):
+        accept_timm_names(mixer, state, f"{path}.")
+    source = _source_grid(state, model)
+    for path, mixer, grid in model.mixers_on(source):
+        held = {entry.name: state[f"{path}.{entry.name}"] for entry in mixer.entries
+                if f"{path}.{entry.name}" in state}  # fmt: skip
+        before, after = Placement(mixer.spec, grid, mixer.prefix), Placement(mixer.spec, mixer.grid, mixer.prefix)
+        moved = move_all(held, mixer.entries, before, after)
+        state |= {f"{path}.{name}": tensor for name, tensor in moved.items()}
+    return vision_transformer.checkpoint_filter_fn(state, model) if isinstance(model, PlainBackbone) else state
 
 
-def _grid_of(name: str, tensor: Tensor, mixer: Mixer, state: dict[str, Tensor], model: nn.Module) -> Grid:
-    """The grid that a tensor of a checkpoint belongs to; the mixer's own where it does not depend on the grid."""
-    if name == "table.weight":
-        return (tensor.shape[1] + 1) // 2, (tensor.shape[2] + 1) // 2
-    if name not in ("E", "F"):
-        return mixer.grid
-    cells = tensor.shape[0] - mixer.prefix
-    grid = get_pretrained_grid_size(model, state.get("patch_embed.proj.weight"), cells)
-    side = math.isqrt(cells)
-    if grid is None and side * side != cells:
-        raise SpecError(f"{name}: {cells} rows of a checkpoint are no square grid; legal: a square, or a checkpoint "
-                        "whose configuration says its img_size")  # fmt: skip
-    return grid or (side, side)
+def _grid(model: Backbone) -> Grid:
+    """The grid of patches of `model`."""
+    height, width = model.patch_embed.grid_size
+    return height, width
+
+
+def _source_grid(state: Mapping[str, Tensor], model: Backbone) -> Grid:
+    """The grid of patches of a checkpoint: what its configuration says, else the model's own, else a square, whichever
+    explains the shapes. The model's own where none does: what does not load is then named."""
+    stated = getattr(model, "pretrained_model_args", {}).get("img_size") or model.pretrained_cfg["input_size"][-2:]
+    patch = state["patch_embed.proj.weight"].shape[-2:] if "patch_embed.proj.weight" in state else (1, 1)
+    height, width = (side // step for side, step in zip(to_2tuple(stated), patch, strict=True))
+    own = _grid(model)
+    squares = [(side, side) for side in range(1, LARGEST_SIDE)]
+    return next((grid for grid in [(height, width), own, *squares] if _explains(grid, state, model)), own)
+
+
+def _explains(grid: Grid, state: Mapping[str, Tensor], model: Backbone) -> bool:
+    """Whether the tensors of a checkpoint have the shapes of `model` with patches on `grid`. Windows of another side
+    are resampled whatever the grid."""
+    if min(grid) < 1:
+        return False
+    return all(
+        f"{path}.{entry.name}" not in state or state[f"{path}.{entry.name}"].shape == entry.shape
+        for path, mixer, there in model.mixers_on(grid)
+        if not isinstance(mixer.spec.support, Window)
+        for entry in inventory(mixer.spec, mixer.dim, mixer.num_heads, there, mixer.prefix, mixer.qk_norm)
+    )
 
 
 def _entry_point(name: str, model: Model) -> Callable[..., Backbone]:

@@ -7,7 +7,7 @@ atlas followed by the cells that differ: ``"vit kernel=depthwise mix=mean"``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations
@@ -186,12 +186,14 @@ class MixerSpec:
         return "\n".join(lines)
 
 
-def read_stages(text: str, count: int, base: MixerSpec | None = None) -> tuple[MixerSpec, ...]:
+def read_stages(text: str, count: int, bases: Sequence[MixerSpec | None] = ()) -> tuple[MixerSpec, ...]:
     """One record for all of `count` stages, or one each separated by ``|``: ``"dwnet | dwnet | swin | swin"``.
+    Cells alone change the stage's own base, where `bases` are given.
 
     Raises SpecError when the number of records is neither 1 nor `count`.
     """
-    return tuple(MixerSpec.parse(part, base) for part in _stage_texts(text, count))
+    pairs = zip(_stage_texts(text, count), bases or (None,) * count, strict=True)
+    return tuple(MixerSpec.parse(part, base) for part, base in pairs)
 
 
 def read_mlps(text: str, count: int) -> tuple[MixerSpec | None, ...]:

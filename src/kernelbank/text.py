@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 
@@ -68,3 +68,9 @@ def split_call(axis: str, text: str) -> tuple[str, str | None]:
     if not rest.endswith(")"):
         raise SpecError(f"{axis}: {text} is not legal; nothing may follow the closing parenthesis")
     return word, rest[:-1]
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines, each column but the last as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return "\n".join("  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows)

@@ -215,7 +215,9 @@ def test_a_step_adds_its_multiplies_a_score() -> None:
 
 
 def test_costs_add() -> None:
-    assert Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40) == Cost(11, 22, 33, 44)
+    total = Cost(1, 2, 3, 4, 5) + Cost(10, 20, 30, 40, 50)
+    assert total == Cost(11, 22, 33, 44, 55)
+    assert (total.parameter_bytes(), total.activation_bytes(2)) == (44, 110)
 
 
 def test_a_record_a_stage_and_no_mlp() -> None:

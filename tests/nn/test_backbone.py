@@ -41,7 +41,7 @@ def small(plain: bool, prefix: bool = False) -> Skeleton:
 def test_every_row_runs_as_mixer_and_learns(row: str, skeleton: Skeleton) -> None:
     """Non-square, odd grids; as the mixer with the FFN, and as the MLP itself without a mixer of its own kind."""
     text = "swin support=window(3, alternate)" if row == "swin" else row
-    model = build(skeleton, text, img_size=(6, 10), in_chans=1, num_classes=3, drop_path_rate=0.1)
+    model = build(skeleton, text, text, img_size=(6, 10), in_chans=1, num_classes=3, drop_path_rate=0.1)
     x = torch.randn(2, 1, 6, 10)
     model(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -12,6 +12,7 @@ from torch import nn
 
 import kernelbank.models  # noqa: F401
 from kernelbank import SpecError, replace_mixers
+from kernelbank.errors import InputError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 3}
 SWIN = {"img_size": 64, "patch_size": 2, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4), "num_classes": 3,
@@ -112,11 +113,31 @@ def test_replacing_again_starts_from_what_is_there() -> None:
     for model in (vit(), swin()):
         x = images(model)
         replace_mixers(model, "position=relative")
-        tables = [m.attn.table.weight for m in (model.blocks if hasattr(model, "blocks") else model.layers[0].blocks)]
+        parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
         before = model(x)
         replace_mixers(model, "bias=True")
         assert torch.equal(model(x), before)
-        assert {line.verdict for line in model.replaced.lines} == {"kept"} and tables
+        assert {line.verdict for line in model.replaced.lines} == {"kept"}
+        assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
+
+
+@pytest.mark.parametrize("stock", [vit, lambda: swin(depths=(2, 2))], ids=["vit", "swin"])
+def test_a_shift_alternates_through_repeated_changes(stock: object) -> None:
+    model = stock()
+    for text in ("swin support=window(2, alternate)", "activation=relu,count", "bias=False"):
+        replace_mixers(model, text)
+        mixers = [module for name, module in model.named_modules() if name.endswith(".attn")]
+        assert [mixer.spec.support.shift for mixer in mixers] == [0, 1] * (len(mixers) // 2)
+
+
+def test_partly_frozen_stays_partly_frozen() -> None:
+    model = vit()
+    for block in model.blocks:
+        block.attn.qkv.bias.requires_grad_(False)
+        block.attn.proj.requires_grad_(False)
+    replace_mixers(model, "position=relative")
+    frozen = {name.rpartition("attn.")[2] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"q.bias", "key.bias", "value.bias", "out.weight", "out.bias"}
 
 
 def test_a_vit_follows_its_own_resizing_and_dynamic_images() -> None:
@@ -141,6 +162,19 @@ def test_a_swin_is_resized_as_timm_resizes_it() -> None:
             assert torch.allclose(ours(x), stock(x), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*non-(contiguous|tuple)")
+def test_a_replaced_swin_keeps_its_windows_at_the_same_size_and_resizes_from_them() -> None:
+    model = replace_mixers(swin(), "support=window(2, alternate)")
+    model.set_input_size((64, 64))
+    sides = lambda: [stage.blocks[0].attn.spec.support.M for stage in model.layers]  # noqa: E731
+    assert sides() == [2, 2]
+    model.set_input_size((128, 128))
+    assert sides() == [4, 4]
+    without = replace_mixers(swin(), "dwsa")
+    without.set_input_size((64, 128))  # windows that are not square are nothing to a record without windows
+    assert without(images(without)).isfinite().all()
+
+
 def test_copies_and_pickles() -> None:
     for model in (replace_mixers(vit(), "dwsa"), replace_mixers(swin(), "dwsa_window")):
         x = images(model)
@@ -158,26 +192,59 @@ def test_our_backbones_too() -> None:
     assert model._model_args["mixer"].startswith("swin activation=relu,count |")
 
 
+class OwnForward(timm.models.swin_transformer.SwinTransformerBlock):
+    pass
+
+
+def hooked() -> nn.Module:
+    model = vit()
+    model.blocks[1].attn.qkv.register_forward_hook(lambda *_: None)
+    return model
+
+
+def normed() -> nn.Module:
+    model = vit()
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].attn.qkv)
+    return model
+
+
+def subclassed() -> nn.Module:
+    model = swin()
+    model.layers[0].blocks[0].__class__ = OwnForward
+    return model
+
+
+BLOCKS = timm.models.vision_transformer
 REFUSED = {
     "another model": (lambda: timm.create_model("test_resnet"), "vit", "a ResNet is not legal; legal: timm's"),
-    "parallel blocks": (lambda: vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock), "vit",
-                        r"blocks\.0\.attn: NoneType is not legal"),
+    "parallel blocks": (lambda: vit(block_fn=BLOCKS.ParallelScalingBlock), "vit",
+                        r"blocks\.0\.attn: a NoneType is not legal"),
     "differential attention": (lambda: vit(attn_layer="diff"), "vit", "DiffAttention is not legal"),
-    "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm of timm's Attention has no place"),
+    "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm has no place in a record"),
     "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
+    "eps of qk_norm": (lambda: vit(qk_norm=True, norm_layer=nn.LayerNorm), "vit", "eps 1e-06"),
+    "dropped patches": (lambda: vit(patch_drop_rate=0.5), "vit", "patch_drop_rate"),
+    "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "iddwconv", "does not divide into 32 groups"),
+    "hooks": (hooked, "vit", r"blocks\.1\.attn\.qkv has hooks"),
+    "computed weights": (normed, "vit", r"blocks\.0\.attn\.qkv\.parametrizations.* is not a parameter of timm's"),
+    "another Swin block": (subclassed, "swin", r"layers\.0\.blocks\.0: a OwnForward is not legal"),
     "windows not square": (lambda: swin(window_size=(4, 8)), "bias=True", r"window_size=\(4, 8\) is not legal"),
     "always_partition": (lambda: swin(img_size=8, always_partition=True), "bias=True", "always_partition=True"),
-    "head_dim": (lambda: swin(head_dim=3), "bias=True", "head_dim of timm's WindowAttention"),
+    "head_dim": (lambda: swin(head_dim=3), "bias=True", "head_dim has no place in a record"),
     "too many records": (swin, "swin | swin | swin", "3 records for 2 stages"),
     "a record that does not fit": (vit, "iddwconv", "dim=24 does not divide into 32 groups"),
     "an unknown cell": (vit, "activatoin=relu", "did you mean 'activation'"),
+    "no text": (vit, None, "text=None is not legal"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "text", "message"), REFUSED.values(), ids=REFUSED)
 def test_refusals_name_the_field_and_leave_the_model(make: object, text: str, message: str) -> None:
     model = make()
-    names = list(model.state_dict())
-    with pytest.raises(SpecError, match=message):
+    modules = {name: (type(module), len(module._forward_hooks)) for name, module in model.named_modules()}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises((SpecError, InputError), match=message):
         replace_mixers(model, text)
-    assert list(model.state_dict()) == names and not hasattr(model, "replaced")
+    assert {name: (type(m), len(m._forward_hooks)) for name, m in model.named_modules()} == modules
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not hasattr(model, "replaced")

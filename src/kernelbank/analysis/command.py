@@ -1,14 +1,14 @@
-"""``kernelbank atlas``: the paper's table, one record in full, its figure, and the proofs."""
+"""``kernelbank atlas``: the paper's table, the registered models, one record in full, its figure, and the proofs."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich import box
@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kernelbank.analysis.cost import Cost, model_cost
 from kernelbank.analysis.explain import describe, render
-from kernelbank.atlas import ROWS
+from kernelbank.atlas import MODELS, ROWS
 from kernelbank.errors import UsageError, require
 from kernelbank.options import read_options
 from kernelbank.spec import MixerSpec
@@ -33,8 +34,8 @@ LAYOUTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print the paper's table with every known mixer, or one record in full: its cells, equation, picture,
-    parameters and cost."""
+    """Print the paper's table with every known mixer, the registered models, or one record in full: its cells,
+    equation, picture, parameters and cost."""
 
     record: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")] = ()
     """A row of the table and cells to change, such as: vit kernel=depthwise mix=mean"""
@@ -50,6 +51,8 @@ class Options:
     """Draw the record to FILE: .svg, .png or .pdf."""
     json: bool = False
     """Print JSON."""
+    models: bool = False
+    """Print the registered models: parameters, cost of one image and what their sources state."""
     prove: bool = False
     """Check the identities behind the table; exit code 1 if one fails."""
 
@@ -63,7 +66,9 @@ def main(argv: list[str]) -> int:
     _check(options)
     if options.prove:
         return _prove(options.json)
-    if options.record:
+    if options.models:
+        _show_models(options.json)
+    elif options.record:
         _show_record(options)
     elif options.json:
         _print_json(_rows())
@@ -76,6 +81,8 @@ def _check(options: Options) -> None:
     """Options that do not go together. Raises UsageError."""
     if options.prove and options.record:
         raise UsageError("atlas", "--prove checks the identities of the whole table: it takes no record")
+    if options.models and (options.record or options.prove):
+        raise UsageError("atlas", "--models prints the registered models: it takes no record, and no --prove")
     if not options.record:
         if options.figure is not None:
             raise UsageError("atlas", "--figure draws one record: name it, such as: atlas vit --figure vit.svg")
@@ -100,13 +107,10 @@ def _rows() -> list[dict[str, Any]]:
 
 
 def _show_table() -> None:
-    """A terminal keeps its width; a file or pipe gets the width that the table needs."""
     cells = {name: {"row": name, "": "", **MixerSpec.parse(name).text} for name in ROWS}
     tables = [_table(cells, layout) for layout in LAYOUTS]
-    widths = [Console(width=10_000, height=1).measure(table).maximum for table in tables]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(80, widths[0]))
+    console = _console_for(tables)
+    widths = (Console(width=10_000, height=1).measure(table).maximum for table in tables)
     console.print(next((t for t, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1]))
     console.print("kernelbank atlas ROW shows one in full, ROW field=value one with a cell changed", style="dim")
 
@@ -124,6 +128,58 @@ def _table(cells: Mapping[str, Mapping[str, str]], layout: tuple[tuple[str, ...]
 
 def _dash(text: str) -> str:
     return "-" if text == "none" else text
+
+
+# ---- the models ------------------------------------------------------------------------------------------
+
+
+def _show_models(as_json: bool) -> None:
+    costs = {name: model_cost(name) for name in MODELS}
+    if as_json:
+        _print_json([
+            {"model": name, "mixer": MODELS[name].mixer, "mlp": MODELS[name].mlp, **asdict(cost),
+             "parameter_bytes": cost.parameter_bytes(), "activation_bytes": cost.activation_bytes(),
+             "published": None if (figure := MODELS[name].figure) is None else asdict(figure)}
+            for name, cost in costs.items()
+        ])  # fmt: skip
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading, justify, _ in MODEL_COLUMNS:
+        table.add_column(heading, justify=justify, overflow="fold")
+    for name, cost in costs.items():
+        table.add_row(*(cell(name, cost) for _, _, cell in MODEL_COLUMNS))
+    console = _console_for([table])
+    console.print(table)
+    console.print("one image; weights in float32; multiplies are elementwise", style="dim")
+
+
+def _console_for(tables: list[Table]) -> Console:
+    """A terminal keeps its width; a file or pipe gets the width that the first of `tables` needs."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=max(80, Console(width=10_000, height=1).measure(tables[0]).maximum))
+
+
+def _stated(name: str) -> str:
+    """What the source of a model states: ``DeiT-S: 22.05 M, 4.61 G``."""
+    figure = MODELS[name].figure
+    if figure is None:
+        return "-"
+    return f"{figure.model}: {figure.params} M, {figure.macs} G"
+
+
+MODEL_COLUMNS: tuple[tuple[str, Literal["left", "right"], Callable[[str, Cost], str | Text]], ...] = (
+    ("model", "left", lambda name, cost: Text(name, style="bold")),
+    ("mixer", "left", lambda name, cost: MODELS[name].mixer),
+    ("params", "right", lambda name, cost: f"{cost.params:,}"),
+    ("MACs", "right", lambda name, cost: f"{cost.macs / 1e9:.3f} G"),
+    ("of modules", "right", lambda name, cost: f"{cost.macs_modules / 1e9:.3f} G"),
+    ("multiplies", "right", lambda name, cost: f"{cost.multiplies / 1e6:.2f} M"),
+    ("activations", "right", lambda name, cost: f"{cost.activations / 1e6:.2f} M"),
+    ("weights", "right", lambda name, cost: f"{cost.parameter_bytes() / 2**20:.1f} MiB"),
+    ("published", "left", lambda name, cost: _stated(name)),
+)
 
 
 # ---- one record ------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from kernelbank.analysis.host import Host
-from kernelbank.atlas import Skeleton
+from kernelbank.atlas import MODELS, Skeleton, Stage
 from kernelbank.inventory import Grid, inventory, reduced
 from kernelbank.spec import (
     STEPS,
@@ -30,6 +30,7 @@ from kernelbank.spec import (
     read_mlps,
     read_stages,
 )
+from kernelbank.text import suggest
 
 LAYER_NORM, BATCH_NORM = 3, 1
 """Multiplies per element: the square, 1/std and the affine; in evaluation BatchNorm is one scale."""
@@ -43,28 +44,36 @@ class Cost:
     macs_modules: those that a counter of module calls sees, so without the two attention products, without
     kernels mixed or applied by a function, without p k, E and F (MMClassification until 2023, systems.md 1.1).
     multiplies: elementwise: scales, divisions, activations, norms (evaluation mode).
+    activations: numbers that matrix products and convolutions write (timm's macts; Radosavovic et al.,
+    arXiv 2003.13678), what a backward keeps of them.
     """
 
     params: int = 0
     macs: int = 0
     macs_modules: int = 0
     multiplies: int = 0
+    activations: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.params + other.params,
-            self.macs + other.macs,
-            self.macs_modules + other.macs_modules,
-            self.multiplies + other.multiplies,
-        )
+        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def parameter_bytes(self, itemsize: int = 4) -> int:
+        """Bytes of the parameters at `itemsize` bytes a number (4: float32)."""
+        return self.params * itemsize
+
+    def activation_bytes(self, itemsize: int = 4) -> int:
+        """Bytes of the activations of one image at `itemsize` bytes a number."""
+        return self.activations * itemsize
 
 
-def _module(macs: int) -> Cost:
-    return Cost(macs=macs, macs_modules=macs)
+def _module(macs: int, written: int) -> Cost:
+    """A matrix product or convolution that a module call holds, and the numbers it writes."""
+    return Cost(macs=macs, macs_modules=macs, activations=written)
 
 
-def _product(macs: int) -> Cost:
-    return Cost(macs=macs)
+def _product(macs: int, written: int) -> Cost:
+    """One that a function holds."""
+    return Cost(macs=macs, activations=written)
 
 
 def _scale(multiplies: int) -> Cost:
@@ -82,7 +91,7 @@ def cost(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0,
 
 def _frame(host: Host) -> Iterator[Cost]:
     if host.spec.frame != "bare":
-        yield _module(2 * host.tokens * host.dim**2)
+        yield _module(2 * host.tokens * host.dim**2, 2 * host.tokens * host.dim)
     if host.spec.frame == "bn_relu":
         yield _scale(3 * BATCH_NORM * host.tokens * host.dim)
 
@@ -97,10 +106,10 @@ def _bank(host: Host) -> Iterator[Cost]:
         yield _scale((host.kernels - host.prefix) * host.dim)
     if bank.r is not None:
         width = reduced(host.dim, bank.r)
-        yield _module(host.generated * host.dim * width)
+        yield _module(host.generated * host.dim * width, host.generated * width)
         if spec.frame == "bn_relu":
             yield _scale(BATCH_NORM * host.generated * width)
-    yield _module(host.generated * width * weights)
+    yield _module(host.generated * width * weights, host.generated * weights)
     if bank.squash != "identity":
         yield _scale(host.generated * weights)
 
@@ -109,7 +118,7 @@ def _mix(host: Host) -> Iterator[Cost]:
     spec = host.spec
     match spec.mix:
         case Project(r=r):
-            yield _product(host.kernels * r * (host.taps + host.dim))
+            yield _product(host.kernels * r * (host.taps + host.dim), r * (host.taps + host.dim))
         case Mean() if isinstance(spec.bank, Dynamic) and not isinstance(spec.support, Own):
             yield _scale(host.mixed * host.taps)
         case Pool():
@@ -119,9 +128,10 @@ def _mix(host: Host) -> Iterator[Cost]:
             yield _scale(host.dim + host.kernels)
             if r is not None:
                 width = reduced(host.dim, r)
-                yield _module(host.dim * width)
-            yield _module(width * host.kernels)
-            yield _product(host.kernels * (_weights(host) + (host.dim if spec.bias else 0)))
+                yield _module(host.dim * width, width)
+            yield _module(width * host.kernels, host.kernels)
+            mixed = _weights(host) + (host.dim if spec.bias else 0)
+            yield _product(host.kernels * mixed, mixed)
 
 
 def _weights(host: Host) -> int:
@@ -137,21 +147,30 @@ def _kernel(host: Host) -> Iterator[Cost]:
     applied = _module if isinstance(spec.bank, Static) and not isinstance(spec.mix, Predict) else _product
     match spec.kernel:
         case TwoStep():
-            yield applied(host.pairs * host.dim * (area + 1))
+            yield applied(host.pairs * host.dim * (area + 1), host.pairs * host.heads + host.tokens * host.dim)
             scaled = isinstance(spec.bank, Dynamic)
             steps = scaled + sum(STEPS[step.name].multiplies for step in spec.activation)
             yield _scale(host.pairs * host.heads * steps)
         case Full():
-            yield applied(host.tokens * _weights(host))
+            yield applied(host.tokens * _weights(host), host.tokens * host.dim)
         case _ if isinstance(spec.bank, Box):
             yield _scale(host.tokens * host.dim)
         case _:
-            yield applied(host.tokens * host.dim * area)
+            yield applied(host.tokens * host.dim * area, host.tokens * host.dim)
             if spec.position == "relative":
-                yield _product(host.pairs * host.dim)
+                yield _product(host.pairs * host.dim, host.tokens * host.dim)
 
 
 # ---- backbones -------------------------------------------------------------------------------------------
+
+
+def model_cost(name: str) -> Cost:
+    """The cost of a registered model, 1000 classes. Raises SpecError for an unknown name."""
+    if name not in MODELS:
+        raise SpecError(f"unknown model {name!r}{suggest(name, MODELS)}; legal: {', '.join(MODELS)}")
+    model = MODELS[name]
+    size = (model.img_size, model.img_size)
+    return backbone_cost(model.skeleton, model.mixer, model.mlp, size, 3, 1000)
 
 
 def backbone_cost(
@@ -161,8 +180,6 @@ def backbone_cost(
 
     num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill.
     """
-    if any(side < 1 or side % skeleton.patch_size for side in img_size):
-        raise SpecError(f"img_size={img_size} is not legal; legal: multiples of the patch size {skeleton.patch_size}")
     parts = _backbone(skeleton, mixer, mlp, img_size=img_size, in_chans=in_chans, num_classes=num_classes)
     return sum(parts, Cost())
 
@@ -170,37 +187,29 @@ def backbone_cost(
 def _backbone(
     skeleton: Skeleton, mixer: str, mlp: str, *, img_size: tuple[int, int], in_chans: int, num_classes: int
 ) -> Iterator[Cost]:
-    patch, dims, prefix = skeleton.patch_size, skeleton.dims, skeleton.prefix
-    grid = (img_size[0] // patch, img_size[1] // patch)
-    yield _linear(math.prod(grid), in_chans * patch**2, dims[0], bias=True)
+    stages = skeleton.stages(img_size)
+    first, last = stages[0], stages[-1]
+    yield _linear(math.prod(first.grid), in_chans * skeleton.patch_size**2, first.dim, bias=True)
     if skeleton.hierarchical:
-        yield _layer_norm(math.prod(grid), dims[0])
-    yield Cost(params=prefix * dims[0])
+        yield _layer_norm(math.prod(first.grid), first.dim)
+    yield Cost(params=first.prefix * first.dim)
     if skeleton.pos_embed == "learn":
-        yield Cost(params=(prefix + math.prod(grid)) * dims[0])
-    mixers, mlps = read_stages(mixer, len(dims)), read_mlps(mlp, len(dims))
-    for index, (dim, num_heads) in enumerate(zip(dims, skeleton.num_heads, strict=True)):
-        if index:
-            grid = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
-            yield _layer_norm(math.prod(grid), 4 * dims[index - 1])
-            yield _linear(math.prod(grid), 4 * dims[index - 1], dim, bias=False)
-        stage = _Stage(dim, num_heads, grid, prefix)
-        for block in range(skeleton.depths[index]):
-            yield from _block(mixers[index], mlps[index], block, stage)
-    yield _layer_norm(prefix + math.prod(grid), dims[-1])
+        yield Cost(params=(first.prefix + math.prod(first.grid)) * first.dim)
+    records = zip(read_stages(mixer, len(stages)), read_mlps(mlp, len(stages)), strict=True)
+    merged = None
+    for stage, (mixer_spec, mlp_spec) in zip(stages, records, strict=True):
+        if merged is not None:
+            yield _layer_norm(math.prod(stage.grid), 4 * merged)
+            yield _linear(math.prod(stage.grid), 4 * merged, stage.dim, bias=False)
+        merged = stage.dim
+        for block in range(stage.depth):
+            yield from _block(mixer_spec, mlp_spec, block, stage)
+    yield _layer_norm(last.prefix + math.prod(last.grid), last.dim)
     if num_classes:
-        yield _linear(1, dims[-1], num_classes, bias=True)
+        yield _linear(1, last.dim, num_classes, bias=True)
 
 
-@dataclass(frozen=True)
-class _Stage:
-    dim: int
-    num_heads: int
-    grid: Grid
-    prefix: int
-
-
-def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: _Stage) -> Iterator[Cost]:
+def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: Stage) -> Iterator[Cost]:
     """A block: a mixer in frame bn_relu has no norm before it, and BatchNorm before the MLP."""
     normed = mixer.frame == "bn_relu"
     positions = stage.prefix + math.prod(stage.grid)
@@ -213,7 +222,7 @@ def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: _Stage) -
 
 
 def _linear(positions: int, of: int, out: int, bias: bool) -> Cost:
-    return Cost(params=of * out + (out if bias else 0)) + _module(positions * of * out)
+    return Cost(params=of * out + (out if bias else 0)) + _module(positions * of * out, positions * out)
 
 
 def _layer_norm(positions: int, width: int) -> Cost:

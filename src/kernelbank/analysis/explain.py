@@ -222,7 +222,7 @@ def _cost(described: Mapping[str, Any]) -> Group:
     even, odd = described["cost"], described["cost_odd_block"]
     blocks = {"": even} if odd is None else {"even block": even, "odd block": odd}
     counts = {"params": "parameters", "macs": "MACs", "macs_modules": "MACs of modules only",
-              "multiplies": "elementwise multiplies"}  # fmt: skip
+              "multiplies": "elementwise multiplies", "activations": "activations written"}  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=odd is not None, header_style="dim")
     table.add_column("")
     for block in blocks:

@@ -6,20 +6,24 @@ Everything but the blocks is timm's, names and behaviour included; what the bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm as ViTLayerNorm
-from timm.layers import PatchEmbed, calculate_drop_path_rates, to_2tuple
-from timm.models.swin_transformer import SwinTransformer
+from timm.layers import PatchEmbed, calculate_drop_path_rates, get_norm_layer, to_2tuple
+from timm.models.swin_transformer import SwinTransformer, resolve_stage_window_sizes, window_sizes_from_ratio
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from kernelbank.atlas import Skeleton
-from kernelbank.nn.block import Norm, PlainBlock, Records, Site, StageBlock, TokenGrid, square
-from kernelbank.spec import SpecError, Window, read_mlps, read_stages
+from kernelbank.axes import COUNT
+from kernelbank.inventory import Grid
+from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageRecords, TokenGrid
+from kernelbank.nn.mixer import Mixer
+from kernelbank.nn.stock import check_head_norm
+from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
 
 # Arguments of timm's trunks that a record says instead, and how.
 SAID_BY_RECORDS = {
@@ -65,22 +69,26 @@ class PlainBackbone(VisionTransformer):
         dtype: torch.dtype | None = None,
         **trunk: Any,
     ) -> None:
-        records = Records(read_stages(mixer, 1)[0], read_mlps(mlp, 1)[0])
-        _check(trunk, img_size, None if dynamic_img_pad else patch_size)
+        records = StageRecords(read_stages(mixer, 1)[0], read_mlps(mlp, 1)[0])
+        _check(trunk, img_size, patch_size, padded=dynamic_img_pad)
+        _check_counts(depth=depth, num_heads=num_heads, embed_dim=embed_dim)
+        norm = cast(Norm, get_norm_layer(norm_layer) or ViTLayerNorm)
+        if qk_norm:
+            check_head_norm(norm(1), "qk_norm")
         super().__init__(
             img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=0, num_heads=num_heads,
             dynamic_img_size=dynamic_img_size, dynamic_img_pad=dynamic_img_pad, norm_layer=norm_layer, device=device,
             dtype=dtype, **trunk,
         )  # fmt: skip
         token_grid = TokenGrid(cast(PatchEmbed, self.patch_embed), dynamic_img_size)
-        site = Site(
+        options = BlockOptions(
             dim=embed_dim, num_heads=num_heads, grid=token_grid(), prefix=self.num_prefix_tokens, qk_norm=qk_norm,
             init_values=init_values, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, dynamic=dynamic_img_size,
-            norm_layer=norm_layer or ViTLayerNorm, device=device, dtype=dtype,
+            norm_layer=norm, device=device, dtype=dtype,
         )  # fmt: skip
         rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         self.blocks = nn.Sequential(
-            *(PlainBlock(records, i, replace(site, drop_path=rate), token_grid) for i, rate in enumerate(rates))
+            *(PlainBlock(records, i, replace(options, drop_path=rate), token_grid) for i, rate in enumerate(rates))
         )
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [
@@ -96,18 +104,22 @@ class PlainBackbone(VisionTransformer):
         """Another image or patch size: the position embedding as in timm, relative tables and the matrices of
         `project` resampled and rescaled (see `nn.carry`). Raises SpecError for images that patches do not fill."""
         embed = self.patch_embed
-        _check_image(img_size or embed.img_size, None if embed.dynamic_img_pad else patch_size or embed.patch_size)
+        check_image(img_size or embed.img_size, patch_size or embed.patch_size, padded=embed.dynamic_img_pad)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for block in cast(Iterable[PlainBlock], self.blocks):
             block.set_grid(tuple(embed.grid_size))
+
+    def mixers_on(self, grid: Grid) -> Iterator[tuple[str, Mixer, Grid]]:
+        """Every mixer by its path, and the grid that it has when patches lie on `grid`."""
+        yield from ((path, module, grid) for path, module in self.named_modules() if isinstance(module, Mixer))
 
 
 class HierarchicalBackbone(SwinTransformer):
     """A hierarchical backbone: timm's SwinTransformer, every block holding the `mixer` and `mlp` of its stage.
 
     `mixer` and `mlp` are records as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
-    removes it. The side of windows is in the record, unless `window_size` gives another, as in timm one for all
-    stages or one each. The other arguments are timm's.
+    removes it. `window_size`, as in timm one for all stages or one each, changes the side of windows in the records
+    that have them. The other arguments are timm's.
 
     Raises SpecError as `PlainBackbone`.
     """
@@ -132,26 +144,28 @@ class HierarchicalBackbone(SwinTransformer):
         **trunk: Any,
     ) -> None:
         stages = len(depths)
-        records = [Records(*pair) for pair in zip(read_stages(mixer, stages), read_mlps(mlp, stages), strict=True)]
-        _check(trunk, img_size, patch_size)
-        if len(num_heads) != stages:
+        _check_counts(embed_dim=embed_dim, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
+        if not isinstance(num_heads, Sequence) or len(num_heads) != stages:
             raise SpecError(f"num_heads={num_heads} is not legal; legal: one for each stage of depths={depths}")
+        _check(trunk, img_size, patch_size)
+        pairs = zip(read_stages(mixer, stages), read_mlps(mlp, stages), strict=True)
+        records = _with_windows([StageRecords(*pair) for pair in pairs], window_size)
+        norm = cast(Norm, get_norm_layer(norm_layer))
         super().__init__(
             img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depths=(0,) * stages, num_heads=num_heads,
-            window_size=_sides(records) if window_size is None else window_size, norm_layer=norm_layer, device=device,
-            dtype=dtype, **trunk,
+            window_size=window_sides([stage.mixer for stage in records]), norm_layer=norm, device=device, dtype=dtype,
+            **trunk,
         )  # fmt: skip
         rates = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
-        for i, (stage, window) in enumerate(zip(self.layers, self._ref_window_sizes, strict=True)):
-            site = Site(
+        for i, stage in enumerate(self.layers):
+            options = BlockOptions(
                 dim=embed_dim * 2**i, num_heads=num_heads[i], grid=tuple(stage.output_resolution),
                 proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, dynamic=self.dynamic_img_size,
-                norm_layer=norm_layer, device=device, dtype=dtype,
+                norm_layer=norm, device=device, dtype=dtype,
             )  # fmt: skip
-            here = records[i].with_window(square(window))
             stage.depth = depths[i]
             stage.blocks = nn.Sequential(
-                *(StageBlock(here, j, replace(site, drop_path=rate)) for j, rate in enumerate(rates[i]))
+                *(StageBlock(records[i], j, replace(options, drop_path=rate)) for j, rate in enumerate(rates[i]))
             )
 
     @torch.jit.ignore
@@ -170,14 +184,33 @@ class HierarchicalBackbone(SwinTransformer):
         """Another image, patch or window size; tables are resampled and rescaled (see `nn.carry`).
 
         Windows keep the side that the record states unless `window_size` or `window_ratio` is given (timm scales
-        them with the grid). Raises SpecError for images that patches do not fill, windows that are not square, and
-        `always_partition`.
+        them with the grid). Raises SpecError, and leaves the model as it was, for images that patches do not fill,
+        windows that are not square, and `always_partition`.
         """
+        if always_partition:
+            raise SpecError("always_partition=True is not legal: no window is larger than the grid; legal: False")
         embed = self.patch_embed
-        _check_image(img_size or embed.img_size, patch_size or embed.patch_size)
-        if window_size is None and window_ratio is None:
-            window_size = _sides([stage.blocks[0].records for stage in self.layers])
-        super().set_input_size(img_size, patch_size, window_size, window_ratio, always_partition)
+        image, patch = to_2tuple(img_size or embed.img_size), to_2tuple(patch_size or embed.patch_size)
+        check_image(image, patch)
+        if window_size is None and window_ratio is not None:
+            grid = (image[0] // patch[0], image[1] // patch[1])
+            window_size = window_sizes_from_ratio(grid, window_ratio, len(self.layers))
+        records = _with_windows([stage.blocks[0].records for stage in self.layers], window_size)
+        for stage, stage_records in zip(self.layers, records, strict=True):
+            for block in stage.blocks:
+                block.records = stage_records
+        mixers = [stage.mixer for stage in records]
+        super().set_input_size(img_size, patch_size, window_sides(mixers))
+        remember(self, mixer=" | ".join(map(str, mixers)), window_size=None)
+
+    def mixers_on(self, grid: Grid) -> Iterator[tuple[str, Mixer, Grid]]:
+        """Every mixer by its path, and the grid that it has when patches lie on `grid`: merging halves it, odd sides
+        padded."""
+        for i, stage in enumerate(self.layers):
+            there = (-(-grid[0] // 2**i), -(-grid[1] // 2**i))
+            for path, module in stage.named_modules(prefix=f"layers.{i}"):
+                if isinstance(module, Mixer):
+                    yield path, module, there
 
 
 Backbone = PlainBackbone | HierarchicalBackbone
@@ -202,28 +235,62 @@ def trunk_arguments(skeleton: Skeleton) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sides(records: Iterable[Records]) -> tuple[tuple[int, int], ...]:
-    """The windows of each stage, in timm's form."""
-    supports = (stage.mixer.support for stage in records)
-    sides = (support.M if isinstance(support, Window) else DEFAULT_WINDOW for support in supports)
-    return tuple((side, side) for side in sides)
+def _with_windows(records: Sequence[StageRecords], window_size: int | Sequence[Any] | None) -> list[StageRecords]:
+    """`records` with windows of timm's `window_size`, as they are with None. Raises SpecError for another number of
+    windows than stages, and windows that are not square."""
+    if window_size is None:
+        return list(records)
+    try:
+        windows = resolve_stage_window_sizes(window_size, len(records))
+    except (AssertionError, TypeError):
+        raise SpecError(f"window_size={window_size} is not legal; legal: a side >= 2, one for all of {len(records)} "
+                        "stages or one each") from None  # fmt: skip
+    return [stage.with_window(window) for stage, window in zip(records, windows, strict=True)]
+
+
+def window_sides(specs: Sequence[MixerSpec], without: Sequence[tuple[int, int]] = ()) -> tuple[tuple[int, int], ...]:
+    """The windows of each stage as timm keeps them; `without` for stages that have none."""
+    kept = without or ((DEFAULT_WINDOW, DEFAULT_WINDOW),) * len(specs)
+    return tuple(
+        (spec.support.M, spec.support.M) if isinstance(spec.support, Window) else side
+        for spec, side in zip(specs, kept, strict=True)
+    )
+
+
+def remember(model: nn.Module, **arguments: Any) -> None:
+    """Change what a saved configuration rebuilds `model` from; None takes an argument out. timm keeps it in
+    ``_model_args`` and has no public way to change it (`timm.models._input`, 1.0.31)."""
+    changed = getattr(model, "_model_args", {}) | arguments
+    setattr(model, "_model_args", {k: v for k, v in changed.items() if v is not None})  # noqa: B010 - untyped in timm
 
 
 def _tables(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if ".table." in name}
 
 
-def _check(trunk: Mapping[str, Any], img_size: int | Sequence[int], patch_size: int | Sequence[int] | None) -> None:
-    for name in trunk:
+def _check(trunk: Mapping[str, Any], img_size: Any, patch_size: Any, padded: bool = False) -> None:
+    for name, value in trunk.items():
         if name in SAID_BY_RECORDS:
-            raise SpecError(f"{name}={trunk[name]!r} is not legal: a record says it; legal: {SAID_BY_RECORDS[name]}")
-    _check_image(img_size, patch_size)
+            raise SpecError(f"{name}={value!r} is not legal: a record says it; legal: {SAID_BY_RECORDS[name]}")
+    if rate := trunk.get("patch_drop_rate"):
+        raise SpecError(f"patch_drop_rate={rate} is not legal: dropped patches have no place on the grid; legal: 0")
+    check_image(img_size, patch_size, padded)
 
 
-def _check_image(img_size: int | Sequence[int], patch_size: int | Sequence[int] | None) -> None:
-    """Raises SpecError unless patches fill the image; None stands for images that are padded."""
-    if patch_size is None:
-        return
-    image, patch = to_2tuple(img_size), to_2tuple(patch_size)
-    if any(side < 1 or side % step for side, step in zip(image, patch, strict=True)):
+def _check_counts(**counts: Any) -> None:
+    """Raises SpecError unless each is a whole number >= 1."""
+    for name, value in counts.items():
+        if not COUNT.accepts(value):
+            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}")
+
+
+def check_image(img_size: Any, patch_size: Any, padded: bool = False) -> None:
+    """Raises SpecError unless both are a side or (height, width) in pixels and, without padding, patches fill the
+    image."""
+    pairs = {"patch_size": to_2tuple(patch_size), "img_size": to_2tuple(img_size)}
+    for name, pair in pairs.items():
+        if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
+            raise SpecError(f"{name}={tuple(pair)} is not legal; legal: a side or (height, width), {COUNT.legal}")
+    image, patch = pairs["img_size"], pairs["patch_size"]
+    if not padded and any(side % step for side, step in zip(image, patch, strict=True)):
         raise SpecError(f"img_size={tuple(image)} is not legal; legal: sides divisible by the patch {tuple(patch)}")

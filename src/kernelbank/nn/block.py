@@ -45,7 +45,7 @@ class TokenGrid:
 
 
 @dataclass(frozen=True)
-class Records:
+class StageRecords:
     """The records of a stage: its mixer, with the shift of windows unresolved, and its MLP or None."""
 
     mixer: MixerSpec
@@ -55,17 +55,17 @@ class Records:
         """Those of block `index`, counted inside the stage."""
         return self.mixer.at_block(index), None if self.mlp is None else self.mlp.at_block(index)
 
-    def with_window(self, side: int) -> Records:
-        """The mixer with windows of another side; as it is without windows. Raises SpecError for a shift that does
-        not fit."""
+    def with_window(self, window: Sequence[int]) -> StageRecords:
+        """The mixer with windows of (height, width); as it is where it has none. Raises SpecError unless they are
+        square, and for a shift that does not fit."""
         support = self.mixer.support
         if not isinstance(support, Window):
             return self
-        return replace(self, mixer=replace(self.mixer, support=replace(support, M=side)))
+        return replace(self, mixer=replace(self.mixer, support=replace(support, M=square(window))))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class BlockOptions:
     """What a block is built from besides its records; `qk_norm`, `init_values` (LayerScale), the drop rates,
     `dynamic` sizes and `norm_layer` as in timm."""
 
@@ -92,23 +92,23 @@ class Block(nn.Module):
     the mixer and BatchNorm before the MLP (DWNet).
     """
 
-    def __init__(self, records: Records, index: int, site: Site) -> None:
+    def __init__(self, records: StageRecords, index: int, options: BlockOptions) -> None:
         super().__init__()
         self.records, self.index = records, index
         mixer, mlp = records.at_block(index)
-        dd = {"device": site.device, "dtype": site.dtype}
+        dd = {"device": options.device, "dtype": options.dtype}
         normed_inside = mixer.frame == "bn_relu"
-        self.norm1 = nn.Identity() if normed_inside else site.norm_layer(site.dim, **dd)
-        self.attn = _mixer(mixer, site, attn_drop=site.attn_drop, qk_norm=site.qk_norm)
-        self.ls1, self.drop_path1 = _branch(site)
+        self.norm1 = nn.Identity() if normed_inside else options.norm_layer(options.dim, **dd)
+        self.attn = _mixer(mixer, options, attn_drop=options.attn_drop, qk_norm=options.qk_norm)
+        self.ls1, self.drop_path1 = _branch(options)
         self.norm2: nn.Module | None = None
         self.mlp: Mixer | None = None
         if mlp is not None:
-            norm: Norm = TokenBatchNorm if normed_inside else site.norm_layer
-            self.norm2 = norm(site.dim, **dd)
+            norm: Norm = TokenBatchNorm if normed_inside else options.norm_layer
+            self.norm2 = norm(options.dim, **dd)
             # timm's Mlp drops after its activation too: that is this record's attention map
-            self.mlp = _mixer(mlp, site, attn_drop=site.proj_drop if isinstance(mlp.kernel, TwoStep) else 0.0)
-            self.ls2, self.drop_path2 = _branch(site)
+            self.mlp = _mixer(mlp, options, attn_drop=options.proj_drop if isinstance(mlp.kernel, TwoStep) else 0.0)
+            self.ls2, self.drop_path2 = _branch(options)
 
     def run(self, x: Tensor, grid: Grid, attn_mask: Tensor | None = None) -> Tensor:
         """x (B, T, C) on `grid` -> (B, T, C)."""
@@ -117,11 +117,13 @@ class Block(nn.Module):
             return x
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), grid)))
 
-    def set_grid(self, grid: Grid, window: int | None = None) -> None:
-        """Move to another grid, and to windows of another side if one is given: tables and projections are
-        resampled and rescaled (see `carry`). Raises SpecError for a window that the records' shift does not fit."""
-        if window is not None:
-            self.records = self.records.with_window(window)
+    def take(self, record: MixerSpec, mixer: Mixer) -> None:
+        """Another mixer, and the stage's record that it is resolved from."""
+        self.records, self.attn = replace(self.records, mixer=record), mixer
+
+    def set_grid(self, grid: Grid) -> None:
+        """Move to another grid, and to `records` where they have changed: tables and projections are resampled and
+        rescaled (see `carry`)."""
         mixer, mlp = self.records.at_block(self.index)
         self.attn = carry(self.attn, mixer, grid)[0]
         if self.mlp is not None:
@@ -131,8 +133,8 @@ class Block(nn.Module):
 class PlainBlock(Block):
     """A block on tokens (B, T, C), prefix first (ViT)."""
 
-    def __init__(self, records: Records, index: int, site: Site, token_grid: TokenGrid) -> None:
-        super().__init__(records, index, site)
+    def __init__(self, records: StageRecords, index: int, options: BlockOptions, token_grid: TokenGrid) -> None:
+        super().__init__(records, index, options)
         self.token_grid = token_grid
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -149,10 +151,8 @@ class StageBlock(Block):
         return self.run(x.reshape(B, H * W, C), (H, W)).reshape(B, H, W, C)
 
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
-        """What timm's stages call. Raises SpecError for windows that are not square and for `always_partition`."""
-        if always_partition:
-            raise SpecError("always_partition=True is not legal: a window is never larger than the grid (design 1.3)")
-        self.set_grid((feat_size[0], feat_size[1]), square(window_size))
+        """What timm's stages call; the side of windows is in the record."""
+        self.set_grid((feat_size[0], feat_size[1]))
 
 
 def square(window: Sequence[int]) -> int:
@@ -172,14 +172,18 @@ def narrowed(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | N
     return earlier if attn_mask is None else earlier & attn_mask
 
 
-def _mixer(spec: MixerSpec, site: Site, attn_drop: float, qk_norm: bool = False) -> Mixer:
+def _mixer(spec: MixerSpec, options: BlockOptions, attn_drop: float, qk_norm: bool = False) -> Mixer:
     return Mixer(
-        spec, site.dim, site.num_heads, site.grid, prefix=site.prefix, qk_norm=qk_norm, attn_drop=attn_drop,
-        proj_drop=site.proj_drop, dynamic_grid=site.dynamic, device=site.device, dtype=site.dtype,
+        spec, options.dim, options.num_heads, options.grid, prefix=options.prefix, qk_norm=qk_norm, attn_drop=attn_drop,
+        proj_drop=options.proj_drop, dynamic_grid=options.dynamic, device=options.device, dtype=options.dtype,
     )  # fmt: skip
 
 
-def _branch(site: Site) -> tuple[nn.Module, nn.Module]:
+def _branch(options: BlockOptions) -> tuple[nn.Module, nn.Module]:
     """LayerScale and drop path of one branch; Identity where there is none, so that state dicts are timm's."""
-    scale = LayerScale(site.dim, site.init_values, device=site.device, dtype=site.dtype) if site.init_values else None
-    return scale or nn.Identity(), DropPath(site.drop_path) if site.drop_path else nn.Identity()
+    scale = (
+        LayerScale(options.dim, options.init_values, device=options.device, dtype=options.dtype)
+        if options.init_values
+        else None
+    )
+    return scale or nn.Identity(), DropPath(options.drop_path) if options.drop_path else nn.Identity()

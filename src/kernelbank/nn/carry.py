@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kernelbank.inventory import Grid
 from kernelbank.inventory import Tensor as Entry
 from kernelbank.nn.mixer import Mixer, initialise_tensor
-from kernelbank.nn.transform import Site, move, side
-from kernelbank.spec import Dynamic, MixerSpec, TwoStep
+from kernelbank.nn.transform import Placement, move, side
+from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
 
 M = TypeVar("M", bound=Mixer)
 Verdict = Literal["kept", "transformed", "dropped", "initialised"]
@@ -35,7 +35,8 @@ def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> 
     """`mixer` with another record or on another grid, and what became of each tensor.
 
     Parameters that are kept are the same objects. Raises SpecError for a record or grid that the channels, heads or
-    prefix cannot hold, and for attention dropout that the new record has no place for.
+    prefix cannot hold, for attention dropout that the new record has no place for, and for parameters that are computed
+    (parametrised, pruned): a new mixer would not compute them.
     """
     spec, grid = spec or mixer.spec, grid or mixer.grid
     carried = type(mixer)(
@@ -43,7 +44,10 @@ def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> 
         attn_drop=mixer.attn_drop, proj_drop=mixer.proj_drop, dynamic_grid=mixer.dynamic_grid, device="meta",
     )  # fmt: skip
     old = mixer.tensors()
-    before, after = Site(mixer.spec, mixer.grid, mixer.prefix), Site(spec, grid, mixer.prefix)
+    for entry in mixer.entries:
+        if not (entry.buffer or isinstance(old[entry.name], nn.Parameter)):
+            raise SpecError(f"{entry.name} is computed (parametrised or pruned); legal: a plain parameter")
+    before, after = Placement(mixer.spec, mixer.grid, mixer.prefix), Placement(spec, grid, mixer.prefix)
     tensors: dict[str, Tensor] = {}
     log: list[Carried] = []
     for entry in carried.entries:

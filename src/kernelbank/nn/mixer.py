@@ -13,14 +13,31 @@ from torch import Tensor, nn
 from kernelbank.axes import TEMPERATURE
 from kernelbank.inventory import Grid, check_host, inventory
 from kernelbank.inventory import Tensor as Entry
-from kernelbank.nn.transform import Site, move
+from kernelbank.nn.transform import Placement, move_all
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.ops.setting import check_input
 from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
 
 
-class Mixer(nn.Module):
+class Tempered(nn.Module):
+    """A module whose predicted coefficients have a temperature of their own in training (arXiv 1912.03458)."""
+
+    _temperature: float | None = None
+
+    @property
+    def temperature(self) -> float | None:
+        """Replaces the tau of a predict record in training. Raises SpecError unless None or finite and > 0."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float | None) -> None:
+        if value is not None and not TEMPERATURE.accepts(value):
+            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
+        self._temperature = value
+
+
+class Mixer(Tempered):
     """static conv -> dynamic conv(s) -> static conv on tokens (B, T, C), T = prefix + H * W (paper, figure 1).
 
     `spec` is a record or its text, `grid` = (H, W), `prefix` the tokens before the grid (class, registers).
@@ -65,7 +82,6 @@ class Mixer(nn.Module):
             raise SpecError(f"attn_drop={attn_drop} is not legal with {self.spec}: only two_step has an attention map")
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
         self.dynamic_grid = dynamic_grid
-        self.temperature = None
         self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
         for entry in self.entries:
             self._place(entry, torch.empty(entry.shape, device=device, dtype=dtype))
@@ -125,17 +141,6 @@ class Mixer(nn.Module):
             held[entry.name] = getattr(getattr(self, home) if home else self, leaf)
         return held
 
-    @property
-    def temperature(self) -> float | None:
-        """Replaces the tau of a predict record in training. Raises SpecError unless None or finite and > 0."""
-        return self._temperature
-
-    @temperature.setter
-    def temperature(self, value: float | None) -> None:
-        if value is not None and not TEMPERATURE.accepts(value):
-            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
-        self._temperature = value
-
     def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C). `grid` may differ from the mixer's where no parameter depends on it, or with
         `dynamic_grid`.
@@ -166,17 +171,14 @@ class Mixer(nn.Module):
     def _tensors_on(self, grid: Grid, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """`tensors` on another grid. Raises SpecError where a shape depends on the grid, without `dynamic_grid`."""
         there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
-        before, after = (Site(self.spec, at, self.prefix) for at in (self.grid, grid))
         for mine, theirs in zip(self.entries, there, strict=True):
             if mine.shape != theirs.shape and not self.dynamic_grid:
                 raise SpecError(
                     f"grid={grid} is not legal for a mixer built on {self.grid}: {mine.name} has shape {mine.shape}, "
                     f"that grid needs {theirs.shape}; legal: {self.grid}, dynamic_grid=True, or a mixer on the grid"
                 )
-            moved = move(tensors[mine.name], theirs, before, after)
-            assert moved is not None, f"{mine.name}: a shape that depends on the grid needs a transform"
-            tensors[mine.name] = moved[0]
-        return tensors
+        before, after = (Placement(self.spec, at, self.prefix) for at in (self.grid, grid))
+        return move_all(tensors, there, before, after) if self.dynamic_grid else tensors
 
     def extra_repr(self) -> str:
         return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
@@ -221,9 +223,14 @@ def accept_timm_names(module: nn.Module, state: dict[str, Tensor], prefix: str, 
             (f"{fc}.{kind}", f"{name}.{kind}") for fc, name in (("fc1", "key"), ("fc2", "value")) for kind in kinds
         ]
     table = state.get(f"{prefix}relative_position_bias_table")
-    if table is not None and table.ndim == 2:  # (offsets, h), offsets row by row
+    if table is not None and table.ndim == 2 and "table.weight" in shapes:  # (offsets, h), offsets row by row
         state[f"{prefix}relative_position_bias_table"] = table.t()
         renames.append(("relative_position_bias_table", "table.weight"))
+        side = math.isqrt(table.shape[0])
+        if side**2 == table.shape[0] and table.numel() != math.prod(shapes["table.weight"]):  # of another window
+            state[f"{prefix}table.weight"] = state.pop(f"{prefix}relative_position_bias_table").unflatten(
+                1, (side, side)
+            )
     for theirs, ours in renames:
         tensor, shape = state.get(f"{prefix}{theirs}"), shapes.get(ours)
         if tensor is not None and shape is not None and tensor.numel() == math.prod(shape):

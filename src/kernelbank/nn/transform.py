@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from kernelbank.support import visible_range
 
 
 @dataclass(frozen=True)
-class Site:
+class Placement:
     """A record on a grid: one side of a change."""
 
     spec: MixerSpec
@@ -36,25 +36,51 @@ Moved = tuple[Tensor, str]
 """The tensor on the new side, and how it was transformed; the empty text where it was kept."""
 
 
-def move(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+def move(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """`source` for `entry` of the new side; None where nothing of it can be used."""
     return _TRANSFORMS.get(entry.name, _same_or_taps)(source, entry, before, after)
 
 
-def _same_or_taps(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
-    """A tensor of the same shape; a kernel of another size keeps its centre, zeros or nothing around it."""
+def move_all(
+    tensors: Mapping[str, Tensor], entries: Iterable[Entry], before: Placement, after: Placement
+) -> dict[str, Tensor]:
+    """The tensors of a record on another grid, by name; those that `tensors` lacks are left out, and those that no
+    grid explains stay as they are."""
+    moved: dict[str, Tensor] = {}
+    for entry in entries:
+        if entry.name in tensors:
+            found = move(tensors[entry.name], entry, before, after)
+            moved[entry.name] = tensors[entry.name] if found is None else found[0]
+    return moved
+
+
+def _same_or_taps(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
+    """A tensor of the same shape and meaning; a kernel of another size keeps its centre, with zeros around it."""
     old, new = before.spec.size, after.spec.size
+    if entry.name in ("key.weight", "key.bias") and isinstance(before.spec.bank, Dynamic):
+        return _generated(source, entry, old, new)
     if source.shape == entry.shape:
         return source, ""
-    if old == new or type(before.spec.kernel) is not type(after.spec.kernel):
+    same = type(before.spec.kernel) is type(after.spec.kernel) and source.shape[-2:] == (old, old)
+    if not same or (*source.shape[:-2], new, new) != entry.shape:
         return None
-    if source.shape[-2:] == (old, old) and (*source.shape[:-2], new, new) == entry.shape:  # static kernels
-        return _centred(source, new), f"{old} x {old} taps in the centre of {new} x {new}"
-    generated = source.shape[0] * new * new == entry.shape[0] * old * old and source.shape[1:] == entry.shape[1:]
-    if not (generated and entry.name in ("key.weight", "key.bias")):  # a generator emits its taps channel by channel
+    return _centred(source, new), _centre_note(old, new)
+
+
+def _generated(source: Tensor, entry: Entry, old: int, new: int) -> Moved | None:
+    """What generates kernels emits R x size^2 weights, tap by tap inside each of R channels or groups: R must stay."""
+    if source.ndim != len(entry.shape) or source.shape[1:] != entry.shape[1:]:
         return None
+    if source.shape[0] * new**2 != entry.shape[0] * old**2:
+        return None
+    if old == new:
+        return source, ""
     taps = source.movedim(0, -1).unflatten(-1, (-1, old, old))
-    return _centred(taps, new).flatten(-3).movedim(-1, 0), f"{old} x {old} taps in the centre of {new} x {new}"
+    return _centred(taps, new).flatten(-3).movedim(-1, 0), _centre_note(old, new)
+
+
+def _centre_note(old: int, new: int) -> str:
+    return f"{old} x {old} taps in the centre of {new} x {new}"
 
 
 def _centred(kernel: Tensor, size: int) -> Tensor:
@@ -63,7 +89,7 @@ def _centred(kernel: Tensor, size: int) -> Tensor:
     return F.pad(kernel, (pad, pad, pad, pad))
 
 
-def _table(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+def _table(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """A relative table (h, 2a-1, 2b-1) on another extent, as timm resizes Swin's and BEiT's, times m_old / m_new."""
     if source.shape[0] != entry.shape[0]:
         return None
@@ -81,7 +107,7 @@ def _table(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | N
     return _rescaled(table, factor, notes)
 
 
-def _prefix_table(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+def _prefix_table(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """table.prefix (h, 3): a prefix query sums over the whole grid; what meets a prefix kernel meets as many as
     before, so that only a change of pipeline rescales it."""
     if source.shape != entry.shape:
@@ -94,9 +120,9 @@ def _prefix_table(source: Tensor, entry: Entry, before: Site, after: Site) -> Mo
     return source * factors, f"times {over_grid:.4g}, {over_prefix:.4g}, {over_prefix:.4g}"
 
 
-def _projection(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+def _projection(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """E or F (n, r), a column a map over the grid: resampled as timm resamples position embeddings, times
-    N_old / N_new, so that sums over the kernels keep their size (design 1.3)."""
+    N_old / N_new, so that sums over the kernels keep their size (docs/backbones.md)."""
     if source.shape[1:] != entry.shape[1:]:
         return None
     old, new = _cells(before), _cells(after)
@@ -109,18 +135,18 @@ def _projection(source: Tensor, entry: Entry, before: Site, after: Site) -> Move
     return torch.cat([prefix, (resized * factor).to(source.dtype)]), how
 
 
-def _norm(source: Tensor, entry: Entry, before: Site, after: Site) -> Moved | None:
+def _norm(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """q_norm is a LayerNorm a head in frame linear (qk_norm) and a BatchNorm in bn_relu."""
     return (source, "") if before.spec.frame == after.spec.frame and source.shape == entry.shape else None
 
 
-def _cells(site: Site) -> Grid:
+def _cells(site: Placement) -> Grid:
     """The (pooled) grid that generates the bank."""
     stride = site.spec.bank.stride if isinstance(site.spec.bank, Dynamic) else 1
     return math.ceil(site.grid[0] / stride), math.ceil(site.grid[1] / stride)
 
 
-_TRANSFORMS: dict[str, Callable[[Tensor, Entry, Site, Site], Moved | None]] = {
+_TRANSFORMS: dict[str, Callable[[Tensor, Entry, Placement, Placement], Moved | None]] = {
     "table.weight": _table,
     "table.prefix": _prefix_table,
     "q_norm.weight": _norm,
@@ -136,7 +162,7 @@ def _rescaled(tensor: Tensor, factor: float, notes: list[str]) -> Moved:
     return tensor * factor, ", ".join([*notes, f"times {factor:.4g}"])
 
 
-def _visible(site: Site) -> int:
+def _visible(site: Placement) -> int:
     """n: how many kernels of the grid a position sees, where it sees the most."""
     return visible_range(site.spec.support, site.grid)[1]
 
@@ -147,7 +173,7 @@ def summed(spec: MixerSpec, n: int) -> float:
     n where p is added up undivided (depth-wise; a pipeline of `identity` and `scale` only), sqrt(n) with `sqrt_count`,
     1 where a normaliser or `count` makes it a mean. Keeping m(n) p keeps the size of the term: a grid with twice the
     kernels halves p of depth-wise self-attention, and p of softmax, taken over by it, is divided by n, as softmax
-    itself does to first order (design 1.3; docs/conversion.md).
+    itself does to first order (docs/backbones.md).
     """
     names = {step.name for step in spec.activation}
     if not isinstance(spec.kernel, TwoStep) or names <= {"identity", "scale"}:

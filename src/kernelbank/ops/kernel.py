@@ -16,6 +16,8 @@ from kernelbank.ops.position import relative
 from kernelbank.ops.setting import Params, Setting, wide
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
+Pair = tuple[int, int]
+
 
 def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
     """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j as two matrix products (paper 4.1)."""
@@ -92,26 +94,45 @@ def convolve(x_BTC: Tensor, weight: Tensor, bias: Tensor | None, groups: int, ge
     One kernel an image runs as one grouped convolution with the batch in the groups.
     """
     image, tokens = to_grid(x_BTC, geo), x_BTC[:, : geo.prefix].transpose(1, 2)[:, :, None]
-    o = _conv(image, weight, bias, groups)
+    o = conv_images(image, weight, bias, groups, weight.shape[-1] // 2)
     if not geo.prefix:
         return o.flatten(2).transpose(1, 2)
     centre = weight.shape[-1] // 2
-    prefix = _conv(tokens, weight[..., centre : centre + 1, centre : centre + 1], bias, groups)
+    prefix = conv_images(tokens, weight[..., centre : centre + 1, centre : centre + 1], bias, groups)
     return torch.cat([prefix.flatten(2), o.flatten(2)], 2).transpose(1, 2)
 
 
-def _conv(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    (B, C, H, W), (kernels, out, _, k, _) = x_BCHW.shape, weight.shape
-    if B == 0:
-        return x_BCHW.new_zeros(0, out, H, W)
-    if kernels == 1:
-        return conv2d(x_BCHW, weight[0], None if bias is None else bias[0], k // 2, groups)
+def conv_images(
+    x_BCHW: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    padding: int | Pair = 0,
+    stride: int | Pair = 1,
+    dilation: int | Pair = 1,
+) -> Tensor:
+    """A convolution with one kernel for all images or one for each: weight (1 or B, C_out, C_in/g, k, k), bias
+    (1 or B, C_out). One kernel an image runs as one grouped convolution with the batch in the groups."""
+    (B, C, H, W), (kernels, out) = x_BCHW.shape, weight.shape[:2]
+    if B == 0:  # no image, no kernel: their sum keeps the graph
+        weight, bias = weight.sum(0, keepdim=True), None if bias is None else bias.sum(0, keepdim=True)
+    if B == 0 or kernels == 1:
+        return conv2d(x_BCHW, weight[0], None if bias is None else bias[0], padding, groups, stride, dilation)
     bias = None if bias is None else bias.expand(B, out).flatten()
-    return conv2d(x_BCHW.reshape(1, B * C, H, W), weight.flatten(0, 1), bias, k // 2, B * groups).view(B, out, H, W)
+    y = conv2d(x_BCHW.reshape(1, B * C, H, W), weight.flatten(0, 1), bias, padding, B * groups, stride, dilation)
+    return y.view(B, out, *y.shape[2:])
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int | Pair,
+    groups: int,
+    stride: int | Pair = 1,
+    dilation: int | Pair = 1,
+) -> Tensor:
     """F.conv2d through flat views: strides of sides of length 1 that look channels-last break torch's CPU backward
     ("grad_weight must be contiguous", torch 2.14)."""
     x, weight = x.flatten().view(x.shape), weight.flatten().view(weight.shape)
-    return F.conv2d(x, weight, bias, padding=padding, groups=groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)

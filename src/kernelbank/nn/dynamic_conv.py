@@ -1,0 +1,411 @@
+"""DynamicConv2d: a convolution of a ConvNet whose kernel is made for each image, stated by a record.
+
+The record says where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
+predictors have a bias (`bias`). What a record has no place for stays outside it, as in nn.Conv2d: C_out, stride,
+padding, dilation, padding mode, and whether the kernels have a bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from operator import attrgetter
+from typing import Literal, NamedTuple, Self
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, pad_same
+from torch import Tensor, nn
+
+from kernelbank.axes import COUNT
+from kernelbank.inventory import Tensor as Entry
+from kernelbank.inventory import groups, inventory
+from kernelbank.nn.mixer import Tempered, initialise_tensor
+from kernelbank.ops.geometry import Geometry
+from kernelbank.ops.kernel import Pair, conv_images
+from kernelbank.ops.mix import generated_kernel, learned_kernel
+from kernelbank.ops.setting import Setting
+from kernelbank.spec import (
+    AXES,
+    All,
+    Box,
+    Depthwise,
+    Dynamic,
+    Full,
+    MixerSpec,
+    Predict,
+    SpecError,
+    Static,
+    TwoStep,
+)
+from kernelbank.text import words
+
+TENSORFLOW: Literal["tensorflow"] = "tensorflow"
+Padding = Pair | Literal["tensorflow"]
+Sides = int | tuple[int, ...] | str
+
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+"""The padding modes of nn.Conv2d, and their names in F.pad."""
+
+PADDINGS: dict[Callable[..., object], Callable[[nn.Conv2d], Sides]] = {
+    nn.Conv2d.forward: lambda conv: conv.padding,
+    Conv2dSame.forward: lambda conv: TENSORFLOW,
+}
+"""The forwards of the convolutions that can be turned, and how each pads. A subclass with another forward may do
+anything with its weight (standardise it, shift it), so it is refused."""
+
+
+class DynamicConv2d(Tempered):
+    """y_b = conv2d(x_b; W_b) + b_b, a kernel of its own for every image x_b of (B, C_in, H, W).
+
+    ``static(K)`` with ``predict``: W_b = sum_k pi_bk W_k and b_b = sum_k pi_bk b_k, pi_b = softmax(z_b / tau) or
+    sigmoid(z_b / tau), z_b predicted from the mean of x_b over its positions (D-Conv, arXiv 1912.03458; CondConv,
+    arXiv 1904.04971). ``dynamic`` with ``pool`` or ``mean``, depth-wise: W_b is generated from that mean (or is the
+    mean of what is generated everywhere), b_b = b is learned (D-DW-Conv, arXiv 2106.04263).
+
+    `spec` is a record or its text; its frame is bare, and a row's own frame does not apply. `padding` is a number, a
+    pair, ``same``, ``valid``, or ``tensorflow``: zeros for ceil(H / stride) outputs, as timm's Conv2dSame.
+    Parameters are named as in the inventory: weight (K, C_out, C_in/g, k, k), bias (K, C_out), reduce, predict; or
+    reduce, key, bias (C_out). ``temperature``, not in the state dict, replaces tau in training when it is set.
+
+    Raises SpecError for a record that makes no kernel for each image, and for numbers that do not fit.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    reduce: nn.Linear
+    key: nn.Linear
+    predict: nn.Linear
+
+    def __init__(
+        self,
+        spec: MixerSpec | str,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int | tuple[int, ...] = 1,
+        padding: Sides = 0,
+        dilation: int | tuple[int, ...] = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = _checked(read_record(spec) if isinstance(spec, str) else spec, RULES)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.entries = tuple(_entries(self.spec, in_channels, out_channels, bias))
+        self.groups = groups(self.spec, in_channels, 1)
+        self.kernel_size = (self.spec.size, self.spec.size)
+        self.stride, self.dilation = _pair("stride", stride), _pair("dilation", dilation)
+        self.padding = _padding(padding, self.spec.size, self.dilation)
+        if padding_mode not in PAD_MODES:
+            raise SpecError(f"padding_mode={padding_mode!r} is not legal; legal: {', '.join(PAD_MODES)}")
+        self.padding_mode = padding_mode
+        shapes = {entry.name: entry.shape for entry in self.entries}
+        for name in ("weight", "bias"):
+            held = torch.empty(shapes[name], device=device, dtype=dtype) if name in shapes else None
+            self.register_parameter(name, None if held is None else nn.Parameter(held))
+        for name in ("reduce", "key", "predict"):
+            if f"{name}.weight" in shapes:
+                out, of = shapes[f"{name}.weight"]
+                self.add_module(name, nn.Linear(of, out, f"{name}.bias" in shapes, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, text: str) -> Self:
+        """The dynamic convolution of `text` that computes what `conv` computes, until it is trained.
+
+        Kernel and size are the convolution's. The output is equal, in training too, because the kernel of every
+        image is W, whatever the routing, which is random:
+
+        - softmax: every W_k = W, and the coefficients sum to one;
+        - sigmoid: the coefficients do not sum to one, and the record has no step that would divide them. The routing
+          is drawn in pairs z and -z, since sigma(z) + sigma(-z) = 1, and the odd one is 0: they sum to K / 2 for
+          every image, and every W_k = W / (K / 2). Training is free to leave the pairs, as CondConv is;
+        - generated: the last layer of the generator has weight 0 and bias W. What is under it has a gradient from
+          the second step on.
+
+        Layers are drawn as nn.Linear draws: with equal coefficients every expert would have the same gradient, and
+        they would stay equal. The signs of the bottleneck are those that a constant positive image passes: a ReLU
+        that is dead for all images would route all of them alike, and a narrow bottleneck may have no other.
+        Device, dtype, training mode and requires_grad of the kernels are the convolution's.
+
+        Raises SpecError for a record that cannot state the convolution, and for a convolution that is not a plain
+        nn.Conv2d or timm's Conv2dSame.
+        """
+        spec = record_for(conv, text)
+        assert isinstance(conv, nn.Conv2d)
+        new = cls(
+            spec,
+            conv.in_channels,
+            conv.out_channels,
+            stride=conv.stride,
+            padding=PADDINGS[type(conv).forward](conv),
+            dilation=conv.dilation,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        new._start_as(conv.weight, conv.bias)
+        return new.train(conv.training)
+
+    @torch.no_grad()
+    def _start_as(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Make every image's kernel `weight` (C_out, C_in/g, k, k) and bias `bias` (C_out)."""
+        share = 1.0
+        if hasattr(self, "reduce"):
+            _open(self.reduce)
+        if self.weight is None:
+            self.key.weight.zero_()
+            self.key.bias.copy_(weight.flatten()).requires_grad_(weight.requires_grad)
+        else:
+            assert isinstance(self.spec.mix, Predict)
+            share = SHARES[self.spec.mix.gate](self.predict)
+            self.weight.copy_(weight * share).requires_grad_(weight.requires_grad)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias * share).requires_grad_(bias.requires_grad)
+
+    def reset_parameters(self) -> None:
+        """Draw the kernels uniformly in +-1/sqrt(fan_in), as nn.Conv2d, and the layers as nn.Linear."""
+        with torch.no_grad():
+            for entry in self.entries:
+                if entry.name in ("weight", "bias"):
+                    initialise_tensor(getattr(self, entry.name), entry)
+        for layer in self.children():
+            assert isinstance(layer, nn.Linear)
+            layer.reset_parameters()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters by their inventory name, as the modules hold them now."""
+        return {entry.name: attrgetter(entry.name)(self) for entry in self.entries}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C_in, H, W) -> (B, C_out, H', W'), channels-last if x is. Raises SpecError for another shape."""
+        return _convolve(self, x)
+
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The kernel of each image (B, C_out, C_in/g, k, k), and its bias (B or 1, C_out) if there is one."""
+        grid = (x.shape[2], x.shape[3])
+        s = Setting(self.spec, self.in_channels, 1, Geometry(grid, 0), self.training, self.temperature)
+        source_BTC, p = x.flatten(2).transpose(1, 2), self.tensors()
+        if isinstance(self.spec.bank, Static):
+            return learned_kernel(source_BTC, p, s)
+        kernel, _ = generated_kernel(source_BTC, p, s)  # (B, 1, C, t)
+        weight = kernel.reshape(len(x), self.out_channels, 1, *self.kernel_size).to(self.key.bias.dtype)
+        return weight, None if self.bias is None else self.bias[None]
+
+    def pad(self, x: Tensor) -> tuple[Tensor, Pair]:
+        """x with the padding that F.conv2d has no mode for, and the zeros that are left to F.conv2d."""
+        if self.padding == TENSORFLOW:
+            return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        high, wide = self.padding
+        return F.pad(x, (wide, wide, high, high), PAD_MODES[self.padding_mode]), (0, 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Module.to(memory_format=channels_last) asks every 5-D parameter to be channels-last, which is 4-D."""
+        super()._apply(  # type: ignore[no-untyped-call]
+            lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.ndim == 5 else fn(t), recurse
+        )
+        return self
+
+    def extra_repr(self) -> str:
+        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "padding_mode": "zeros"}
+        shown = [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
+        biased = [] if self.bias is not None else ["bias=False"]
+        return ", ".join([repr(str(self.spec)), str(self.in_channels), str(self.out_channels), *shown, *biased])
+
+
+# One leaf for torch.fx: what follows from the shape and device of an image is not to be traced.
+torch.fx.wrap("_convolve")
+
+
+def _convolve(conv: DynamicConv2d, x: Tensor) -> Tensor:
+    if x.ndim != 4 or x.shape[1] != conv.in_channels:
+        raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, C, H, W) with C = {conv.in_channels}")
+    weight, bias = conv.kernels(x)
+    padded, padding = conv.pad(x)
+    y = conv_images(padded, weight, bias, conv.groups, padding, conv.stride, conv.dilation)
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return y.contiguous(memory_format=torch.channels_last) if last else y
+
+
+# ---- the start -------------------------------------------------------------------------------------------
+
+
+def _open(reduce: nn.Linear) -> None:
+    """The rows with the sign that makes the layer positive on ones."""
+    sign = torch.where(reduce(reduce.weight.new_ones(1, reduce.in_features)) < 0, -1.0, 1.0)[0]
+    reduce.weight.mul_(sign[:, None])
+    if reduce.bias is not None:
+        reduce.bias.mul_(sign)
+
+
+def _share_of_softmax(predict: nn.Linear) -> float:
+    """The coefficients sum to one as they are."""
+    return 1.0
+
+
+def _share_of_sigmoid(predict: nn.Linear) -> float:
+    """The routing drawn in pairs z, -z, an odd one 0: the coefficients sum to K / 2."""
+    K = predict.out_features
+    half = K // 2
+    for held in (predict.weight, predict.bias):
+        if held is not None:
+            held[half : 2 * half] = -held[:half]
+            held[2 * half :] = 0
+    return 2 / K
+
+
+SHARES: dict[str, Callable[[nn.Linear], float]] = {"softmax": _share_of_softmax, "sigmoid": _share_of_sigmoid}
+"""By gate: makes the coefficients sum to the same for every image, and gives one over that sum."""
+
+
+# ---- the record ------------------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """What a record must fulfil: the field, whether a record breaks it, the reason, the legal values."""
+
+    field: str
+    broken: Callable[[MixerSpec], bool]
+    reason: str
+    legal: str
+
+
+RULES = (
+    Rule("kernel", lambda s: isinstance(s.kernel, TwoStep), "a convolution applies one kernel", "full, depthwise"),
+    Rule("bank", lambda s: isinstance(s.bank, Box) or s.bank == Static(1), "one kernel for all images is not dynamic",
+         "static(K) with K > 1, dynamic(r)"),
+    Rule("support", lambda s: not isinstance(s.support, All), "a kernel is made of the whole image", "all"),
+    Rule("position", lambda s: s.position != "none", "a convolution has no table of offsets", "none"),
+    Rule("frame", lambda s: s.frame != "bare", "what is around a convolution is the network's own", "bare"),
+)  # fmt: skip
+"""What makes a record a convolution with a kernel for each image."""
+
+STARTS = (
+    Rule("bank", lambda s: isinstance(s.bank, Dynamic) and s.bank.squash != "identity",
+         "a squashed weight cannot be the convolution's", "dynamic(r)"),
+    Rule("bias", lambda s: isinstance(s.bank, Dynamic) and not s.bias,
+         "the generator's bias holds the convolution's kernel", "True"),
+)  # fmt: skip
+"""What it needs besides to compute at the start what a convolution computes."""
+
+
+def _checked(spec: MixerSpec, rules: tuple[Rule, ...]) -> MixerSpec:
+    for rule in rules:
+        if rule.broken(spec):
+            value = AXES[rule.field].show(getattr(spec, rule.field))
+            raise SpecError(f"{rule.field}={value} is not legal here: {rule.reason}; legal: {rule.legal}")
+    return spec
+
+
+def _typed(text: str) -> set[str]:
+    return {word.partition("=")[0] for word in words(text) if "=" in word}
+
+
+def read_record(text: str) -> MixerSpec:
+    """The record of `text` in a bare frame, unless a frame is typed: a row's frame stands for layers that a ConvNet
+    has itself. Raises SpecError for a record that makes no kernel for each image."""
+    spec = MixerSpec.parse(text)
+    if "frame" not in _typed(text):
+        spec = replace(spec, frame="bare")
+    return _checked(spec, RULES)
+
+
+def read_start(text: str) -> MixerSpec:
+    """`read_record` for a record that can compute at the start what a convolution computes. Raises SpecError."""
+    return _checked(read_record(text), STARTS)
+
+
+def record_for(conv: nn.Module, text: str) -> MixerSpec:
+    """The record of `text` with the kernel and the size of `conv`: groups 1 is full, groups C is depthwise.
+
+    Raises SpecError when a typed kernel or size is not the convolution's, when no record has them, and when the
+    convolution is no plain one.
+    """
+    spec, typed = read_start(text), _typed(text)
+    check_plain(conv)
+    assert isinstance(conv, nn.Conv2d)
+    (high, wide), C = conv.kernel_size, conv.in_channels
+    if high != wide or not AXES["size"].accepts(high):
+        raise SpecError(f"its kernel is {high} x {wide}: the size of a record is an odd square")
+    if "size" in typed and spec.size != high:
+        raise SpecError(f"size={spec.size} is typed, its kernel is {high} x {wide}")
+    own = Depthwise() if conv.groups == C > 1 else Full(conv.groups)
+    if "kernel" in typed and (type(spec.kernel) is not type(own) or groups(spec, C, 1) != conv.groups):
+        raise SpecError(f"kernel={AXES['kernel'].show(spec.kernel)} is typed, its kernel is {own}")
+    if isinstance(spec.bank, Dynamic) and not isinstance(own, Depthwise):
+        raise SpecError(f"its kernel is {own}: bank={spec.bank} generates depth-wise kernels only")
+    kernel = spec.kernel if "kernel" in typed else own
+    spec = spec.override(kernel=str(kernel), size=str(high))
+    tuple(_entries(spec, C, conv.out_channels, conv.bias is not None))
+    return spec
+
+
+def check_plain(conv: nn.Module) -> None:
+    """Raises SpecError, with the reason, unless `conv` is a convolution that a new module can stand for."""
+    if not isinstance(conv, nn.Conv2d):
+        raise SpecError(f"a {type(conv).__name__} is not an nn.Conv2d")
+    if type(conv).forward not in PADDINGS or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        raise SpecError(f"a {type(conv).__name__} has a forward of its own")
+    if not {"weight", "bias"} <= conv._parameters.keys():
+        raise SpecError("its weight is computed: weight norm, pruning or another parametrisation")
+    if isinstance(conv.weight, nn.UninitializedParameter):
+        raise SpecError("its weight has no shape before a first forward")
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+        raise SpecError("it has hooks, which a new module would not have")
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------
+
+
+def _entries(spec: MixerSpec, in_channels: int, out_channels: int, biased: bool) -> Iterator[Entry]:
+    """The record's inventory at C_in, its kernels with C_out outputs, and a bias of the kernels if `biased`."""
+    listed = {entry.name: entry for entry in inventory(spec, in_channels, 1, (1, 1))}
+    parts = groups(spec, in_channels, 1)
+    if not COUNT.accepts(out_channels) or out_channels % parts:
+        raise SpecError(f"out_channels={out_channels} is not legal; legal: a multiple of its {parts} groups")
+    if isinstance(spec.bank, Dynamic):
+        if out_channels != in_channels:
+            raise SpecError(
+                f"out_channels={out_channels} is not legal here: bank={spec.bank} generates one kernel a channel; "
+                f"legal: {in_channels}"
+            )
+        bias = Entry("bias", (out_channels,), "zeros")
+    else:
+        weight = listed.pop("weight")
+        listed.pop("bias", None)
+        weight = replace(weight, shape=(weight.shape[0], out_channels, *weight.shape[2:]))
+        bias = Entry("bias", weight.shape[:2], "uniform", weight.fan_in)
+        yield weight
+    if biased:
+        yield bias
+    yield from listed.values()
+
+
+def _pair(name: str, value: int | tuple[int, ...]) -> Pair:
+    pair = (value, value) if isinstance(value, int) else value
+    if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
+        raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}, or a pair")
+    return pair[0], pair[1]
+
+
+def _padding(value: Sides, size: int, dilation: Pair) -> Padding:
+    """`value` as the zeros on each side, a (high, wide) pair, or ``tensorflow``."""
+    match value:
+        case "tensorflow":
+            return TENSORFLOW
+        case "valid":
+            return 0, 0
+        case "same":
+            return dilation[0] * (size - 1) // 2, dilation[1] * (size - 1) // 2
+        case int() if value >= 0:
+            return value, value
+        case (int(high), int(wide)) if high >= 0 and wide >= 0:
+            return high, wide
+    raise SpecError(f"padding={value!r} is not legal; legal: a whole number >= 0, a pair, same, valid, {TENSORFLOW}")

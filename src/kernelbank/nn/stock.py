@@ -1,0 +1,254 @@
+"""timm's stock attention as mixers with the same weights, and mixers in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, cast
+
+from timm.layers import Attention, PatchEmbed, register_notrace_module
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from kernelbank.errors import InputError
+from kernelbank.inventory import Grid
+from kernelbank.nn.block import Block, TokenGrid, narrowed, square
+from kernelbank.nn.carry import M, carry
+from kernelbank.nn.mixer import Mixer
+from kernelbank.ops.frame import HEAD_EPS
+from kernelbank.spec import MixerSpec, Window
+
+PLAIN, STAGE = MixerSpec.parse("vit"), MixerSpec.parse("swin")
+
+
+@dataclass(frozen=True)
+class Site:
+    """The attention of one block of a model: the record of its `stage` (an alternating shift unresolved), `index`
+    counting the stage's blocks, the `mixer` that computes the same, and how another takes its place."""
+
+    name: str
+    stage: int
+    index: int
+    spec: MixerSpec
+    mixer: Mixer
+    place: Callable[[MixerSpec, Mixer], None]
+
+
+class AttentionMixer(Mixer):
+    """A mixer in the place of timm's Attention: it takes tokens and timm's masks, and finds their grid itself.
+
+    `stage_record` is the record before its shift is resolved for the block.
+    """
+
+    token_grid: TokenGrid
+    stage_record: MixerSpec
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C). Raises SpecError for masks that the record cannot honour."""
+        return super().forward(x, self.token_grid(), narrowed(x, attn_mask, is_causal))
+
+
+register_notrace_module(AttentionMixer)
+
+
+class SwinMixerBlock(nn.Module):
+    """timm's SwinTransformerBlock with a mixer as `attn`, on the whole map: nothing is rolled or partitioned around
+    it. The other parts are the stock block's own, under their names."""
+
+    norm1: nn.Module
+    attn: Mixer
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    drop_path2: nn.Module
+
+    def __init__(self, block: nn.Module, mixer: Mixer, stage_record: MixerSpec, index: int) -> None:
+        super().__init__()
+        self.stage_record, self.index = stage_record, index
+        for name, part in block.named_children():
+            self.add_module(name, mixer if name == "attn" else part)
+        self.train(block.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, C) -> (B, H, W, C)."""
+        B, H, W, C = x.shape
+        x = x.reshape(B, H * W, C)
+        x = x + self.drop_path1(self.attn(self.norm1(x), (H, W)))
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x.reshape(B, H, W, C)
+
+    def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
+        """What timm's stages call; windows take the side that timm gives them, as stock blocks do. Raises SpecError
+        for windows that are not square."""
+        support = self.stage_record.support
+        if isinstance(support, Window):
+            self.stage_record = replace(self.stage_record, support=replace(support, M=square(window_size)))
+        self.attn = carry(self.attn, self.stage_record.at_block(self.index), (feat_size[0], feat_size[1]))[0]
+
+
+def sites(model: nn.Module) -> Iterator[Site]:
+    """Every block's attention. Raises InputError, naming it, for a model or an attention that no record holds; the
+    model is only read."""
+    if isinstance(model, VisionTransformer):
+        yield from _plain_sites(model)
+    elif isinstance(model, SwinTransformer):
+        yield from _stage_sites(model)
+    else:
+        raise InputError(f"model: a {type(model).__name__} is not legal; legal: timm's VisionTransformer or "
+                         "SwinTransformer, or a KernelBank backbone")  # fmt: skip
+
+
+def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
+    embed = cast(PatchEmbed, model.patch_embed)
+    if isinstance(model.patch_drop, nn.Module) and not isinstance(model.patch_drop, nn.Identity):
+        raise InputError("patch_drop_rate: dropped patches have no place on the grid; legal: 0")
+    token_grid = cache(lambda: TokenGrid(embed, bool(model.dynamic_img_size)))
+    for index, block in enumerate(model.blocks):
+        name = f"blocks.{index}"
+        if isinstance(block, Block):
+            yield _of_ours(block, name, 0, index)
+            continue
+        attention = getattr(block, "attn", None)
+        if isinstance(attention, AttentionMixer):
+            place = _placer(block, partial(getattr, attention, "token_grid"))
+            yield Site(name, 0, index, attention.stage_record, attention, place)
+            continue
+        grid = (embed.grid_size[0], embed.grid_size[1])
+        mixer = _read_attention(attention, f"{name}.attn", grid, model.num_prefix_tokens)
+        yield Site(name, 0, index, mixer.spec, mixer, _placer(block, token_grid))
+
+
+def _placer(block: nn.Module, token_grid: Callable[[], TokenGrid]) -> Callable[[MixerSpec, Mixer], None]:
+    def place(stage_record: MixerSpec, mixer: Mixer) -> None:
+        assert isinstance(mixer, AttentionMixer)
+        mixer.stage_record, mixer.token_grid, block.attn = stage_record, token_grid(), mixer
+
+    return place
+
+
+def _of_ours(block: Block, name: str, stage: int, index: int) -> Site:
+    def place(stage_record: MixerSpec, mixer: Mixer) -> None:
+        block.take(stage_record, mixer)
+
+    return Site(name, stage, index, block.records.mixer, block.attn, place)
+
+
+def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
+    for stage, layer in enumerate(model.layers):
+        for index, block in enumerate(layer.blocks):
+            name = f"layers.{stage}.blocks.{index}"
+            if isinstance(block, Block):
+                yield _of_ours(block, name, stage, index)
+            elif isinstance(block, SwinMixerBlock):
+                yield Site(name, stage, index, block.stage_record, block.attn, _seat(layer, block, index))
+            else:
+                spec = window_record(block, name, model._ref_window_sizes[stage])
+                mixer = _read_windows(block, name, spec, index)
+                yield Site(name, stage, index, spec, mixer, _seat(layer, block, index))
+
+
+def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixer], None]:
+    def place(stage_record: MixerSpec, mixer: Mixer) -> None:
+        layer.blocks[index] = SwinMixerBlock(block, mixer, stage_record, index)
+
+    return place
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> AttentionMixer:
+    """timm's Attention as a mixer with its weights. Raises InputError for what no record holds."""
+    if type(attention) is not Attention:
+        raise InputError(f"{name}: a {type(attention).__name__} is not legal; legal: timm's Attention")
+    dim = attention.qkv.in_features
+    refused = {
+        "attn_head_dim": attention.attn_dim != dim, "dim_out": attention.proj.out_features != dim,
+        "scale_norm": not isinstance(attention.norm, nn.Identity), "gated": attention.gate is not None,
+    }  # fmt: skip
+    for field, found in refused.items():
+        if found:
+            raise InputError(f"{name}: {field} has no place in a record; legal: timm's Attention without it")
+    for norm in (attention.q_norm, attention.k_norm):
+        if not isinstance(norm, nn.Identity):
+            check_head_norm(norm, name)
+    spec = PLAIN.override(bias=str(attention.qkv.bias is not None))
+    mixer = AttentionMixer(
+        spec, dim, attention.num_heads, grid, prefix=prefix, qk_norm=not isinstance(attention.q_norm, nn.Identity),
+        attn_drop=attention.attn_drop.p, proj_drop=attention.proj_drop.p, dynamic_grid=True, device="meta",
+    )  # fmt: skip
+    return _take(mixer, attention, name)
+
+
+def check_head_norm(norm: nn.Module, name: str) -> None:
+    """Raises InputError unless `norm` is the norm a head of qk_norm: a LayerNorm with affine and eps 1e-6."""
+    affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
+    if not (affine and norm.eps == HEAD_EPS):
+        raise InputError(f"{name}: norm_layer of qk_norm is {norm}; legal: LayerNorm, eps {HEAD_EPS}, with affine")
+
+
+def window_record(block: Any, name: str, reference: Grid) -> MixerSpec:
+    """The record of timm's Swin block, its shift alternating. Windows that the grid cuts keep the side of the
+    stage's `reference`; those that do not divide the grid are padded as timm pads them.
+
+    Raises InputError for another block or attention, and for windows larger than the grid (always_partition);
+    SpecError for windows that are not square.
+    """
+    if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
+        raise InputError(f"{name}: a {type(block).__name__} is not legal; legal: timm's SwinTransformerBlock")
+    grid, window = block.input_resolution, block.window_size
+    if any(side > length for side, length in zip(window, grid, strict=True)):
+        raise InputError(f"{name}: always_partition=True is not legal: windows of {tuple(window)} are larger than the "
+                         f"grid {tuple(grid)}; legal: False")  # fmt: skip
+    cut = all(side == min(whole, length) for side, whole, length in zip(window, reference, grid, strict=True))
+    side = square(reference if cut else window)
+    padded = any(length > side and length % side for length in grid)
+    text = f"support=window({side}, alternate{', pad=timm' if padded else ''}) bias={block.attn.qkv.bias is not None}"
+    return MixerSpec.parse(text, STAGE)
+
+
+def _read_windows(block: Any, name: str, spec: MixerSpec, index: int) -> Mixer:
+    """timm's window attention as a mixer with its weights."""
+    attention = block.attn
+    dim = attention.qkv.in_features
+    if attention.proj.in_features != dim:
+        raise InputError(f"{name}: head_dim has no place in a record; legal: dim // num_heads")
+    mixer = Mixer(
+        spec.at_block(index), dim, attention.num_heads, tuple(block.input_resolution), attn_drop=attention.attn_drop.p,
+        proj_drop=attention.proj_drop.p, dynamic_grid=True, device="meta",
+    )  # fmt: skip
+    return _take(mixer, attention, name)
+
+
+_SOURCES = {"q": "qkv", "key": "qkv", "value": "qkv", "out": "proj", "table": "relative_position_bias_table"}
+"""Which of timm's parameters ours are made of."""
+
+
+def _take(mixer: M, attention: Any, name: str) -> M:
+    """`mixer` with the weights of timm's `attention`, frozen where they are; a projection without bias gets zeros.
+
+    Raises InputError for hooks and computed weights, which a mixer would not have.
+    """
+    for path, part in attention.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            raise InputError(f"{name}{'.' * bool(path)}{path} has hooks; legal: a module without, hooked afterwards")
+    like, sources = attention.qkv.weight, dict(attention.named_parameters())
+    state = dict(attention.state_dict())
+    state.setdefault("proj.bias", like.new_zeros(mixer.dim))
+    known = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias", "relative_position_bias_table",
+             "q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"}  # fmt: skip
+    if extra := sorted({*state, *sources} - known):
+        raise InputError(f"{name}.{extra[0]} is not a parameter of timm's attention: weight norm, pruning, an adapter?")
+    mixer.to_empty(device=like.device)
+    mixer.to(like.dtype).load_state_dict(state)
+    for path, parameter in mixer.named_parameters():
+        part, _, kind = path.partition(".")
+        source = _SOURCES.get(part, part)
+        held = sources.get(source, sources.get(f"{source}.{kind}"))
+        parameter.requires_grad_(like.requires_grad if held is None else held.requires_grad)
+    mixer.init_non_persistent_buffers()
+    return mixer.train(attention.training)
