@@ -52,7 +52,8 @@ def test_verbs_and_options_are_the_golden_ones(capsys: Capture, monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "100")
     _, listed, _ = run(capsys, "--help")
     text = f"$ kernelbank --help\n{listed}\n$ kernelbank atlas --help\n{unframed(helped(capsys, 'atlas'))}\n"
-    text += f"\n$ kernelbank study --help\n{unframed(helped(capsys, 'study'))}\n"
+    for verb in ("study", "train", "evaluate", "compare"):
+        text += f"\n$ kernelbank {verb} --help\n{unframed(helped(capsys, verb))}\n"
     if os.environ.get("KERNELBANK_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()

@@ -1,4 +1,4 @@
-"""``kernelbank train``, ``evaluate`` and ``compare`` as a person meets them: what works, and one line for every fault."""
+"""`kernelbank train`, `evaluate` and `compare` as a person meets them: what works, and one line for every fault."""
 
 from __future__ import annotations
 
