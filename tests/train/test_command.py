@@ -345,17 +345,22 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, capsys: Capture, monkeypatch:
     assert epochs == [1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", ["digits", "files"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
-    number: int, code: int, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    number: int, code: int, kind: str, folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["train", *DIGITS, *SHORT, "--drop-path", "0.1", "--shift", "1"]
+    words = {
+        "digits": ["train", *DIGITS, *SHORT, "--drop-path", "0.1", "--shift", "1"],
+        "files": ["train", "plain", "--data", str(folder), *SMALL, "--epochs", "2", "--batch-size", "4",
+                  "--auto-augment", "rand-m9-mstd0.5-inc1", "--drop-path", "0.3"],
+    }[kind]  # fmt: skip
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     real, seen = Watch.step, [0]
 
     def step(self: Watch, told: Any) -> None:
         seen[0] += 1
-        if seen[0] == 30:
+        if seen[0] == {"digits": 30, "files": 13}[kind]:  # inside the second epoch
             os.kill(os.getpid(), number)
         real(self, told)
 
@@ -365,7 +370,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
     assert f"go on with: kernelbank train --resume --out {tmp_path}/stopped" in line
     assert "stopped after epoch 1 and" in line
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert main(["train", "--resume", "--out", str(tmp_path / "stopped")]) == 0
+    assert main(["train", "--resume", "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "stopped")]) == 0
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]  # bit by bit, though it stopped inside an epoch
 

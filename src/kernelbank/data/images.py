@@ -158,6 +158,7 @@ class _Loader:
             persistent_workers=loading.workers > 0,
             worker_init_fn=_Deaf() if loading.workers else None,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the one that drop path draws from
         )
 
     def run(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

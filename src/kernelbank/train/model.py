@@ -20,7 +20,7 @@ import kernelbank.models  # noqa: F401  (registers ours with timm)
 from kernelbank.atlas import MODELS, SKELETONS
 from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, build
-from kernelbank.nn.block import Records
+from kernelbank.nn.block import StageRecords
 from kernelbank.nn.replace import replace_mixers
 from kernelbank.text import suggest
 
@@ -122,9 +122,9 @@ def _replaced(model: nn.Module, mixer: str) -> list[str]:
 def records_of(model: nn.Module) -> tuple[str | None, str | None]:
     """The records of the model's mixers and MLPs as text, by stage where they differ; None for what it has none of."""
     if isinstance(model, PlainBackbone):
-        stages = [cast(Records, model.blocks[0].records)]
+        stages = [cast(StageRecords, model.blocks[0].records)]
     elif isinstance(model, HierarchicalBackbone):
-        stages = [cast(Records, cast(Any, stage).blocks[0].records) for stage in model.layers]
+        stages = [cast(StageRecords, cast(Any, stage).blocks[0].records) for stage in model.layers]
     else:
         replaced = getattr(model, "replaced", None)
         return (None if replaced is None else _joined(map(str, replaced.records))), None
@@ -179,7 +179,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> li
 
 
 def _filter(model: nn.Module) -> Any:
-    """timm's filter of the model's family, or one that changes nothing."""
+    """timm's filter of the model's family; one that changes nothing for a model that timm did not create."""
+    if not hasattr(model, "pretrained_cfg"):
+        return lambda state, model: state
     ours = isinstance(model, (PlainBackbone, HierarchicalBackbone))
     module = import_module("kernelbank.models" if ours else type(model).__module__)
     return getattr(module, "checkpoint_filter_fn", lambda state, model: state)
