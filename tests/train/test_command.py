@@ -106,6 +106,20 @@ def test_a_trained_mixer_is_swapped_and_tuned(trained: Path, tmp_path: Path, cap
     assert found == pytest.approx(RunRecord.load(trained / "record.json").epochs[-1].val_top1)
 
 
+def test_weights_take_a_new_head_and_another_resolution(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = ["train", "vit_kb_test_patch16_64", "--mixer", "vit_relpos", *SMALL]
+    assert main([*model, "--data", str(folder), "--img-size", "32", "--out", str(tmp_path / "first")]) == 0
+    more = images(tmp_path / "more", classes=("cat", "dog", "fox"))
+    weights = ["--initial-checkpoint", str(tmp_path / "first" / "weights.safetensors"), "--layer-decay", "0.7"]
+    capsys.readouterr()
+    second = ["--data", str(more), "--img-size", "64", "--out", str(tmp_path / "second")]
+    assert main(["train", "vit_kb_test_patch16_64", *SMALL, *second, *weights]) == 0
+    told = capsys.readouterr().err
+    assert "head.weight: [2, " in told and "[3, " in told and "here: new" in told
+    record = RunRecord.load(tmp_path / "second" / "record.json")
+    assert record.sizes["img_size"] == 64 and record.mixer == "vit_relpos"
+
+
 def test_folders_are_read_split_and_trained(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "run"
     assert main(["train", "plain", "--data", str(folder), *SMALL, "--out", str(out), "--json"]) == 0
