@@ -50,6 +50,8 @@ def test_labels_say_what_differs() -> None:
     runs = [run("vit", 0, 80.0), run("vit", 0, 80.0, recipe={"epochs": 2, "lr": 0.2})]
     assert [group.label for group in grouped(runs)] == ["recipe lr=0.1", "recipe lr=0.2"]
     assert [group.label for group in grouped(runs[:1])] == ["plain vit"]
+    other = run("swin", 0, 80.0, row="b", recipe={"epochs": 2, "lr": 1, "eps": 1, "ema": 1, "repeats": 3})
+    assert [group.label for group in grouped([runs[0], other])] == ["vit, a", "swin, b"]
 
 
 def test_what_cannot_be_compared_is_said() -> None:

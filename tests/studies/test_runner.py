@@ -24,6 +24,8 @@ from kernelbank.studies import runner
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.run import Run, grid
 from kernelbank.train.checkpoint import Progress, State, save
+from kernelbank.train.engine import Engine
+from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipes import digits_recipe
 
 WORDS = ["study", "softmax", "--skeleton", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
@@ -38,7 +40,7 @@ def numbers(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted((folder / "records").glob("*.json")):
         record = RunRecord.load(path)
-        epochs = tuple(replace(epoch, seconds=0.0) for epoch in record.epochs)
+        epochs = tuple(replace(epoch, seconds=0.0, waited=None) for epoch in record.epochs)
         found[path.name] = replace(record, epochs=epochs, code=None, machine=None)  # type: ignore[arg-type]
     return found
 
@@ -139,7 +141,7 @@ def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) ->
     for run in runs_of:
         run.checkpoint_path(tmp_path).parent.mkdir(exist_ok=True)
         state = State(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Progress())
-        save(run.checkpoint_path(tmp_path), {}, state)
+        save(run.checkpoint_path(tmp_path), {}, state, Engine(Hardware(device="cpu")))
     with pytest.raises(InputError, match="belongs to another run"):
         runner.run_all(runs_of, tmp_path, 2, lambda event: None)
 

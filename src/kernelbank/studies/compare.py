@@ -15,6 +15,7 @@ from scipy import stats
 from kernelbank.records import RunRecord
 
 CONFIDENCE = 0.95
+FEW = 3  # differing fields that a label has room for
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def grouped(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
         found.setdefault(json.dumps(_identity(run), sort_keys=True), []).append(run)
     identities = [json.loads(key) for key in found]
     return tuple(
-        Group(_label(identity, identities), tuple(members))
+        Group(_label(identity, identities, members[0].row), tuple(members))
         for identity, members in zip(identities, found.values(), strict=True)
     )
 
@@ -78,12 +79,14 @@ def _identity(run: RunRecord) -> dict[str, Any]:
     return flat | {f"model {k}": v for k, v in run.sizes.items()} | {f"recipe {k}": v for k, v in run.recipe.items()}
 
 
-def _label(identity: dict[str, Any], others: list[dict[str, Any]]) -> str:
-    """The values that differ between groups; a model alone where nothing does."""
-    differing = [name for name in identity if len({json.dumps(other.get(name)) for other in others}) > 1]
-    texts = {name: str(identity[name]) for name in differing}
-    bare = ("model", "mixer")
-    parts = [text if name in bare else f"{name}={text}" for name, text in texts.items()]
+def _label(identity: dict[str, Any], others: list[dict[str, Any]], name: str) -> str:
+    """The values that differ between groups, in few words: where they are many, the model, its mixer and the first
+    run's name."""
+    known = dict.fromkeys(field for other in others for field in other)
+    differing = [field for field in known if len({json.dumps(other.get(field)) for other in others}) > 1]
+    bare = [str(identity[field]) for field in differing if field in ("model", "mixer")]
+    rest = [f"{field}={identity.get(field)}" for field in differing if field not in ("model", "mixer")]
+    parts = [*bare, *(rest if len(rest) <= FEW else [name])]
     return ", ".join(parts) or f"{identity['model']} {identity['mixer']}".strip()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kernelbank.errors import InputError
 from kernelbank.files import replace_file, set_aside
 from kernelbank.records import EpochResult
-from kernelbank.train.engine import full, placed
+from kernelbank.train.engine import Engine, full, placed
 from kernelbank.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ class Progress:
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    updates: int = 0
 
 
 @dataclass
@@ -92,10 +91,12 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def save(path: Path, owner: Mapping[str, Any], state: State, *, main: bool = True) -> None:
-    """Write `state`, on the `main` process; the checkpoint that was there becomes the previous one."""
-    tensors = state.tensors()
-    if not main:
+def save(path: Path, owner: Mapping[str, Any], state: State, engine: Engine) -> None:
+    """Write `state`, on the first process; the checkpoint that was there becomes the previous one."""
+    if not (engine.main or engine.sharded):
+        return
+    tensors = state.tensors()  # where weights are shared out, every process gives its part
+    if not engine.main:
         return
     document = {"version": VERSION, "owner": dict(owner), "progress": asdict(state.progress)}
     # safetensors' own writer hides what a full disk says; writing bytes raises an OSError
@@ -114,7 +115,7 @@ def discard(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def resume(path: Path, owner: Mapping[str, Any], state: State, *, main: bool = True) -> bool:
+def resume(path: Path, owner: Mapping[str, Any], state: State, engine: Engine) -> bool:
     """Load the newest readable checkpoint into `state`; whether there was one.
 
     A file that cannot be read is logged and set aside. Raises InputError for the checkpoint of another run, naming
@@ -129,7 +130,7 @@ def resume(path: Path, owner: Mapping[str, Any], state: State, *, main: bool = T
             epochs = [EpochResult(**epoch) for epoch in progress.pop("epochs")]
             loaded = Progress(epochs=epochs, **progress)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            aside = set_aside(candidate).name if main else "..."
+            aside = set_aside(candidate).name if engine.main else "..."
             log.warning("%s is not a checkpoint (%s), set aside as %s", candidate, type(error).__name__, aside)
             continue
         if document["owner"] != owner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -67,7 +68,9 @@ class Engine:
                 self._shard(copy)
             return model, model, ema
         if self.part.world > 1:
-            return self.accelerator.prepare_model(model), model, ema
+            with warnings.catch_warnings():  # torch 2.14 renames an argument that Accelerate 1.15 still gives it
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                return self.accelerator.prepare_model(model), model, ema
         return model, model, ema
 
     def _shard(self, model: nn.Module) -> None:
@@ -119,6 +122,11 @@ class Engine:
             for name, _ in model.named_buffers():
                 if name in kept:
                     dist.broadcast(kept[name], 0)
+
+    def release(self, model: nn.Module) -> None:
+        """Take back from a model that was trained what several processes and autocast had wrapped it in."""
+        if self.part.world > 1 and not self.sharded:
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def wait(self) -> None:
         """Until every process is here."""

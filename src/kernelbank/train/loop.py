@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -125,7 +124,6 @@ class _Run:
             raise InputError(
                 f"recipe: batch_size={recipe.batch_size} is not legal for {len(data.train)} training images"
             )
-        self.given = model
         self.owner = checkpoints.owner(model, recipe, seed)
         self.model, plain, ema = engine.prepare(model, recipe.ema)
         self.dtype = next(plain.parameters()).dtype
@@ -140,7 +138,7 @@ class _Run:
         return self.state.progress
 
     def resume(self, on_epoch: Callable[[EpochResult, bool], None] | None) -> None:
-        if self.path and checkpoints.resume(self.path, self.owner, self.state, main=self.engine.main) and on_epoch:
+        if self.path and checkpoints.resume(self.path, self.owner, self.state, self.engine) and on_epoch:
             for result in self.progress.epochs:
                 on_epoch(result, True)
 
@@ -152,9 +150,10 @@ class _Run:
         told: list[tuple[Tensor, float]] = []  # the loss and the rate of the updates since the last look
         anneal(self.state.model, self.recipe, epoch)
         self.model.train()
-        for step, update, batches in self._batches(epoch):
+        plan, batches = self._batches(epoch)
+        for step, update in plan:
             told.append((self._update(epoch, step, update, batches), self.rate))
-            self.progress.step, self.progress.updates = step + 1, self.progress.updates + 1
+            self.progress.step = step + 1
             if (step + 1) % self.look and step + 1 < self.steps:
                 continue
             wanted = self._look(epoch, told, bool(stop and stop()))
@@ -173,15 +172,14 @@ class _Run:
         """The learning rate now, of the parameters nearest to the head."""
         return max(float(group["lr"]) for group in self.optimiser.param_groups)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[int, Update, Iterator[tuple[Tensor, Tensor]]]]:
-        """What is left of the epoch: each update with its micro-batches."""
+    def _batches(self, epoch: int) -> tuple[Iterator[tuple[int, Update]], Iterator[tuple[Tensor, Tensor]]]:
+        """What is left of the epoch: its updates with their steps, and the micro-batches of all of them."""
         recipe, first = self.recipe, self.progress.step
         rows = epoch_rows(len(self.data.train), recipe.repeats, self.seed, epoch)
         seeds = np.random.default_rng(derive(self.seed, epoch, "augmentation")).integers(2**62, size=len(rows))
         plan = list(updates(rows, seeds, recipe.batch_size, self.micro, recipe.drop_last, self.engine.part))[first:]
-        loaded = self.data.train.batches((share for update in plan for share in update.shares), recipe.augmentation)
-        for step, update in enumerate(plan, first):
-            yield step, update, islice(loaded, len(update.shares))
+        shares = (share for update in plan for share in update.shares)
+        return enumerate(plan, first), self.data.train.batches(shares, recipe.augmentation)
 
     def _update(self, epoch: int, step: int, update: Update, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """One update of the weights; this process's part of the loss summed over the update's images."""
@@ -248,7 +246,7 @@ class _Run:
             broken=int(self.engine.sum([len(self.data.train.broken)])[0]),
             waited=done.waited,
         )
-        state.progress = Progress(epochs=[*done.epochs, result], updates=done.updates)
+        state.progress = Progress(epochs=[*done.epochs, result])
         self._save()
         return result
 
@@ -266,11 +264,12 @@ class _Run:
 
     def _save(self) -> None:
         if self.path:
-            checkpoints.save(self.path, self.owner, self.state, main=self.engine.main)
+            checkpoints.save(self.path, self.owner, self.state, self.engine)
 
     def close(self) -> None:
         """What training alone needs is taken back from the model."""
         anneal(self.state.model, self.recipe, self.recipe.epochs, done=True)
+        self.engine.release(self.model)
 
 
 @torch.no_grad()
