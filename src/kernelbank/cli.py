@@ -30,6 +30,18 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.studies.command:main",
         "run a study of the paper: a grid of records, trained and compared",
     ),
+    "train": (
+        "kernelbank.train.command:train_main",
+        "train a model by a recipe, on one processor or many machines; stop it and go on",
+    ),
+    "evaluate": (
+        "kernelbank.train.command:evaluate_main",
+        "loss, top-1 and top-5 of a run or of any weights, over every image exactly once",
+    ),
+    "compare": (
+        "kernelbank.studies.compare_command:main",
+        "runs beside each other: curves, and differences with intervals over seeds",
+    ),
 }
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""

@@ -76,7 +76,7 @@ def sole_user(folder: Path, outputs: Iterable[str] = ()) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"out: {folder} is in use by another run of this study") from None
+                raise InputError(f"out: {folder} is in use by another run") from None
         for pattern in outputs:
             for left in folder.glob(f"{pattern}.*{TEMPORARY}"):
                 if _STALE.search(left.name) and left.is_file() and not left.is_symlink():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -16,8 +17,9 @@ from kernelbank.text import suggest
 T = TypeVar("T")
 
 
-def read_options(kind: type[T], verb: str, argv: list[str]) -> T:
-    """An instance of the dataclass `kind` from `argv`, the words after `verb`. ``--help`` prints and exits 0.
+def read_options(kind: type[T], verb: str, argv: list[str], default: T | None = None) -> T:
+    """An instance of the dataclass `kind` from `argv`, the words after `verb`; what they leave out is as in `default`,
+    if there is one. ``--help`` prints and exits 0.
 
     Raises UsageError, one line, for anything that cannot be read.
     """
@@ -28,6 +30,7 @@ def read_options(kind: type[T], verb: str, argv: list[str]) -> T:
                 kind,
                 prog=f"kernelbank {verb}",
                 args=argv,
+                default=default,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -37,6 +40,7 @@ def read_options(kind: type[T], verb: str, argv: list[str]) -> T:
         raise UsageError(verb, _first_paragraph(complaint.getvalue())) from None
     if unread:
         raise UsageError(verb, _unknown(kind, unread[0]))
+    assert options is not None
     return options
 
 
@@ -45,8 +49,18 @@ def _unknown(kind: type[Any], word: str) -> str:
         return f"cannot read {word!r} here; words come first, options after them"
     assert is_dataclass(kind)
     option = word.partition("=")[0]
-    known = ["--help", *(f"--{f.name.replace('_', '-')}" for f in fields(kind))]
+    known = ["--help", *(f"--{name.replace('_', '-')}" for name in _names(kind))]
     return f"unknown option {option}{suggest(option, known)}; see --help"
+
+
+def _names(kind: type[Any]) -> Iterator[str]:
+    """The fields of a dataclass; of one that is a field, its fields."""
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        if is_dataclass(hints[field.name]):
+            yield from _names(hints[field.name])
+        else:
+            yield field.name
 
 
 def _not_legal(said: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import types
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,13 +33,19 @@ class RecordError(InputError):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: the mean training loss of its steps, the validation loss and top-1 (per cent) after it, and
-    how long both took."""
+    """One epoch: the mean training loss of its images, the validation loss, top-1 and top-5 (per cent) after it, how
+    long all took, the last learning rate, the top-1 of the averaged weights if there are any, and how many training
+    images could not be read so far, and how long it waited for images."""
 
     train_loss: float
     val_loss: float
     val_top1: float
     seconds: float
+    val_top5: float | None = None
+    lr: float | None = None
+    ema_top1: float | None = None
+    broken: int = 0
+    waited: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,18 +89,22 @@ def _commit(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it ran: processor, cores, versions, and the threads that torch was given."""
+    """Where it ran: processor, cores, versions, the threads that torch was given, the accelerator if there was one,
+    and how many processes shared the work."""
 
     cpu: str
     cores: int
     torch: str
     python: str
     threads: int
+    accelerator: str | None = None
+    processes: int = 1
 
     @staticmethod
-    def here(threads: int) -> Machine:
+    def here(threads: int, accelerator: str | None = None, processes: int = 1) -> Machine:
         """The running machine."""
-        return Machine(_cpu(), os.cpu_count() or 1, version("torch"), platform.python_version(), threads)
+        versions = version("torch"), platform.python_version()
+        return Machine(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes)
 
 
 def _cpu() -> str:
@@ -108,8 +118,9 @@ def _cpu() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run of a study. `mixer` and `mlp` are records as text; `sizes` are the skeleton's; `test_*` are read
-    once, after the last epoch. A run that diverged has a `failure`, the epochs before it, and no test numbers."""
+    """One run, of a study or of ``kernelbank train`` (`study` ``train``, `row` its folder's name, `skeleton` its
+    model, `sizes` what the model was built with). `mixer` and `mlp` are records as text; `test_*` are read once, after
+    the last epoch. A run that diverged has a `failure`, the epochs before it, and no test numbers."""
 
     study: str
     row: str
@@ -158,9 +169,14 @@ class RunRecord:
             found = document.pop("record_version", None)
             if found != RECORD_VERSION:
                 raise ValueError(f"record_version {found}; legal: {RECORD_VERSION}")
-            record = _decode(cls, document, "record")
+            return cls.from_document(document)
         except (OSError, ValueError) as error:
             raise RecordError(f"{path} is not a run record: {error}") from None
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> RunRecord:
+        """The record whose fields are in `document`. Raises ValueError naming what is wrong."""
+        record = _decode(cls, document, "record")
         assert isinstance(record, cls)
         return record
 
@@ -202,8 +218,9 @@ def _decode(kind: Any, value: Any, name: str) -> Any:
 
 def _decode_fields(kind: type, value: dict[str, Any], name: str) -> Any:
     hints, names = get_type_hints(kind), [f.name for f in fields(kind)]
+    needed = [f.name for f in fields(kind) if f.default is MISSING]
     if unknown := sorted(set(value) - set(names)):
         raise ValueError(f"{name} has an unknown field {unknown[0]!r}")
-    if missing := [field for field in names if field not in value]:
+    if missing := [field for field in needed if field not in value]:
         raise ValueError(f"{name} lacks the field {missing[0]!r}")
-    return kind(**{field: _decode(hints[field], value[field], f"{name}.{field}") for field in names})
+    return kind(**{field: _decode(hints[field], value[field], f"{name}.{field}") for field in names if field in value})

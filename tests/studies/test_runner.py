@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from kernelbank.cli import main
 from kernelbank.data.load import load
@@ -22,7 +23,10 @@ from kernelbank.studies import run as runs
 from kernelbank.studies import runner
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.run import Run, grid
-from kernelbank.train.recipe import digits_recipe
+from kernelbank.train.checkpoint import Progress, State, save
+from kernelbank.train.engine import Engine
+from kernelbank.train.hardware import Hardware
+from kernelbank.train.recipes import digits_recipe
 
 WORDS = ["study", "softmax", "--skeleton", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
 
@@ -36,7 +40,7 @@ def numbers(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted((folder / "records").glob("*.json")):
         record = RunRecord.load(path)
-        epochs = tuple(replace(epoch, seconds=0.0) for epoch in record.epochs)
+        epochs = tuple(replace(epoch, seconds=0.0, waited=None) for epoch in record.epochs)
         found[path.name] = replace(record, epochs=epochs, code=None, machine=None)  # type: ignore[arg-type]
     return found
 
@@ -136,8 +140,8 @@ def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) ->
     runs_of = some_runs()[:2]
     for run in runs_of:
         run.checkpoint_path(tmp_path).parent.mkdir(exist_ok=True)
-        torch.save({"owner": {}, "states": {name: {} for name in ("model", "optimiser", "scheduler")}, "epochs": []},
-                   run.checkpoint_path(tmp_path))  # fmt: skip
+        state = State(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Progress())
+        save(run.checkpoint_path(tmp_path), {}, state, Engine(Hardware(device="cpu")))
     with pytest.raises(InputError, match="belongs to another run"):
         runner.run_all(runs_of, tmp_path, 2, lambda event: None)
 
@@ -166,7 +170,7 @@ def test_a_killed_study_ends_with_the_same_numbers(whole: Path, tmp_path: Path) 
     )
     assert process.stderr is not None
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("checkpoints/*.pt")):
+    while not list(tmp_path.glob("checkpoints/*.safetensors")):
         assert time.monotonic() < deadline and process.poll() is None, process.stderr.read().decode()
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -20,7 +20,7 @@ from kernelbank.studies.run import Run
 from kernelbank.studies.runner import EpochDone, Note, RunDone
 from kernelbank.studies.study import canonical
 from kernelbank.studies.table import document, markdown, mean_curve, tabulate
-from kernelbank.train.recipe import digits_recipe
+from kernelbank.train.recipes import digits_recipe
 
 STUDY = STUDIES["softmax"]()
 

@@ -1,48 +1,83 @@
-"""What a data set is to the training loop: three splits of tensors in memory and an identity."""
+"""What a data set is to the training loop: splits that give batches, and an identity."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from kernelbank.data.augment import Augmentation
+from kernelbank.data.order import Share
 from kernelbank.records import DataIdentity
 
+UNREADABLE = -1
+"""The label of an image that could not be read, in evaluation: it is left out of every count."""
 
-@dataclass(frozen=True)
-class Split:
-    """Normalised images (N, C, H, W) in float32 and their labels (N) in int64."""
 
-    images: Tensor
-    labels: Tensor
+class Split(Protocol):
+    """Images and labels in a fixed order. `broken` names the images that could not be read so far."""
+
+    broken: dict[int, str]
+
+    def __len__(self) -> int: ...
+
+    def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of `shares`: images (B, C, H, W) and labels (B), augmented unless `augment` is None. What is
+        random about an image follows from its seed in the share alone."""
+
+
+class TensorSplit:
+    """Images (N, C, H, W) in float32, normalised, and their labels (N) in int64, in memory."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+        self.broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Split`; of the augmentation, `shift` is what images in memory know."""
+        for share in shares:
+            rows = torch.from_numpy(share.rows)
+            images = self.images[rows]
+            if augment is not None and augment.shift:
+                images = shifted(images, augment.shift, torch.from_numpy(share.seeds))
+            yield images, self.labels[rows]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set whose splits never change; `sha256` is over its raw arrays, split by split."""
+    """A data set whose splits never change. `sha256` pins them: it is over the raw arrays split by split, over the
+    archive that images were unpacked from, or over the files' names and labels."""
 
     name: str
     sha256: str
     train: Split
     val: Split
-    test: Split
+    test: Split | None
     num_classes: int
-
-    @property
-    def in_chans(self) -> int:
-        """The channels of an image."""
-        return self.train.images.shape[1]
-
-    @property
-    def img_size(self) -> tuple[int, int]:
-        """The height and width of an image."""
-        height, width = self.train.images.shape[2:]
-        return height, width
+    in_chans: int
+    img_size: tuple[int, int]
 
     @property
     def identity(self) -> DataIdentity:
         """What a run record keeps of the data."""
-        return DataIdentity(self.name, self.sha256, len(self.train), len(self.val), len(self.test))
+        test = 0 if self.test is None else len(self.test)
+        return DataIdentity(self.name, self.sha256, len(self.train), len(self.val), test)
+
+
+def shifted(images_NCHW: Tensor, most: int, seeds: Tensor) -> Tensor:
+    """Every image moved by -most..most pixels per axis, each by its own seed; the edge is repeated."""
+    count, _, height, width = images_NCHW.shape
+    padded = F.pad(images_NCHW, (most,) * 4, mode="replicate")
+    ways = 2 * most + 1
+    dy, dx = seeds % ways, seeds // ways % ways
+    rows = dy[:, None] + torch.arange(height)  # (N, H): the rows of the padded image that each image keeps
+    columns = dx[:, None] + torch.arange(width)
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()

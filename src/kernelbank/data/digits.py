@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from kernelbank.data.dataset import Dataset, Split
+from kernelbank.data.dataset import Dataset, TensorSplit
 
 VAL, TEST = 360, 360
 
@@ -32,12 +32,12 @@ def digits() -> Dataset:
     train = values[torch.from_numpy(parts["train"])]
     mean, deviation = train.mean(), train.std()
 
-    def split(rows: Any) -> Split:
+    def split(rows: Any) -> TensorSplit:
         chosen = torch.from_numpy(rows)
-        return Split((values[chosen] - mean) / deviation, torch.from_numpy(labels)[chosen].long())
+        return TensorSplit((values[chosen] - mean) / deviation, torch.from_numpy(labels)[chosen].long())
 
     return Dataset(name="digits", sha256=digest.hexdigest(), train=split(parts["train"]), val=split(parts["val"]),
-                   test=split(parts["test"]), num_classes=10)  # fmt: skip
+                   test=split(parts["test"]), num_classes=10, in_chans=1, img_size=(8, 8))  # fmt: skip
 
 
 def _stratified(labels: Any) -> Any:

@@ -9,14 +9,22 @@ from torch import Tensor, nn
 
 from kernelbank.inventory import Tensor as Entry
 from kernelbank.nn.mixer import Mixer, initialise_tensor
+from kernelbank.ops.statistics import batch_norm, over_processes
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over batch and tokens of (B, T, C): the norm before the MLP of a bn_relu backbone."""
+    """BatchNorm over batch and tokens of (B, T, C): the norm before the MLP of a bn_relu backbone. Its statistics are
+    those of all processes inside `ops.statistics.synchronised`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        return super().forward(x.flatten(0, 1)).view(x.shape)
+        if not over_processes():
+            return super().forward(x.flatten(0, 1)).view(x.shape)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        state = self.running_mean, self.running_var, self.weight, self.bias
+        return batch_norm(x.flatten(0, 1), *state, self.training, self.momentum, self.eps).view(x.shape)
 
 
 @torch.no_grad()

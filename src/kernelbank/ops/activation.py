@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelbank.ops.frame import MOMENTUM
+from kernelbank.ops.statistics import MOMENTUM, total
 from kernelbank.pipeline import Pipeline, Step
 
 EPS = 1e-6  # design 1.2
@@ -124,9 +124,9 @@ def _batchnorm(s: Scores, params: Mapping[str, Tensor], training: bool) -> Tenso
     mean, var = params["activation_norm.running_mean"], params["activation_norm.running_var"]
     if training:
         weights = torch.ones_like(s.a) if s.visible is None else s.visible.expand_as(s.a).to(s.a.dtype)
-        n = weights.sum((0, 2, 3))
-        batch_mean = s.a.sum((0, 2, 3)) / n
-        batch_var = (weights * (s.a - batch_mean.view(-1, 1, 1)) ** 2).sum((0, 2, 3)) / n
+        n = total(weights.sum((0, 2, 3)))
+        batch_mean = total(s.a.sum((0, 2, 3))) / n
+        batch_var = total((weights * (s.a - batch_mean.view(-1, 1, 1)) ** 2).sum((0, 2, 3))) / n
         with torch.no_grad():
             mean.lerp_(batch_mean.to(mean.dtype), MOMENTUM)
             var.lerp_((batch_var * n / (n - 1).clamp(min=1)).to(var.dtype), MOMENTUM)

@@ -25,10 +25,10 @@ from kernelbank.studies import table as tables
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.study import Study
 from kernelbank.text import suggest
-from kernelbank.train.recipe import DIGITS_EPOCHS, digits_recipe
+from kernelbank.train.recipes import DIGITS_EPOCHS, digits_recipe
 
 SEEDS, QUICK_SEEDS, QUICK_EPOCHS, WORKERS = (0, 1, 2), (0, 1), 8, 2
-OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.pt")
+OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.safetensors")
 """What a study writes below its folder."""
 
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     options = read_options(Options, "study", argv)
     study = _study(options.study)
     _check(options, study)
-    require("study", "train,report", "timm", "sklearn", "matplotlib", "torchvision")
+    require("study", "train,report", "timm", "sklearn", "matplotlib", "torchvision", "accelerate")
     folder = writable_folder(Path(options.out or f"runs/{study.name}{'-quick' * options.quick}"))
     try:
         with sole_user(folder, OUTPUTS):

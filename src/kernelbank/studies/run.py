@@ -21,6 +21,9 @@ from kernelbank.nn.backbone import build as build_backbone
 from kernelbank.nn.layers import initialise
 from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
 from kernelbank.studies.study import Study, canonical
+from kernelbank.train.checkpoint import discard
+from kernelbank.train.engine import Engine
+from kernelbank.train.hardware import Hardware
 from kernelbank.train.loop import DivergedError, evaluate, train
 from kernelbank.train.recipe import Recipe
 
@@ -52,9 +55,9 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """The fields of a `RunRecord` that say which run it is."""
-        sizes = json.loads(json.dumps(asdict(SKELETONS[self.skeleton])))
+        sizes, recipe = json.loads(json.dumps([asdict(SKELETONS[self.skeleton]), asdict(self.recipe)]))
         named = {name: getattr(self, name) for name in ("study", "row", "skeleton", "mixer", "mlp", "data", "seed")}
-        return {**named, "sizes": sizes, "recipe": asdict(self.recipe)}
+        return {**named, "sizes": sizes, "recipe": recipe}
 
     def record_path(self, folder: Path) -> Path:
         """Where the record of this run lies in the study's folder."""
@@ -62,7 +65,7 @@ class Run:
 
     def checkpoint_path(self, folder: Path) -> Path:
         """Where its checkpoint lies while it runs."""
-        return folder / "checkpoints" / f"{self.key}.pt"
+        return folder / "checkpoints" / f"{self.key}.safetensors"
 
     def __str__(self) -> str:
         return f"{self.skeleton} {self.row} seed {self.seed}"
@@ -103,8 +106,9 @@ def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResu
     try:
         with _threads(THREADS):
             model = build(run, data)
-            train(model, data, run.recipe, seed=run.seed, checkpoint=checkpoint, on_epoch=keep)
-            test = evaluate(model, data.test.images, data.test.labels)
+            engine = Engine(Hardware(device="cpu"))
+            train(model, data, run.recipe, seed=run.seed, engine=engine, checkpoint=checkpoint, on_epoch=keep)
+            test = evaluate(model, data.test, engine=engine) if data.test is not None else None
     except DivergedError as error:
         failure = str(error)
     cost = backbone_cost(skeleton, run.mixer, run.mlp, data.img_size, data.in_chans, data.num_classes)
@@ -120,7 +124,7 @@ def execute(run: Run, data: Dataset, folder: Path, on_epoch: Callable[[EpochResu
         failure=failure,
     )
     record.save(run.record_path(folder))
-    checkpoint.unlink(missing_ok=True)
+    discard(checkpoint)
     return record
 
 

@@ -97,7 +97,8 @@ def _check(record: RunRecord, run: Run, path: Path) -> None:
         raise RecordError(f"{path} holds {len(record.epochs)} of {run.recipe.epochs} epochs and no failure")
     numbers = {"test_loss": record.test_loss, "test_top1": record.test_top1}
     for index, epoch in enumerate(record.epochs):
-        numbers |= {f"epochs[{index}].{name}": value for name, value in asdict(epoch).items()}
+        measured = {name: value for name, value in asdict(epoch).items() if value is not None}
+        numbers |= {f"epochs[{index}].{name}": value for name, value in measured.items()}
     if wild := [name for name, value in numbers.items() if value is None or not math.isfinite(value)]:
         raise RecordError(f"{path} has a {wild[0]} of {numbers[wild[0]]} and no failure")
 

@@ -12,6 +12,7 @@ from kernelbank.pipeline import ROLES
 from kernelbank.records import CodeIdentity, RunRecord
 from kernelbank.spec import MixerSpec
 from kernelbank.studies.study import Study, stages
+from kernelbank.train.recipe import stated
 
 EPOCHS_TO_BASELINE = (
     "to baseline: the first epoch at which the row's validation top-1, averaged over its seeds, reaches that of the "
@@ -122,7 +123,7 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     """What must stand below the table: definitions, sample sizes, divergence, mixed code."""
     first, top1 = records[0], [row.test_top1 for row in rows if row.test_top1 is not None]
     runs, seeds = len(records), sorted({record.seed for record in records})
-    recipe = ", ".join(f"{name} {value}" for name, value in first.recipe.items())
+    recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
     yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {first.mlp}; {recipe}"
     yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
     yield LEGEND

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernelbank.data.dataset import Dataset, Split
+from kernelbank.data.dataset import UNREADABLE, Dataset, Split
+from kernelbank.data.order import Update, derive, epoch_length, epoch_rows, in_order, updates
+from kernelbank.errors import InputError
+from kernelbank.nn.mixer import Mixer
 from kernelbank.records import EpochResult
+from kernelbank.spec import Predict
 from kernelbank.train import checkpoint as checkpoints
+from kernelbank.train.checkpoint import Progress, State
+from kernelbank.train.engine import Engine, deterministic, own_randomness, reseed
+from kernelbank.train.optimiser import build_optimiser, build_scheduler
 from kernelbank.train.recipe import Recipe
+
+LOOK = 20
+"""How many updates lie between two looks at the losses where a look makes the processor wait for others."""
 
 
 class DivergedError(RuntimeError):
-    """A loss that is not finite: the message names the epoch, the step and the learning rate."""
+    """A loss that is not finite: the message names the epoch, the step and the learning rate; `last_good` is the
+    checkpoint of the last epoch before, if there is one."""
+
+    def __init__(self, message: str, last_good: Path | None) -> None:
+        super().__init__(message)
+        self.last_good = last_good
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and did after writing its checkpoint; the message says where."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean cross-entropy without label smoothing, and top-1 in per cent."""
+    """Mean cross-entropy without label smoothing, top-1 and top-5 in per cent, over `count` images; `unreadable`
+    ones are not among them."""
 
     loss: float
     top1: float
+    top5: float
+    count: int
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,119 +62,270 @@ class History:
     epochs: tuple[EpochResult, ...]
 
 
+@dataclass(frozen=True)
+class StepTold:
+    """Where a running epoch is: `step` of `steps`, the mean loss so far, the learning rate, and the pace."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    images_per_second: float
+
+
 def train(
     model: nn.Module,
     data: Dataset,
     recipe: Recipe,
     *,
     seed: int,
+    engine: Engine | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochResult, bool], None] | None = None,
+    on_step: Callable[[StepTold], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> History:
-    """Train `model` in place and return its curves. Raises DivergedError when a loss is not finite.
+    """Train `model` in place and return its curves.
 
-    Order, shifts and drop path of an epoch follow from (seed, epoch) alone, so a run that goes on from
-    `checkpoint` ends bit-identical to one that was never interrupted. `on_epoch` is told every epoch, those read
-    from the checkpoint first, and whether it was read.
+    Images, augmentation, mixing and drop path of an update follow from (seed, epoch, step, process) alone, so a run
+    that goes on from `checkpoint` ends bit-identical to one that was never interrupted. `on_epoch` is told every
+    epoch, those read from the checkpoint first, and whether it was read; `on_step` every look at the losses. Once
+    `stop` says so, the run writes its checkpoint and ends with `Stopped`.
+
+    Raises DivergedError when a loss is not finite, InputError for a batch that the data or the processes cannot fill
+    and for the checkpoint of another run.
     """
-    steps = math.ceil(len(data.train) / recipe.batch_size)
-    optimiser, scheduler = _optimiser(model, recipe, steps)
-    parts: dict[str, checkpoints.Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler}
-    owner = checkpoints.owner(model, recipe, seed)
-    epochs = checkpoints.resume(checkpoint, owner, parts) if checkpoint else ()
-    if on_epoch:
-        for result in epochs:
-            on_epoch(result, True)
-    for epoch in range(len(epochs), recipe.epochs):
-        start = perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, epoch, "noise"))
-            train_loss = _train_epoch(model, data.train, recipe, optimiser, scheduler, seed=seed, epoch=epoch)
-        after = evaluate(model, data.val.images, data.val.labels)
+    engine = engine or Engine()
+    with own_randomness(), deterministic(engine.hardware.deterministic):
+        run = _Run(model, data, recipe, seed, engine, checkpoint)
+        run.resume(on_epoch)
+        for epoch in range(len(run.progress.epochs), recipe.epochs):
+            run.train_epoch(epoch, on_step, stop)
+            result = run.finish_epoch(epoch)
+            if on_epoch:
+                on_epoch(result, False)
+            if stop and epoch + 1 < recipe.epochs:
+                run.stop_if(bool(stop()))
+        run.close()
+    return History(tuple(run.progress.epochs))
+
+
+class _Run:
+    """A run on its way: what `train` is made of."""
+
+    def __init__(
+        self, model: nn.Module, data: Dataset, recipe: Recipe, seed: int, engine: Engine, checkpoint: Path | None
+    ) -> None:
+        self.data, self.recipe, self.seed, self.engine, self.path = data, recipe, seed, engine, checkpoint
+        self.micro = _micro_batch(recipe, engine)
+        self.steps = epoch_length(len(data.train), recipe.repeats, recipe.batch_size, recipe.drop_last)
+        if not self.steps:
+            raise InputError(
+                f"recipe: batch_size={recipe.batch_size} is not legal for {len(data.train)} training images"
+            )
+        self.owner = checkpoints.owner(model, recipe, seed)
+        self.model, plain, ema = engine.prepare(model, recipe.ema)
+        self.dtype = next(plain.parameters()).dtype
+        self.optimiser = build_optimiser(plain, recipe)
+        self.scheduler = build_scheduler(self.optimiser, recipe, self.steps)
+        self.state = State(plain, self.optimiser, ema, Progress())
+        self.mixup = _mixup(recipe, data.num_classes)
+        self.look = 1 if engine.device.type == "cpu" and engine.part.world == 1 else LOOK
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
+
+    def resume(self, on_epoch: Callable[[EpochResult, bool], None] | None) -> None:
+        if self.path and checkpoints.resume(self.path, self.owner, self.state, self.engine) and on_epoch:
+            for result in self.progress.epochs:
+                on_epoch(result, True)
+
+    def train_epoch(
+        self, epoch: int, on_step: Callable[[StepTold], None] | None, stop: Callable[[], bool] | None
+    ) -> None:
+        """The updates of `epoch` from where the progress stands."""
+        begun, seconds, images = perf_counter(), self.progress.seconds, self.progress.images
+        told: list[tuple[Tensor, float]] = []  # the loss and the rate of the updates since the last look
+        anneal(self.state.model, self.recipe, epoch)
+        self.model.train()
+        plan, batches = self._batches(epoch)
+        for step, update in plan:
+            told.append((self._update(epoch, step, update, batches), self.rate))
+            self.progress.step = step + 1
+            if (step + 1) % self.look and step + 1 < self.steps:
+                continue
+            wanted = self._look(epoch, told, bool(stop and stop()))
+            told.clear()
+            elapsed = perf_counter() - begun
+            self.progress.seconds = seconds + elapsed
+            if on_step:
+                pace = (self.progress.images - images) / max(elapsed, 1e-9)
+                mean = self.progress.loss / self.progress.images
+                on_step(StepTold(epoch, step + 1, self.steps, mean, self.rate, pace))
+            if step + 1 < self.steps:
+                self.stop_if(wanted, agreed=True)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate now, of the parameters nearest to the head."""
+        return max(float(group["lr"]) for group in self.optimiser.param_groups)
+
+    def _batches(self, epoch: int) -> tuple[Iterator[tuple[int, Update]], Iterator[tuple[Tensor, Tensor]]]:
+        """What is left of the epoch: its updates with their steps, and the micro-batches of all of them."""
+        recipe, first = self.recipe, self.progress.step
+        rows = epoch_rows(len(self.data.train), recipe.repeats, self.seed, epoch)
+        seeds = np.random.default_rng(derive(self.seed, epoch, "augmentation")).integers(2**62, size=len(rows))
+        plan = list(updates(rows, seeds, recipe.batch_size, self.micro, recipe.drop_last, self.engine.part))[first:]
+        shares = (share for update in plan for share in update.shares)
+        return enumerate(plan, first), self.data.train.batches(shares, recipe.augmentation)
+
+    def _update(self, epoch: int, step: int, update: Update, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        """One update of the weights; this process's part of the loss summed over the update's images."""
+        engine, recipe, part = self.engine, self.recipe, self.engine.part
+        reseed(derive(self.seed, epoch, f"noise/{step}/{part.rank}"))
+        self.scheduler.step(recipe.schedule_at(epoch, step, self.steps))
+        summed = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for index, share in enumerate(update.shares):
+            begun = perf_counter()
+            batch = next(batches)
+            self.progress.waited += perf_counter() - begun
+            images, labels = engine.to_device(*batch, self.dtype)
+            if self.mixup:
+                images, labels = self.mixup(images, labels)
+            with engine.training():
+                loss = F.cross_entropy(
+                    self.model(images), labels, label_smoothing=0 if self.mixup else recipe.label_smoothing
+                )
+            with engine.accumulating(self.model, index + 1 < len(update.shares)):
+                # gradients are averaged over processes: times `world` it is the mean over the update's images
+                (loss * (share.real * part.world / update.size)).backward()
+            summed += loss.detach().double() * share.real
+        if recipe.clip_grad:
+            nn.utils.clip_grad_norm_(self.state.model.parameters(), recipe.clip_grad)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.state.ema is not None:
+            self.state.ema.update(self.state.model)
+        self.progress.images += update.size
+        return summed
+
+    def _look(self, epoch: int, told: list[tuple[Tensor, float]], stop: bool) -> bool:
+        """Add the losses of the last updates, of all processes, to the progress; whether any process is to stop.
+        Raises DivergedError."""
+        losses, rates = zip(*told, strict=True)
+        *sums, stops = self.engine.sum(torch.stack([*losses, torch.tensor(float(stop), device=losses[0].device)]))
+        for step, (value, rate) in enumerate(zip(sums, rates, strict=True), self.progress.step - len(sums) + 1):
+            if not math.isfinite(value):
+                where = f"epoch {epoch + 1}, step {step}, lr {rate:.3g}"
+                raise DivergedError(f"training loss {value} at {where}", self._last_good())
+        self.progress.loss += sum(sums)
+        return stops > 0
+
+    def _last_good(self) -> Path | None:
+        return self.path if self.path is not None and self.path.exists() else None
+
+    def finish_epoch(self, epoch: int) -> EpochResult:
+        """Evaluate, add the epoch to the progress and write the checkpoint. Raises DivergedError."""
+        begun, state = perf_counter(), self.state
+        self.engine.agree(state.model)
+        after = evaluate(state.model, self.data.val, engine=self.engine)
+        averaged = evaluate(state.ema.module, self.data.val, engine=self.engine) if state.ema else None
         if not math.isfinite(after.loss):
-            raise DivergedError(f"validation loss {after.loss} after epoch {epoch + 1}")
-        result = EpochResult(train_loss, after.loss, after.top1, perf_counter() - start)
-        epochs = (*epochs, result)
-        if checkpoint:
-            checkpoints.save(checkpoint, owner, parts, epochs)
-        if on_epoch:
-            on_epoch(result, False)
-    return History(epochs)
+            raise DivergedError(f"validation loss {after.loss} after epoch {epoch + 1}", self._last_good())
+        done = self.progress
+        result = EpochResult(
+            train_loss=done.loss / done.images,
+            val_loss=after.loss,
+            val_top1=after.top1,
+            seconds=done.seconds + perf_counter() - begun,
+            val_top5=after.top5,
+            lr=self.rate,
+            ema_top1=averaged.top1 if averaged else None,
+            broken=int(self.engine.sum([len(self.data.train.broken)])[0]),
+            waited=done.waited,
+        )
+        state.progress = Progress(epochs=[*done.epochs, result])
+        self._save()
+        return result
+
+    def stop_if(self, wanted: bool, agreed: bool = False) -> None:
+        """Write the checkpoint and raise Stopped where any process wants to."""
+        if not (wanted if agreed else self.engine.sum([float(wanted)])[0]):
+            return
+        if self.path:
+            self._save()
+        done = self.progress
+        kept = f"; checkpoint {self.path}" if self.path else ""
+        raise Stopped(
+            f"stopped after epoch {len(done.epochs)}" + (f" and {done.step} steps" if done.step else "") + kept
+        )
+
+    def _save(self) -> None:
+        if self.path:
+            checkpoints.save(self.path, self.owner, self.state, self.engine)
+
+    def close(self) -> None:
+        """What training alone needs is taken back from the model."""
+        anneal(self.state.model, self.recipe, self.recipe.epochs, done=True)
+        self.engine.release(self.model)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> Metrics:
-    """Loss and top-1 of `model` in evaluation mode; the mode it had is restored."""
-    was_training = model.training
+def evaluate(model: nn.Module, split: Split, *, engine: Engine | None = None, batch_size: int = 512) -> Metrics:
+    """Loss, top-1 and top-5 of `model` over every image of `split` exactly once, however many processes share them,
+    in evaluation mode; the mode it had is restored. The model is on the engine's device."""
+    engine = engine or Engine()
+    was_training, dtype = model.training, next(model.parameters(), torch.zeros(())).dtype
     model.eval()
-    loss, correct = 0.0, 0
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        logits = model(x)
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
-        correct += int((logits.argmax(1) == y).sum())
+    shares = list(in_order(len(split), batch_size, engine.part))
+    sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
+    for share, batch in zip(shares, split.batches(shares, None), strict=True):
+        images, labels = engine.to_device(*batch, dtype)
+        with engine.accelerator.autocast():
+            logits = model(images)
+        sums += _counts(logits[: share.real].double(), labels[: share.real])
     model.train(was_training)
-    return Metrics(loss / len(labels), 100 * correct / len(labels))
+    loss, top1, top5, count, unreadable = engine.sum(sums)
+    if not count:
+        raise InputError(f"data: none of the {len(split)} images can be read")
+    return Metrics(loss / count, 100 * top1 / count, 100 * top5 / count, int(count), int(unreadable))
 
 
-def derive(seed: int, epoch: int, what: str) -> int:
-    """A seed of its own for every (seed, epoch, purpose); neighbouring seeds share nothing."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{what}".encode()).digest()[:8], "big") >> 1
+def _counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """(summed loss, right, right among five, readable, unreadable)."""
+    readable = labels != UNREADABLE
+    logits, right = logits[readable], labels[readable]
+    best = logits.topk(min(5, logits.shape[1]), 1).indices == right[:, None]
+    loss = F.cross_entropy(logits, right, reduction="sum")
+    return torch.stack([loss, best[:, 0].sum(), best.sum(), readable.sum(), (~readable).sum()]).double()
 
 
-def _optimiser(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """timm's AdamW over two groups (with and without decay; `model.no_weight_decay()` is honoured), and a cosine
-    to zero by optimiser step."""
-    optimiser = create_optimizer_v2(model, opt=recipe.optimiser, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    scheduler = CosineLRScheduler(
-        optimiser,
-        t_initial=(recipe.epochs - recipe.warmup_epochs) * steps,
-        warmup_t=recipe.warmup_epochs * steps,
-        warmup_lr_init=recipe.lr / 100,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-    return optimiser, scheduler
+def anneal(model: nn.Module, recipe: Recipe, epoch: int, done: bool = False) -> None:
+    """Set the temperature of every mixer that predicts coefficients by softmax for `epoch`."""
+    for module in model.modules():
+        if isinstance(module, Mixer) and isinstance(module.spec.mix, Predict) and module.spec.mix.gate == "softmax":
+            module.temperature = None if done else recipe.temperature_at(epoch, module.spec.mix.tau)
 
 
-def _train_epoch(
-    model: nn.Module,
-    split: Split,
-    recipe: Recipe,
-    optimiser: torch.optim.Optimizer,
-    scheduler: CosineLRScheduler,
-    *,
-    seed: int,
-    epoch: int,
-) -> float:
-    """One pass over `split`; the mean loss over its images. Raises DivergedError."""
-    generator = torch.Generator().manual_seed(derive(seed, epoch, "order"))
-    batches = torch.randperm(len(split), generator=generator).split(recipe.batch_size)
-    images = shifted(split.images, recipe.shift, generator)
-    model.train()
-    total = 0.0
-    for step, batch in enumerate(batches):
-        scheduler.step_update(epoch * len(batches) + step)
-        loss = F.cross_entropy(model(images[batch]), split.labels[batch], label_smoothing=recipe.label_smoothing)
-        if not math.isfinite(loss.item()):
-            lr = optimiser.param_groups[0]["lr"]
-            raise DivergedError(f"training loss {loss.item()} at epoch {epoch + 1}, step {step + 1}, lr {lr:.3g}")
-        optimiser.zero_grad()
-        loss.backward()
-        if recipe.clip_grad:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-        optimiser.step()
-        total += loss.item() * len(batch)
-    return total / len(split)
+def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    if not recipe.mixes:
+        return None
+    return Mixup(mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
+                 switch_prob=recipe.mixup_switch_prob, label_smoothing=recipe.label_smoothing,
+                 num_classes=num_classes)  # fmt: skip
 
 
-def shifted(images_NCHW: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Every image moved by -most..most pixels per axis, each drawn from `generator`; the edge is repeated."""
-    if not most:
-        return images_NCHW
-    count, _, height, width = images_NCHW.shape
-    padded = F.pad(images_NCHW, (most,) * 4, mode="replicate")
-    dy, dx = torch.randint(0, 2 * most + 1, (2, count), generator=generator)
-    rows = dy[:, None] + torch.arange(height)  # (N, H): the rows of the padded image that each image keeps
-    columns = dx[:, None] + torch.arange(width)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+def _micro_batch(recipe: Recipe, engine: Engine) -> int:
+    """The images of one forward pass on one process. Raises InputError for what does not fit the recipe's batch."""
+    share, rest = divmod(recipe.batch_size, engine.part.world)
+    if rest:
+        raise InputError(f"recipe: batch_size={recipe.batch_size} is not legal on {engine.part.world} processes; "
+                         "legal: a multiple of their number")  # fmt: skip
+    wanted = engine.hardware.micro_batch
+    micro = share if wanted is None else min(wanted, share)
+    if micro < 1 or (recipe.mixes and (micro % 2 or share % micro % 2)):
+        raise InputError(f"hardware: micro_batch={wanted} is not legal for {share} images a "
+                         "process; legal: a whole number >= 1, even with Mixup or CutMix")  # fmt: skip
+    return micro

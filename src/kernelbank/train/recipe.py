@@ -1,35 +1,83 @@
-"""Recipe: how a model is trained, as a frozen record; each published recipe is a function with its source.
-Imports no torch."""
+"""Recipe: how a model is trained, as a frozen record. Imports no torch."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
+from kernelbank.data.augment import Augmentation
 from kernelbank.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """AdamW with a cosine schedule after a linear warm-up, both by optimiser step; no weight decay on 1-D
-    parameters, biases, position embeddings, tables and tokens.
+class Recipe(Augmentation):
+    """The optimiser, its schedule, regularisation and augmentation of a training run.
 
-    `drop_path` is the rate of the last block, rising linearly from 0; `clip_grad` the largest gradient norm or
-    None; `shift` moves each training image by up to so many pixels per axis, repeating its edge.
+    The rate rises linearly from `warmup_lr` over `warmup_epochs` and follows a cosine to `min_lr`. No weight decay on
+    1-D parameters, biases and what the model's `no_weight_decay` names. Raises InputError for a value that is not
+    legal, naming the field.
     """
 
     epochs: int
+    """Passes over the training images."""
     batch_size: int
+    """Images of one update, over all processes."""
     lr: float
+    """The top learning rate, stated for lr_batch images."""
     weight_decay: float
+    """Of matrices and kernels."""
+    lr_batch: int = 512
+    """The batch that lr is stated for."""
+    lr_rule: Literal["linear", "linear_all", "fixed"] = "linear"
+    """linear: lr times batch_size / lr_batch. linear_all: warmup_lr and min_lr too. fixed: as they are."""
+    schedule: Literal["step", "epoch", "late", "mixed"] = "step"
+    """When the rate moves. step: every update. epoch: every epoch. late: every epoch, at the value of the one before
+    (DeiT's script). mixed: by update in the warm-up, by epoch after it (MMClassification)."""
     warmup_epochs: int = 0
-    label_smoothing: float = 0.0
-    drop_path: float = 0.0
+    """Epochs of linear warm-up."""
+    warmup_lr: float = 0.0
+    """The rate that the warm-up starts from."""
+    warmup_prefix: bool = True
+    """The cosine starts after the warm-up; else it spans all epochs, and the warm-up hides its start."""
+    min_lr: float = 0.0
+    """The rate that the cosine ends at."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """timm's; sgd has Nesterov momentum, the first of betas."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    eps: float = 1e-8
+    """Of AdamW."""
+    layer_decay: float | None = None
+    """Multiplies the rate once for every layer between a parameter and the head."""
     clip_grad: float | None = None
-    shift: int = 0
-    optimiser: Literal["adamw"] = "adamw"
+    """The largest norm of the gradient."""
+    drop_last: bool = True
+    """Leave out the last images of an epoch that do not fill a batch."""
+    drop_path: float = 0.0
+    """Stochastic depth: the rate of the last block, rising linearly from 0."""
+    label_smoothing: float = 0.0
+    """The share of the target that all classes share."""
+    mixup: float = 0.0
+    """The alpha of Mixup."""
+    cutmix: float = 0.0
+    """The alpha of CutMix."""
+    mixup_prob: float = 1.0
+    """How often a batch is mixed."""
+    mixup_switch_prob: float = 0.5
+    """How often by CutMix, where both are on."""
+    ema: float | None = None
+    """The decay of the averaged weights."""
+    repeats: int = 1
+    """Repeated augmentation: each drawn image so many times, differently augmented; an epoch keeps its length."""
+    crop_pct: float = 0.875
+    """Evaluation scales the shorter side to img_size / crop_pct and takes the centre."""
+    temperature: float = 30.0
+    """Where the temperature of mixers that predict coefficients by softmax starts, on its way to the record's own."""
+    temperature_epochs: int = 10
+    """Epochs that it takes, linearly, epoch by epoch; 0 leaves it alone."""
 
     def __post_init__(self) -> None:
         for name, (accepts, legal) in _LEGAL.items():
@@ -40,45 +88,124 @@ class Recipe:
             raise InputError(
                 f"recipe: warmup_epochs={self.warmup_epochs} is not legal; legal: less than epochs={self.epochs}"
             )
+        if self.mixes and (self.batch_size % 2 or not self.drop_last):
+            raise InputError(
+                f"recipe: batch_size={self.batch_size}, drop_last={self.drop_last} are not legal with Mixup or CutMix; "
+                "legal: an even batch_size with drop_last=True, since images are mixed in pairs"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The part of the recipe that the data need."""
+        return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
+
+    @property
+    def rates(self) -> Rates:
+        """The learning rates for `batch_size`."""
+        factor = 1.0 if self.lr_rule == "fixed" else self.batch_size / self.lr_batch
+        ends = factor if self.lr_rule == "linear_all" else 1.0
+        return Rates(self.lr * factor, self.warmup_lr * ends, self.min_lr * ends)
+
+    def temperature_at(self, epoch: int, final: float) -> float | None:
+        """The temperature of `epoch`, counted from 0, on the way to `final`; None from `temperature_epochs` on."""
+        if epoch >= self.temperature_epochs:
+            return None
+        return self.temperature + (final - self.temperature) * epoch / self.temperature_epochs
+
+    def schedule_at(self, epoch: int, step: int, steps: int) -> int:
+        """Where the schedule stands at `step` of the `steps` of `epoch`, both from 0, in updates."""
+        match self.schedule:
+            case "late":
+                return max(epoch - 1, 0) * steps
+            case "epoch":
+                return epoch * steps
+            case "mixed" if epoch >= self.warmup_epochs:
+                return epoch * steps
+            case _:
+                return epoch * steps + step
 
 
-def _whole(minimum: int) -> tuple[Callable[[Any], bool], str]:
+def stated(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe as a record holds it that are not at their default."""
+    defaults = {f.name: json.loads(json.dumps(f.default)) for f in fields(Recipe) if f.default is not MISSING}
+    return {name: value for name, value in recipe.items() if name not in defaults or value != defaults[name]}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate at the top of the schedule, at the start of the warm-up and at the end."""
+
+    top: float
+    warmup: float
+    end: float
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _whole(minimum: int) -> Rule:
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum, f"a whole number >= {minimum}"
 
 
-def _number(accepts: Callable[[float], bool], legal: str) -> tuple[Callable[[Any], bool], str]:
+def _number(accepts: Callable[[float], bool], legal: str) -> Rule:
     return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and accepts(v), legal
 
 
-def _only(value: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: v == value, value
+def _one_of(*values: str) -> Rule:
+    return lambda v: v in values, ", ".join(values)
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda v: v is None or rule[0](v), f"None, or {rule[1]}"
+
+
+def _range(rule: Rule) -> Rule:
+    return lambda v: len(v) == 2 and all(map(rule[0], v)) and v[0] <= v[1], f"two numbers in order, each {rule[1]}"
 
 
 _POSITIVE = _number(lambda v: v > 0, "a finite number > 0")
-_FRACTION = _number(lambda v: 0 <= v < 1, "a number from 0 to below 1")
-_LEGAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+_NOT_NEGATIVE = _number(lambda v: v >= 0, "a finite number >= 0")
+_BELOW_ONE = _number(lambda v: 0 <= v < 1, "a number from 0 to below 1")
+_SHARE = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
+_WHOLE_SHARE = _number(lambda v: 0 < v <= 1, "a number above 0, at most 1")
+_LEGAL: dict[str, Rule] = {
     "epochs": _whole(1),
     "batch_size": _whole(1),
     "lr": _POSITIVE,
-    "weight_decay": _number(lambda v: v >= 0, "a finite number >= 0"),
+    "weight_decay": _NOT_NEGATIVE,
+    "lr_batch": _whole(1),
+    "lr_rule": _one_of("linear", "linear_all", "fixed"),
+    "schedule": _one_of("step", "epoch", "late", "mixed"),
     "warmup_epochs": _whole(0),
-    "label_smoothing": _FRACTION,
-    "drop_path": _FRACTION,
-    "clip_grad": (lambda v: v is None or _POSITIVE[0](v), f"None, or {_POSITIVE[1]}"),
+    "warmup_lr": _NOT_NEGATIVE,
+    "min_lr": _NOT_NEGATIVE,
+    "optimiser": _one_of("adamw", "sgd"),
+    "betas": (lambda v: len(v) == 2 and all(map(_BELOW_ONE[0], v)), f"two numbers, each {_BELOW_ONE[1]}"),
+    "eps": _POSITIVE,
+    "layer_decay": _or_none(_WHOLE_SHARE),
+    "clip_grad": _or_none(_POSITIVE),
+    "drop_path": _BELOW_ONE,
+    "label_smoothing": _BELOW_ONE,
+    "mixup": _NOT_NEGATIVE,
+    "cutmix": _NOT_NEGATIVE,
+    "mixup_prob": _SHARE,
+    "mixup_switch_prob": _SHARE,
+    "ema": _or_none(_BELOW_ONE),
+    "repeats": _whole(1),
+    "temperature": _POSITIVE,
+    "temperature_epochs": _whole(0),
+    "scale": _range(_WHOLE_SHARE),
+    "ratio": _range(_POSITIVE),
+    "flip": _SHARE,
+    "color_jitter": _or_none(_NOT_NEGATIVE),
+    "interpolation": _one_of("bicubic", "bilinear", "random"),
+    "erase": _SHARE,
+    "erase_mode": _one_of("pixel", "rand", "const"),
+    "crop_pct": _WHOLE_SHARE,
     "shift": _whole(0),
-    "optimiser": _only("adamw"),
 }
-
-
-DIGITS_EPOCHS = 12
-
-
-def digits_recipe(epochs: int = DIGITS_EPOCHS) -> Recipe:
-    """The studies' recipe on scikit-learn's digits.
-
-    Source: ours; DeiT's optimiser (AdamW, weight decay 0.05, cosine), a larger rate and smaller batches for
-    1,077 images. Made for a few seconds on one thread; the records of a study hold what it reaches, where, and
-    in what time.
-    """
-    return Recipe(epochs=epochs, batch_size=48, lr=4e-3, weight_decay=0.05, warmup_epochs=min(2, epochs - 1),
-                  clip_grad=1.0)  # fmt: skip

@@ -1,0 +1,110 @@
+"""An archive of images unpacked once: whole or absent, and never outside its folder. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from kernelbank.errors import InputError
+from kernelbank.files import replace_text
+
+MARKER = ".kernelbank.json"
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+
+Progress = Callable[[int, int], None]
+"""Told the bytes of the archive that were read, and all of them."""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of a tar archive."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def unpacked(archive: Path, cache: Path, progress: Progress | None = None) -> tuple[Path, str]:
+    """The folder below `cache` that holds what is in `archive`, unpacked on the first call, and the archive's SHA-256.
+
+    Only files and folders below the target are taken. Raises InputError for an archive that cannot be read, for a
+    member that would lie elsewhere, and for one that is neither a file nor a folder; nothing is left of it then.
+    """
+    try:
+        stat = archive.stat()
+    except OSError as error:
+        raise InputError(f"data: {archive} cannot be read: {error.strerror or error}") from None
+    state = f"{archive.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    stem = archive.name.split(".")[0]
+    target = cache / f"{stem}-{hashlib.sha256(state.encode()).hexdigest()[:10]}"
+    if (marker := target / MARKER).exists():
+        return target, str(json.loads(marker.read_text(encoding="utf-8"))["sha256"])
+    _clear(cache, target.name)
+    beside = cache / f"{target.name}.{os.getpid()}.partial"
+    try:
+        beside.mkdir(parents=True)
+        digest = _extract(archive, beside, stat.st_size, progress)
+        replace_text(beside / MARKER, json.dumps({"archive": archive.name, "sha256": digest}) + "\n")
+        beside.replace(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target, digest
+
+
+def _clear(cache: Path, name: str) -> None:
+    """Remove what killed processes left half-unpacked."""
+    for left in cache.glob(f"{name}.*.partial"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class _Reading(io.RawIOBase):
+    """A file that hashes and counts what is read of it, in order."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
+        self.file, self.told, self.count, self.digest = file, told, 0, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        block = self.file.read(size)
+        self.digest.update(block)
+        self.count += len(block)
+        self.told(self.count)
+        return block
+
+
+def _extract(archive: Path, target: Path, size: int, progress: Progress | None) -> str:
+    tell = (lambda count: None) if progress is None else (lambda count: progress(count, size))
+    try:
+        with archive.open("rb") as file:
+            reading = _Reading(file, tell)
+            with tarfile.open(fileobj=reading, mode="r|*") as tar:
+                for member in tar:
+                    if not (member.isfile() or member.isdir()):
+                        raise InputError(f"data: {archive} holds {member.name!r}, neither a file nor a folder")
+                    tar.extract(member, target, filter="data")
+            while reading.read(1 << 20):  # what follows the end mark belongs to the hash
+                pass
+            return reading.digest.hexdigest()
+    except tarfile.FilterError as error:
+        raise InputError(f"data: {archive} is refused: {error}") from None
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"data: {archive} is not a whole tar archive: {error or type(error).__name__}") from None

@@ -1,0 +1,233 @@
+"""Images in files: timm's readers find them, timm's transforms augment them, torch's workers load them.
+
+What is random about an image follows from its own seed, so neither the number of workers nor that of processes
+matters. An image that cannot be read is named and counted; more than a stated share of them stops the run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import multiprocessing
+import random
+import signal
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as MapDataset
+
+from kernelbank.data.augment import Augmentation
+from kernelbank.data.dataset import UNREADABLE
+from kernelbank.data.order import Share
+from kernelbank.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# what Pillow raises on a file that is cut, empty, no image, or a bomb
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+TRIES = 10
+
+
+class BrokenImagesError(InputError):
+    """More images than the stated share cannot be read: the message counts them and names the first."""
+
+
+class Source(Protocol):
+    """Images by row: `open` decodes one and gives its label, `name` says which file it is."""
+
+    labels: Sequence[int]
+
+    def __len__(self) -> int: ...
+
+    def open(self, row: int) -> Image.Image: ...
+
+    def name(self, row: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are read: their size (channels, height, width), the normalisation of the model's weights, the centre
+    share that evaluation looks at, worker processes, and the share of unreadable images above which a run stops."""
+
+    size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    crop_pct: float = 0.875
+    workers: int = 4
+    max_broken: float = 1e-3
+
+
+@dataclass
+class FileSplit:
+    """The rows of `source` that belong to the split."""
+
+    source: Source
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    loading: Loading
+    broken: dict[int, str] = field(default_factory=dict)
+    _loaders: dict[Augmentation | None, _Loader] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `dataset.Split`. In training an unreadable image is replaced by the next readable one, as timm does;
+        in evaluation its label is `UNREADABLE`. Raises BrokenImagesError."""
+        if augment not in self._loaders:
+            self._loaders[augment] = _Loader(_Images(self, augment), self.loading)
+        for images, labels, broken in self._loaders[augment].run(shares):
+            for row in broken[broken >= 0].tolist():
+                self._note(row)
+            yield images, labels
+
+    def _note(self, row: int) -> None:
+        if row in self.broken:
+            return
+        self.broken[row] = self.source.name(int(self.rows[row]))
+        log.warning("broken image %s (%d of %d)", self.broken[row], len(self.broken), len(self))
+        if len(self.broken) > self.loading.max_broken * len(self):
+            raise BrokenImagesError(
+                f"data: {len(self.broken)} of {len(self)} images cannot be read, more than the share of "
+                f"{self.loading.max_broken:g} that max_broken allows; the first is {next(iter(self.broken.values()))}"
+            )
+
+
+class _Images(MapDataset[tuple[Tensor, int, int]]):
+    """(row, seed) -> image, label, and the row again if it could not be read, else -1."""
+
+    def __init__(self, split: FileSplit, augment: Augmentation | None) -> None:
+        self.source, self.rows, self.training = split.source, split.rows, augment is not None
+        self.size, self.transform = split.loading.size, _transform(split.loading, augment)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, int, int]:
+        row, seed = drawn
+        opened = self._open(row)
+        broken = -1 if opened else row
+        if opened is None and self.training:
+            after = ((row + step) % len(self) for step in range(1, TRIES))
+            opened = next(filter(None, map(self._open, after)), None)
+        if opened is None:
+            return torch.zeros(self.size), UNREADABLE, row
+        with seeded(seed):
+            return self.transform(opened[0]), opened[1], broken
+
+    def _open(self, row: int) -> tuple[Image.Image, int] | None:
+        at = int(self.rows[row])
+        try:
+            return self.source.open(at).convert("RGB" if self.size[0] == 3 else "L"), int(self.source.labels[at])
+        except BROKEN:
+            return None
+
+
+@dataclass
+class _Batches:
+    """The batches of one epoch, as torch's loader asks for them."""
+
+    drawn: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.drawn)
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+
+class _Loader:
+    """torch's loader, kept over epochs with its workers, fed with one epoch's batches at a time."""
+
+    def __init__(self, images: _Images, loading: Loading) -> None:
+        self.batches = _Batches()
+        self.loader = DataLoader(
+            images,
+            batch_sampler=self.batches,
+            num_workers=loading.workers,
+            persistent_workers=loading.workers > 0,
+            worker_init_fn=_Deaf() if loading.workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the one that drop path draws from
+        )
+
+    def run(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        self.batches.drawn = [list(zip(share.rows.tolist(), share.seeds.tolist(), strict=True)) for share in shares]
+        return iter(self.loader)
+
+
+class _Deaf:
+    """Makes a worker leave it to the training process when to end: Ctrl-C and a scheduler's SIGTERM reach workers too,
+    and training still needs images on its way to a checkpoint. Once that process ends, SIGTERM is obeyed again."""
+
+    def __init__(self) -> None:
+        self.ending = multiprocessing.get_context().Event()
+        atexit.register(self.ending.set)  # before multiprocessing's own, which terminates workers
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        if self.ending.is_set():
+            raise SystemExit
+
+
+def _transform(loading: Loading, augment: Augmentation | None) -> Callable[[Image.Image], Tensor]:
+    """timm's transform. Raises InputError for what timm cannot build from it."""
+    common: dict[str, Any] = {"input_size": loading.size, "mean": loading.mean, "std": loading.std}
+    if augment is None:
+        return create_transform(**common, is_training=False, interpolation="bicubic", crop_pct=loading.crop_pct)
+    if augment.shift:
+        raise InputError(
+            f"recipe: shift={augment.shift} is not legal for images in files; legal: 0, with scale and ratio"
+        )
+    return create_transform(
+        **common,
+        is_training=True,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.flip,
+        color_jitter=cast(Any, augment.color_jitter),  # None is legal to timm, not to its annotation
+        auto_augment=augment.auto_augment,
+        interpolation=augment.interpolation,
+        re_prob=augment.erase,
+        re_mode=augment.erase_mode,
+        use_prefetcher=False,
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's generators on the processor seeded with `seed`, and afterwards as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def held_out(names: Sequence[str], labels: Sequence[int], share: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which images are validation: in every class the `share` of them whose names have the lowest SHA-256, at least
+    one. Other images of the data set do not matter."""
+    digests = np.array([hashlib.sha256(name.encode()).hexdigest() for name in names])
+    chosen, of_class = np.zeros(len(names), bool), np.asarray(labels)
+    for label in np.unique(of_class):
+        members = np.flatnonzero(of_class == label)
+        chosen[members[np.argsort(digests[members], kind="stable")[: max(1, round(share * len(members)))]]] = True
+    return chosen

@@ -1,0 +1,79 @@
+"""The statistics of BatchNorm: of this process's batch, or inside `synchronised` of the batches of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS, MOMENTUM = 1e-5, 0.1  # torch.nn.BatchNorm's
+
+# The depth of `synchronised`. A list and no ContextVar: torch.compile cannot trace the latter on torch 2.11.
+_synchronised: list[None] = []
+
+
+@contextmanager
+def synchronised() -> Iterator[None]:
+    """Statistics in training are those of all processes, as torch's SyncBatchNorm has them, on any device.
+
+    Every process must run the same forward passes. Without a process group nothing changes.
+    """
+    _synchronised.append(None)
+    try:
+        yield
+    finally:
+        _synchronised.pop()
+
+
+def over_processes() -> bool:
+    """Whether statistics are summed over processes here."""
+    return bool(_synchronised) and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; its gradient is the sum of theirs, since every process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def total(x: Tensor) -> Tensor:
+    """`x` summed over processes where statistics are, else `x`."""
+    if not over_processes():
+        return x
+    summed: Tensor = _Sum.apply(x)
+    return summed
+
+
+def batch_norm(
+    x_NC: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool, momentum: float, eps: float
+) -> Tensor:
+    """BatchNorm of (N, C) over N; `mean` and `var` are the running statistics, which training moves by `momentum`.
+
+    Biased variance normalises, the unbiased one is remembered. Statistics run in float32 or wider.
+    """
+    if not (training and over_processes()):
+        return F.batch_norm(x_NC, mean, var, weight, bias, training, momentum, eps)
+    x = x_NC.to(torch.promote_types(x_NC.dtype, torch.float32))
+    sums = total(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
+    n, batch_mean = sums[0].detach(), sums[1:] / sums[0].detach()
+    centred = x - batch_mean
+    batch_var = total((centred**2).sum(0)) / n
+    with torch.no_grad():
+        mean.lerp_(batch_mean.to(mean.dtype), momentum)
+        var.lerp_((batch_var * n / (n - 1).clamp(min=1)).to(var.dtype), momentum)
+    return (centred / (batch_var + eps).sqrt() * weight + bias).to(x_NC.dtype)

@@ -1,0 +1,41 @@
+"""timm's optimiser and scheduler as a recipe says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+
+from kernelbank.errors import InputError
+from kernelbank.train.recipe import Recipe
+
+
+def build_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Groups with and without decay (`model.no_weight_decay()` is honoured), and one for each layer under
+    `layer_decay`, which needs the model's `group_matcher`. Raises InputError."""
+    if recipe.layer_decay is not None and not hasattr(model, "group_matcher"):
+        raise InputError(f"recipe: layer_decay={recipe.layer_decay} needs a model with group_matcher; legal here: None")
+    arguments: dict[str, dict[str, Any]] = {
+        "adamw": {"betas": recipe.betas, "eps": recipe.eps},
+        "sgd": {"momentum": recipe.betas[0]},
+    }
+    return create_optimizer_v2(
+        model, opt=recipe.optimiser, lr=recipe.rates.top, weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay, **arguments[recipe.optimiser],
+    )  # fmt: skip
+
+
+def build_scheduler(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> CosineLRScheduler:
+    """A linear warm-up and a cosine, in updates; `Recipe.schedule_at` says where it stands."""
+    decaying = recipe.epochs - (recipe.warmup_epochs if recipe.warmup_prefix else 0)
+    return CosineLRScheduler(
+        optimiser,
+        t_initial=decaying * steps,
+        lr_min=recipe.rates.end,
+        warmup_t=recipe.warmup_epochs * steps,
+        warmup_lr_init=recipe.rates.warmup,
+        warmup_prefix=recipe.warmup_prefix,
+    )
