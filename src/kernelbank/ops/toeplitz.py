@@ -1,8 +1,8 @@
 """The positional operator y_i = sum_j p_(i-j) x_j on the grid, one table a head: a product with a Toeplitz matrix.
 
-Three forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
-W x W matrix a frequency along x: H^2 W^2 becomes about H W^2. `fourier` transforms both axes. The last two never hold
-an N x N tensor, and run in float32 where x is in half precision.
+Four forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
+W x W matrix a frequency along x: H^2 W^2 becomes about H W^2; `hybrid_fft` does so with fast transforms. `fourier`
+transforms both axes. The last three never hold an N x N tensor, and run in float32 where x is in half precision.
 """
 
 from __future__ import annotations
@@ -75,6 +75,26 @@ def inverse_dft(side: int, dtype: torch.dtype, device: torch.device | None = Non
     twice = torch.full((side,), 2.0, dtype=torch.float64, device=device)
     twice[0] = 1
     return (dft(side, torch.float64, device).mT * (twice / (2 * side - 1))).to(dtype)
+
+
+def hybrid_fft(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """As `hybrid`, with fast transforms along y: for long sides."""
+    (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
+    length, dtype = smooth(2 * H - 1), x_BNC.dtype
+    spectrum = expanded((table,), ("hybrid_fft", grid), lambda: _fft_spectrum(_wide(table), grid))
+    lines = _wide(x_BNC).view(B, H, W, h, C // h).permute(3, 2, 0, 4, 1)  # h W B d H: y lies innermost
+    lines = torch.fft.rfft(lines, n=length).permute(0, 4, 1, 2, 3).reshape(h, -1, W, B * (C // h))
+    mixed = torch.matmul(spectrum.to(lines.dtype), lines)  # h F W Bd
+    y = torch.fft.irfft(mixed.permute(0, 2, 3, 1), n=length)[..., :H]
+    return y.reshape(h, W, B, C // h, H).permute(2, 4, 1, 0, 3).reshape(B, N, C).to(dtype)
+
+
+def _fft_spectrum(table: Tensor, grid: Grid) -> Tensor:
+    """(h, F, W, W) complex: the spectrum along y of the W x W Toeplitz matrix that every dy has."""
+    (H, W), length = grid, smooth(2 * grid[0] - 1)
+    rows = _centre(table, grid).flip(2).unfold(2, W, 1).flip(2)  # (h, 2H-1, W, W): [dy, ix, jx] = table[dy, ix - jx]
+    rows = F.pad(rows, (0, 0, 0, 0, 0, length - (2 * H - 1))).roll(1 - H, 1)
+    return torch.fft.rfft(rows, dim=1).contiguous()
 
 
 def fourier(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
