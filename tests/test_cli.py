@@ -53,6 +53,7 @@ def test_verbs_and_options_are_the_golden_ones(capsys: Capture, monkeypatch: pyt
     _, listed, _ = run(capsys, "--help")
     text = f"$ kernelbank --help\n{listed}\n$ kernelbank atlas --help\n{unframed(helped(capsys, 'atlas'))}\n"
     text += f"\n$ kernelbank benchmark --help\n{unframed(helped(capsys, 'benchmark'))}\n"
+    text += f"\n$ kernelbank convert --help\n{unframed(helped(capsys, 'convert'))}\n"
     text += f"\n$ kernelbank study --help\n{unframed(helped(capsys, 'study'))}\n"
     if os.environ.get("KERNELBANK_GOLDEN"):
         GOLDEN.write_text(text)

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernelbank.convert.from_timm import from_timm
+    from kernelbank.convert.saved import load
     from kernelbank.nn.accelerate import accelerate
     from kernelbank.nn.dynamize import dynamize
     from kernelbank.nn.mixer import Mixer
@@ -20,6 +22,8 @@ __all__ = [
     "SpecError",
     "accelerate",
     "dynamize",
+    "from_timm",
+    "load",
     "mix",
     "replace_mixers",
     "use_path",
@@ -32,6 +36,8 @@ _HOMES = {
     "SpecError": "kernelbank.spec",
     "accelerate": "kernelbank.nn.accelerate",
     "dynamize": "kernelbank.nn.dynamize",
+    "from_timm": "kernelbank.convert.from_timm",
+    "load": "kernelbank.convert.saved",
     "mix": "kernelbank.ops.plan",
     "replace_mixers": "kernelbank.nn.replace",
     "use_path": "kernelbank.ops.plan",

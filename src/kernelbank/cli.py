@@ -22,6 +22,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.benchmark.command:main",
         "time models and records side by side; explain the path that a record takes",
     ),
+    "convert": (
+        "kernelbank.convert.command:main",
+        "turn a checkpoint of another library into ours, or ours into theirs, and prove it",
+    ),
     "study": (
         "kernelbank.studies.command:main",
         "run a study of the paper: a grid of records, trained and compared",

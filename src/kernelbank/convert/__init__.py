@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries as ours and back: invertible key maps, and a proof on the same images."""
