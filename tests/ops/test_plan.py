@@ -53,7 +53,9 @@ def chosen(text: str, grid: tuple[int, int], dim: int = 384, heads: int = 6, m: 
         ("identity_attention", (14, 14), "associated", "dense"),
         ("identity_attention", (7, 7), "vectorised", None),
         ("dwsa", (14, 14), "vectorised", "dense"),
+        ("dwsa", (20, 20), "vectorised", "hybrid"),
         ("dwsa", (64, 64), "vectorised", "hybrid"),
+        ("dwsa", (128, 128), "vectorised", "hybrid_fft"),
         ("dwsa", (256, 256), "vectorised", "fourier"),
         ("dwsa_window", (56, 56), "windows", None),
         ("involution", (14, 14), "shifts", None),
@@ -72,6 +74,11 @@ def test_the_linear_form_follows_the_probe_the_gradient_and_the_dtype() -> None:
     assert chosen("vit", (14, 14), dtype=torch.bfloat16).linear.path == "linear"
     assert chosen("vit", (14, 14), m=Machine("cpu", 1, reason="one core")).linear.path == "linear"
     assert "2.10x" in chosen("vit", (14, 14)).linear.reason
+
+
+def test_the_positional_operator_follows_gradient_and_dtype() -> None:
+    names = [chosen("dwsa", (20, 20), **call).position.path for call in ({}, {"grad": True}, {"dtype": torch.bfloat16})]
+    assert names == ["hybrid", "dense", "dense"]
 
 
 def test_a_plan_is_pure() -> None:

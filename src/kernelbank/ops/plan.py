@@ -20,7 +20,7 @@ from kernelbank.ops.machine import Machine, machine
 from kernelbank.ops.path import Call, Path, PathError, Slot
 from kernelbank.ops.serving import Forms, Mixers, Positions
 from kernelbank.ops.setting import Params, Setting, check_input, check_mask
-from kernelbank.ops.toeplitz import dense, fourier, hybrid
+from kernelbank.ops.toeplitz import dense, fourier, hybrid, hybrid_fft
 from kernelbank.spec import MixerSpec, TwoStep
 from kernelbank.text import suggest
 
@@ -116,6 +116,7 @@ PATHS: dict[str, Path] = {
     "linear": Path("linear", FORMS["linear"], Forms.any, Forms.fits_linear),
     "dense": Path("position", dense, Positions.any, Positions.fits_dense),
     "hybrid": Path("position", hybrid, Positions.any, Positions.fits_hybrid),
+    "hybrid_fft": Path("position", hybrid_fft, Positions.any, Positions.fits_hybrid_fft),
     "fourier": Path("position", fourier, Positions.any, Positions.fits_fourier),
 }  # fmt: skip
 SLOTS: tuple[Slot, ...] = ("mixer", "linear", "position")

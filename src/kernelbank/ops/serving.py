@@ -19,8 +19,10 @@ WORTH = 1.05
 """The gain over F.linear from which another form of a static conv is taken."""
 LINEAR_TIME = 1500
 """Kernels from which the closed form of a normaliser beats chunks of its map."""
-DENSE = {False: 700, True: 1600}
-"""Positions up to which the N x N matrix of a table is the fastest, in float32 and in half precision."""
+DENSE, DENSE_TRAINED, DENSE_HALF = 300, 500, 1600
+"""Positions up to which the N x N matrix of a table is the fastest: in float32, with gradients, in half precision."""
+TRANSFORMED = 72
+"""The side up to which a product with the DFT matrix beats a fast transform."""
 WIDEST = 192
 """The side of a grid from which two transforms beat one and matrix products."""
 SPECTRUM = 256 * 2**20
@@ -305,15 +307,24 @@ class Positions:
     @staticmethod
     def fits_dense(s: Setting, call: Call, m: Machine) -> str | None:
         """Few positions."""
-        positions, most = s.geo.grid[0] * s.geo.grid[1], DENSE[_half(call)]
+        positions = s.geo.grid[0] * s.geo.grid[1]
+        most = DENSE_HALF if _half(call) else DENSE_TRAINED if call.grad else DENSE
         return f"{positions} positions (up to {most}) make a matrix that fits" if positions <= most else None
 
     @staticmethod
     def fits_hybrid(s: Setting, call: Call, m: Machine) -> str | None:
+        """Sides whose transform is a small product."""
+        H, W = s.geo.grid
+        if max(H, W) > TRANSFORMED:
+            return None
+        return f"{H * W} positions: {H} frequencies of {W} x {W} products, transforms as products"
+
+    @staticmethod
+    def fits_hybrid_fft(s: Setting, call: Call, m: Machine) -> str | None:
         """Grids up to a width, spectra up to a size."""
         (H, W), h = s.geo.grid, s.num_heads
         fits = max(H, W) <= WIDEST and h * (H + 1) * W * W * 8 <= SPECTRUM
-        return f"{H * W} positions: {H} frequencies of {W} x {W} products" if fits else None
+        return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if fits else None
 
     @staticmethod
     def fits_fourier(s: Setting, call: Call, m: Machine) -> str | None:

@@ -1,8 +1,8 @@
 """The positional operator y_i = sum_j p_(i-j) x_j on the grid, one table a head: a product with a Toeplitz matrix.
 
-Three forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
-W x W matrix a frequency along x: H^2 W^2 becomes about H W^2. `fourier` transforms both axes. The last two never hold
-an N x N tensor. Half precision runs in float32 in both, since torch has no half complex numbers on a CPU.
+Four forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
+W x W matrix a frequency along x: H^2 W^2 becomes about H W^2; `hybrid_fft` does so with fast transforms. `fourier`
+transforms both axes. The last three never hold an N x N tensor, and run in float32 where x is in half precision.
 """
 
 from __future__ import annotations
@@ -37,10 +37,51 @@ def _dense_matrix(table: Tensor, grid: Grid) -> Tensor:
 
 
 def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
-    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x."""
+    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x.
+
+    The transforms are products with DFT matrices of length 2H - 1, which is all that a correlation over H needs: at
+    these lengths they are faster than FFTs, they need no transposed copy, and no complex numbers.
+    """
+    (B, N, C), h, (H, W), dtype = x_BNC.shape, table.shape[0], grid, x_BNC.dtype
+    real, imaginary = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))
+    x, length = _wide(x_BNC).reshape(B, H, W * C), W * B * (C // h)
+    forth = kept(dft, H, x.dtype, x.device)
+    there = (torch.matmul(part, x).view(B, H, W, h, C // h).permute(3, 1, 2, 0, 4) for part in forth)
+    x_re, x_im = (part.reshape(h * H, W, -1) for part in there)  # h F, W, B d
+    y_re = torch.baddbmm(torch.bmm(real, x_re), imaginary, x_im, alpha=-1).view(h, H, length)
+    y_im = torch.baddbmm(torch.bmm(real, x_im), imaginary, x_re).view(h, H, length)
+    back_re, back_im = kept(inverse_dft, H, x.dtype, x.device)
+    y = torch.baddbmm(torch.bmm(back_re.expand(h, H, H), y_re), back_im.expand(h, H, H), y_im)
+    return y.view(h, H, W, B, C // h).permute(3, 1, 2, 0, 4).reshape(B, N, C).to(dtype)
+
+
+def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
+    """(2, h F, W, W): the spectrum along y of the W x W Toeplitz matrix that every dy has, real and imaginary."""
+    (H, W), h = grid, table.shape[0]
+    lines = _centre(table, grid).roll(1 - H, 1)  # dy = 0 first, negative dy at the end
+    spectra = torch.matmul(kept(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
+    return spectra.flip(3).unfold(3, W, 1).flip(3).reshape(2, h * H, W, W)
+
+
+def dft(side: int, dtype: torch.dtype, device: torch.device | None = None, points: int | None = None) -> Tensor:
+    """(2, F, points): cos and -sin of 2 pi f y / (2 side - 1), the F = side frequencies of a real signal."""
+    f, y = (torch.arange(n, dtype=torch.float64, device=device) for n in (side, points or side))
+    angle = 2 * torch.pi * f[:, None] * y / (2 * side - 1)
+    return torch.stack([angle.cos(), -angle.sin()]).to(dtype)
+
+
+def inverse_dft(side: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """(2, side, F): what real and imaginary parts are multiplied by to come back; all but f = 0 count twice."""
+    twice = torch.full((side,), 2.0, dtype=torch.float64, device=device)
+    twice[0] = 1
+    return (dft(side, torch.float64, device).mT * (twice / (2 * side - 1))).to(dtype)
+
+
+def hybrid_fft(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """As `hybrid`, with fast transforms along y: for long sides."""
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
     length, dtype = smooth(2 * H - 1), x_BNC.dtype
-    spectrum = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))
+    spectrum = expanded((table,), ("hybrid_fft", grid), lambda: _fft_spectrum(_wide(table), grid))
     lines = _wide(x_BNC).view(B, H, W, h, C // h).permute(3, 2, 0, 4, 1)  # h W B d H: y lies innermost
     lines = torch.fft.rfft(lines, n=length).permute(0, 4, 1, 2, 3).reshape(h, -1, W, B * (C // h))
     mixed = torch.matmul(spectrum.to(lines.dtype), lines)  # h F W Bd
@@ -48,7 +89,7 @@ def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     return y.reshape(h, W, B, C // h, H).permute(2, 4, 1, 0, 3).reshape(B, N, C).to(dtype)
 
 
-def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
+def _fft_spectrum(table: Tensor, grid: Grid) -> Tensor:
     """(h, F, W, W) complex: the spectrum along y of the W x W Toeplitz matrix that every dy has."""
     (H, W), length = grid, smooth(2 * grid[0] - 1)
     rows = _centre(table, grid).flip(2).unfold(2, W, 1).flip(2)  # (h, 2H-1, W, W): [dy, ix, jx] = table[dy, ix - jx]
