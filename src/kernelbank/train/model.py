@@ -22,6 +22,7 @@ from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, build
 from kernelbank.nn.block import StageRecords
 from kernelbank.nn.replace import replace_mixers
+from kernelbank.ops.plan import use_path
 from kernelbank.text import suggest
 
 OURS = {**MODELS, **SKELETONS}
@@ -193,10 +194,11 @@ def spec_metadata(spec: ModelSpec) -> dict[str, str]:
 
 
 def multiply_adds(model: nn.Module, spec: ModelSpec, size: tuple[int, int]) -> int:
-    """Multiply-adds of one image, as torch's counter counts the model on the path that runs here."""
+    """Multiply-adds of one image, as torch's counter counts the model. Static convs run as F.linear for it: the
+    counter does not know oneDNN's own, and the fastest form differs by machine."""
     was_training = model.training
     images = torch.zeros(1, spec.in_chans, *size, dtype=next(model.parameters()).dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), use_path("linear"), FlopCounterMode(display=False) as counter:
         model.eval()(images)
     model.train(was_training)
     return int(counter.get_total_flops()) // 2
