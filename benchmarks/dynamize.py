@@ -1,0 +1,113 @@
+"""What `kernelbank.dynamize` does to a model at the start and after ten steps: ``python benchmarks/dynamize.py FOLDER``
+writes record.json, and table.md made of it: the tables of docs/dynamize.md. One thread, random weights, a minute."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import kernelbank
+from kernelbank.files import replace_text
+from kernelbank.nn.dynamic_conv import DynamicConv2d
+from kernelbank.records import CodeIdentity, Machine
+
+COLD = "dconv mix=predict(softmax, tau=30, r=4)"
+MODELS = (
+    ("resnet18", COLD), ("resnet18", "condconv"), ("mobilenetv2_100", "condconv"),
+    ("mobilenetv3_small_100", "condconv"), ("tf_mobilenetv3_large_100", "dconv"), ("convnext_atto", "ddwconv"), ("convnext_atto", "dconv"),
+)  # fmt: skip
+
+
+def alive(model: nn.Module) -> nn.Module:
+    """Every scale drawn in 0.5 to 1.5: a branch that starts at zero would hide differences."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma") or (parameter.ndim == 1 and name.endswith("weight")):
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """max |a - b| over the largest |a|."""
+    return float((a - b).abs().max() / a.abs().max())
+
+
+@torch.no_grad()
+def start(name: str, text: str) -> dict[str, Any]:
+    """The outputs of a model and of its dynamic twin, in float32, float64 and float64 training."""
+    torch.manual_seed(0)
+    model = alive(timm.create_model(name)).eval()
+    twin, images = kernelbank.dynamize(copy.deepcopy(model), text), torch.randn(2, 3, 128, 128)
+    found: dict[str, Any] = {
+        "model": name, "text": text, "turned": len(twin.dynamized.turned), "convolutions": len(twin.dynamized.lines),
+        "parameters": [sum(p.numel() for p in net.parameters()) for net in (model, twin)],
+        "float32": difference(model(images), twin(images)),
+    }  # fmt: skip
+    model, twin, images = model.double(), twin.double(), images.double()
+    found["float64"] = difference(model(images), twin(images))
+    return found | {"training": difference(model.train()(images), twin.train()(images))}
+
+
+def apart(text: str, routed: bool = True) -> dict[str, Any]:
+    """ResNet-18's experts after ten steps: the distance of two over the norm of one, over every convolution."""
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=10, zero_init_last=False)
+    net = kernelbank.dynamize(net, text).train()
+    convs = [module for module in net.modules() if isinstance(module, DynamicConv2d)]
+    if not routed:
+        for conv in convs:
+            nn.init.zeros_(conv.predict.weight)
+            nn.init.zeros_(conv.predict.bias)
+    before = distances(convs)
+    torch.manual_seed(1)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(10):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(net(torch.randn(16, 3, 64, 64)), torch.randint(10, (16,)))
+        loss.backward()
+        optimiser.step()
+    after = distances(convs)
+    return {"text": text, "routed": routed, "start": max(before), "least": min(after), "most": max(after)}
+
+
+def distances(convs: list[DynamicConv2d]) -> list[float]:
+    """Every pair of every convolution's experts."""
+    flat = [conv.weight.detach().flatten(1) for conv in convs]
+    return [float(d) for experts in flat for d in torch.pdist(experts) / experts.norm(dim=1).mean()]
+
+
+def table(record: dict[str, Any]) -> Iterator[str]:
+    """The record as Markdown."""
+    yield "| model | text | turned | parameters, M | float32 | float64 | float64, training |"
+    yield "|---|---|---|---|---|---|---|"
+    for found in record["start"]:
+        old, new = (f"{count / 1e6:.2f}" for count in found["parameters"])
+        numbers = " | ".join(f"{found[kind]:.1e}" for kind in ("float32", "float64", "training"))
+        turned = f"{found['turned']} of {found['convolutions']}"
+        yield f"| {found['model']} | `{found['text']}` | {turned} | {old} -> {new} | {numbers} |"
+    yield from ("", "| text | start | smallest | largest |", "|---|---|---|---|")
+    for found in record["experts"]:
+        text = f"`{found['text']}`" + ("" if found["routed"] else ", routing set to zero")
+        yield f"| {text} | {found['start']:.1e} | {found['least']:.1e} | {found['most']:.1e} |"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "machine": asdict(Machine.here(1)), "code": asdict(CodeIdentity.here()), "timm": timm.__version__,
+        "start": [start(*model) for model in MODELS],
+        "experts": [apart(COLD), apart(COLD, routed=False), apart("dconv"), apart("condconv bank=static(4)")],
+    }  # fmt: skip
+    replace_text(folder / "record.json", json.dumps(record, indent=1) + "\n")
+    replace_text(folder / "table.md", "\n".join(table(record)) + "\n")
