@@ -23,7 +23,8 @@ from kernelbank.records import CodeIdentity, Machine
 COLD = "dconv mix=predict(softmax, tau=30, r=4)"
 MODELS = (
     ("resnet18", COLD), ("resnet18", "condconv"), ("mobilenetv2_100", "condconv"),
-    ("mobilenetv3_small_100", "condconv"), ("tf_mobilenetv3_large_100", "dconv"), ("convnext_atto", "ddwconv"), ("convnext_atto", "dconv"),
+    ("mobilenetv3_small_100", "condconv"), ("tf_mobilenetv3_large_100", "dconv"),
+    ("convnext_atto", "ddwconv"), ("convnext_atto", "dconv"),
 )  # fmt: skip
 
 
