@@ -31,7 +31,7 @@ from kernelbank.spec import CELLS, MixerSpec
 RECORDS = 400
 SERVED = 25
 FASTER = {name: path for name, path in PATHS.items() if name != "reference"}
-WITHOUT_GRADIENT = {"mkldnn"}  # compared in test_rows_without_gradients
+WITHOUT_GRADIENT = {"mkldnn", "pointwise_onednn"}  # float32 alone: the next tests but one
 
 
 def serving(
@@ -106,6 +106,32 @@ def test_a_path_over_records_that_it_serves(path: str, monkeypatch: pytest.Monke
     raise AssertionError(f"{path}: only {found} records")
 
 
+@pytest.mark.parametrize("path", sorted(WITHOUT_GRADIENT))
+def test_a_path_without_gradient_over_records_that_it_serves(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "CHUNK", 40)
+    monkeypatch.setattr(pointwise, "SMALL", 20)
+    found = 0
+    for seed in range(2_000_000, 2_060_000):
+        choose = random.Random(seed).choice
+        spec, host = choose_spec(choose), choose_host(choose)
+        s = Setting(spec, host.dim, host.num_heads, geometry(spec, host.grid, host.prefix))
+        if PATHS[path].refuses(s, Call(dtype=torch.float32), machine()):
+            continue
+        mixer = build(spec, host, seed).eval()
+        x = draw(mixer, host.batch, seed + 1)[0]
+        with torch.no_grad():
+            with use_path("reference"):
+                defined = mixer(x)
+            with use_path(path):
+                y = mixer.float()(x.float())
+        # exp and relu2 make outputs of any size
+        assert float((y - defined).abs().max() / defined.abs().max().clamp(min=1)) < 1e-4, f"seed {seed}, {spec}"
+        found += 1
+        if found == SERVED:
+            return
+    raise AssertionError(f"{path}: only {found} records")
+
+
 @pytest.mark.parametrize("chunk", [1, 50, 2000])
 def test_a_table_read_in_strips(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table too large for its matrix is read row by row of the grid, whatever rows a chunk holds."""
@@ -118,7 +144,10 @@ def test_a_table_read_in_strips(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
         for path in ("reference", "pointwise"):
             with use_path(path):
                 made[path] = mixer(x)
+        with use_path("pointwise_onednn"):
+            made["pointwise_onednn"] = mixer.float()(x.float())
     assert float((made["pointwise"] - made["reference"]).abs().max()) < 1e-9
+    assert float((made["pointwise_onednn"] - made["reference"]).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -104,6 +104,8 @@ PATHS: dict[str, Path] = {
     "moments": Path("mixer", _attending(associated.attend_moments), Mixers.moments, Mixers.fits_moments,
                     Mixers.located),
     "sdpa": Path("mixer", _attending(sdpa.attend), Mixers.sdpa, Mixers.fits_sdpa),
+    "pointwise_onednn": Path("mixer", _attending(pointwise.attend_onednn), Mixers.pointwise_onednn,
+                             Mixers.fits_pointwise_onednn),
     "pointwise": Path("mixer", _attending(pointwise.attend), Mixers.pointwise, Mixers.fits_pointwise),
     "shifts": Path("mixer", _framed(shifts.one_step), Mixers.shifts, Mixers.fits_shifts, Mixers.one_step_everywhere),
     "images": Path("mixer", _framed(images.one_step), Mixers.images, Mixers.fits_images),

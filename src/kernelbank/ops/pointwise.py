@@ -4,6 +4,7 @@ the derivative follows from it, else the scores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ from kernelbank.ops.setting import Params, Setting
 from kernelbank.ops.toeplitz import strips
 from kernelbank.pipeline import Pipeline
 
-CHUNK = 2**20
-"""The most scores in a chunk, 4 MiB in float32: few enough for a shared cache, enough to be worth the threads."""
+CHUNK = 5 * 2**18
+"""The most scores in a chunk, 5 MiB in float32: few enough for a shared cache, enough to be worth the threads."""
 SMALL = 2**18
 """Scores up to which whole images share a chunk."""
 
@@ -71,22 +72,33 @@ def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None
 
 
 def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
-    """gain * f(scale q k^T + p) v. The scales go into q and v, which are small."""
-    (B, h, T, _), n = q.shape, bank.key.shape[2]
+    """gain * f(scale q k^T + p) v."""
+    return _attend(q, bank, p, s, by_onednn=False)
+
+
+def attend_onednn(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+    """As `attend` without gradients, each product of a head by oneDNN's linear."""
+    return _attend(q, bank, p, s, by_onednn=True)
+
+
+def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting, by_onednn: bool) -> Tensor:
+    (_, h, T, _), n = q.shape, bank.key.shape[2]
     steps = pointwise(s.spec.activation, n, T)
     assert steps is not None
-    q = q * (bank.scale * steps.before.gain)
-    key, value = (side.expand(B, -1, -1, -1).to(q.dtype) for side in (bank.key, bank.value))
-    value = value * steps.gain
+    key, value = (side.expand(q.shape[0], -1, -1, -1).to(q.dtype) for side in (bank.key, bank.value))
+    factors = Factors(bank.scale * steps.before.gain, steps.gain)
     f, grad = NON_LINEARITIES[steps.name], torch.is_grad_enabled()
     if s.geo.sides is not None and _too_large(h * T * n, q) and not s.geo.prefix and not grad:
         table = p["table.weight"]
         made = expanded((table,), ("strips", s.geo.grid), lambda: strips(table, s.geo.grid))
-        return _forward(q, key, value, _from_strips(made, steps.before, s.geo.grid), f, None, s.linear is onednn)
-    added = _added(logits(bank, p, s), steps.before, (h, T, n), q)
-    if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
-        return _Weighted.apply(q, key, value, added, steps.name)
-    return _forward(q, key, value, _from_matrix(added), f, None, s.linear is onednn)
+        add: Add | None = _from_strips(made, steps.before, s.geo.grid)
+    else:
+        added = _added(logits(bank, p, s), steps.before, (h, T, n), q)
+        if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
+            return _Weighted.apply(q, key, value, added, factors, steps.name)
+        add = _from_matrix(added)
+    products = OneDNN() if by_onednn else Batched(q)
+    return _forward(q, key, value, factors, add, f, None, products)
 
 
 Add = Callable[[Tensor, slice, slice], object]
@@ -126,81 +138,128 @@ def _from_strips(made: Tensor, before: Affine, grid: tuple[int, int]) -> Add:
 
 
 class _Weighted(torch.autograd.Function):
-    """f(q k^T + p) v with q (B, h, T, e), k (B, h, n, e), v (B, h, n, d), p (h, T, n)."""
+    """g f(c q k^T + p) v with q (B, h, T, e), k (B, h, n, e), v (B, h, n, d), p (h, T, n) and the factors c, g."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, name: str) -> Tensor:
-        (B, h, T, _), n = q.shape, key.shape[2]
-        kept = q.new_empty(B * h, T, n)
-        ctx.name, ctx.added = name, added is not None
+    def forward(
+        ctx: Any, q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, factors: Factors, name: str
+    ) -> Tensor:
+        kept = q.new_empty(*q.shape[:3], key.shape[2])
+        ctx.name, ctx.factors, ctx.added = name, factors, added is not None
         ctx.save_for_backward(q, key, value, kept)
-        return _forward(q, key, value, _from_matrix(added), NON_LINEARITIES[name], kept, False)
+        return _forward(q, key, value, factors, _from_matrix(added), NON_LINEARITIES[name], kept, Batched(q))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, key, value, kept = ctx.saved_tensors
-        f, (B, h, T, _), n = NON_LINEARITIES[ctx.name], q.shape, key.shape[2]
-        q, key, value, g = (t.flatten(0, 1) for t in (q, key, value, grads[0]))
-        d_q, d_key, d_value = torch.empty_like(q), torch.zeros_like(key), torch.zeros_like(value)
-        d_added = q.new_zeros(h, T, n) if ctx.added else None
-        for pairs, rows in chunks(B, h, T, n):
-            at = kept[pairs, rows]
-            d_a = torch.bmm(g[pairs, rows], value[pairs].mT)
+        f, factors, products = NON_LINEARITIES[ctx.name], ctx.factors, Batched(q)
+        d_q, d_key, d_value = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, key, value))
+        d_added = q.new_zeros(kept.shape[1:]) if ctx.added else None
+        for images, heads, rows in chunks(*kept.shape):
+            at, d_o = kept[images, heads, rows], grads[0][images, heads, rows]
             a = at if f.keeps_output else f.apply(at.clone())
-            d_value[pairs].baddbmm_(a.mT, g[pairs, rows])
+            d_a = products.map(d_o, value[images, heads], factors.output)
             d_s = f.derivative(d_a, at)
-            d_q[pairs, rows] = torch.bmm(d_s, key[pairs])
-            d_key[pairs].baddbmm_(d_s.mT, q[pairs, rows])
+            d_value[images, heads] += products.turned(a, d_o, factors.output)
+            d_q[images, heads, rows] = products.narrow(d_s, key[images, heads], factors.scores)
+            d_key[images, heads] += products.turned(d_s, q[images, heads, rows], factors.scores)
             if d_added is not None:
-                for head, part in _by_image(pairs, h, d_s):
-                    d_added[head, rows] += part.sum(0)
-        shaped = (t.unflatten(0, (B, h)) for t in (d_q, d_key, d_value))
-        return (*shaped, d_added, None)
+                d_added[heads, rows] += d_s.sum(0)
+        return d_q, d_key, d_value, d_added, None, None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the scores and the output are multiplied by, inside the products."""
+
+    scores: float
+    output: float
+
+
+class Batched:
+    """The products of a chunk, (images, heads) as one batch, into memory that every chunk uses again."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._rooms = [like.new_empty(0), like.new_empty(0)]
+
+    def map(self, q: Tensor, key: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+        """factor q k^T, (images, heads, rows, n), written to `out` if it is given."""
+        return self._product(q, key.mT, factor, 0, out)
+
+    def narrow(self, a: Tensor, value: Tensor, factor: float) -> Tensor:
+        """factor a v, (images, heads, rows, d)."""
+        return self._product(a, value, factor, 1)
+
+    def turned(self, a: Tensor, rows: Tensor, factor: float) -> Tensor:
+        """factor a^T x, (images, heads, n, d)."""
+        return self._product(a.mT, rows, factor, 1)
+
+    def _product(self, a: Tensor, b: Tensor, factor: float, room: int, out: Tensor | None = None) -> Tensor:
+        shape = (*a.shape[:3], b.shape[3])
+        out = self._room(room, shape) if out is None else out
+        batch = (t.flatten(0, 1) for t in (out, a, b))
+        flat = next(batch)
+        torch.baddbmm(flat, *batch, beta=0, alpha=factor, out=flat)
+        return out
+
+    def _room(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        size = math.prod(shape)
+        if self._rooms[index].numel() < size:
+            self._rooms[index] = self._rooms[index].new_empty(size)
+        return self._rooms[index][:size].view(shape)
+
+
+class OneDNN:
+    """The products of a chunk without gradients, one head after the other by oneDNN's linear."""
+
+    def map(self, q: Tensor, key: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+        """As Batched; `out` belongs to gradients."""
+        return self._each(q * factor, key)
+
+    def narrow(self, a: Tensor, value: Tensor, factor: float) -> Tensor:
+        """As Batched."""
+        return self._each(a, value.mT * factor)
+
+    @staticmethod
+    def _each(x: Tensor, weight: Tensor) -> Tensor:
+        pairs = zip(x.flatten(0, 1), weight.flatten(0, 1), strict=True)
+        return torch.stack([onednn(one, w, None) for one, w in pairs]).unflatten(0, x.shape[:2])
 
 
 def _forward(
-    q: Tensor, key: Tensor, value: Tensor, add: Add | None, f: NonLinearity, kept: Tensor | None, by_onednn: bool
-) -> Tensor:
-    """The output (B, h, T, d); `kept` (B h, T, n) is filled for the backward pass if it is given."""
+    q: Tensor, key: Tensor, value: Tensor, factors: Factors, add: Add | None, f: NonLinearity, kept: Tensor | None,
+    products: Batched | OneDNN,
+) -> Tensor:  # fmt: skip
+    """The output (B, h, T, d), token by token in memory; `kept` (B, h, T, n) is filled for the backward pass."""
     (B, h, T, _), n = q.shape, key.shape[2]
-    q, key, value = (t.flatten(0, 1) for t in (q, key, value))
-    o = q.new_empty(B, h, T, value.shape[2])
-    flat, room = o.flatten(0, 1), q.new_empty(0)
-    for pairs, rows in chunks(B, h, T, n):
-        queries = q[pairs, rows]
-        if by_onednn and len(queries) == 1:
-            scores = onednn(queries[0], key[pairs.start], None)[None]
-        else:
-            scores = torch.bmm(queries, key[pairs].mT, out=room.resize_(len(queries), queries.shape[1], n))
+    o = q.new_empty(B, T, h, value.shape[3]).transpose(1, 2)
+    for images, heads, rows in chunks(B, h, T, n):
+        place = None if kept is None else kept[images, heads, rows]
+        contiguous = place is not None and place.is_contiguous() and f.keeps_output
+        a = products.map(q[images, heads, rows], key[images, heads], factors.scores, place if contiguous else None)
         if add is not None:
-            for heads, part in _by_image(pairs, h, scores):
-                add(part, heads, rows)
-        if kept is not None and not f.keeps_output:
-            kept[pairs, rows] = scores
-        a = f.apply(scores)
-        if kept is not None and f.keeps_output:
-            kept[pairs, rows] = a
-        flat[pairs, rows] = torch.bmm(a, value[pairs])
+            add(a, heads, rows)
+        if place is not None and not f.keeps_output:
+            place.copy_(a)
+        a = f.apply(a)
+        if place is not None and f.keeps_output and not contiguous:
+            place.copy_(a)
+        o[images, heads, rows] = products.narrow(a, value[images, heads], factors.output)
     return o
 
 
-def chunks(B: int, h: int, T: int, n: int) -> Iterator[tuple[slice, slice]]:
-    """(pairs of image and head, queries): several small images, one image, some heads of it, or rows of one head."""
+def chunks(B: int, h: int, T: int, n: int) -> Iterator[tuple[slice, slice, slice]]:
+    """(images, heads, queries): several small images, one image, some heads of it, or rows of two heads."""
     a_head = max(T * n, 1)
-    if h * a_head <= CHUNK:
-        step = h * max(1, SMALL // (h * a_head))
-    else:
-        step = max((size for size in range(1, h + 1) if h % size == 0 and size * a_head <= CHUNK), default=1)
-    rows = T if step * a_head <= CHUNK or step > 1 else max(1, CHUNK // n)
-    for start in range(0, B * h, step):
-        for row in range(0, T, rows):
-            yield slice(start, min(start + step, B * h)), slice(row, min(row + rows, T))
-
-
-def _by_image(pairs: slice, h: int, scores: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(heads, scores (images, heads, rows, n)) of a chunk, which holds whole images or heads of one."""
-    if scores.shape[0] >= h:
-        yield slice(0, h), scores.view(-1, h, *scores.shape[1:])
-    else:
-        yield slice(pairs.start % h, (pairs.stop - 1) % h + 1), scores[None]
+    images = max(1, SMALL // (h * a_head))
+    heads = max(size for size in range(1, h + 1) if h % size == 0 and (size <= 2 or size * a_head <= CHUNK))
+    rows = T if heads * a_head <= CHUNK else max(1, CHUNK // (n * heads))
+    for image in range(0, B, images):
+        for head in range(0, h, heads):
+            for row in range(0, T, rows):
+                yield (
+                    slice(image, min(image + images, B)),
+                    slice(head, head + heads),
+                    slice(row, min(row + rows, T)),
+                )

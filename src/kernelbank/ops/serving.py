@@ -17,6 +17,10 @@ from kernelbank.spec import All, Dynamic, Full, Grouped, Predict, Project, Stati
 
 WORTH = 1.05
 """The gain over F.linear from which another form of a static conv is taken."""
+AHEAD = 1.5
+"""The gain of oneDNN's linear over F.linear from which the products of attention, batched by torch, are run by it."""
+ONEDNN_KERNELS = 256
+"""Kernels from which they are large enough for it, one head at a time."""
 LINEAR_TIME = 1500
 """Kernels from which the closed form of a normaliser beats chunks of its map."""
 DENSE, DENSE_TRAINED, DENSE_HALF = 300, 500, 1600
@@ -202,6 +206,18 @@ class Mixers:
     def fits_pointwise(s: Setting, call: Call, m: Machine) -> str | None:
         """On CPUs."""
         return "chunks of the map stay in the cache" if call.device == "cpu" else None
+
+    @staticmethod
+    def pointwise_onednn(s: Setting, call: Call, m: Machine) -> str | None:
+        """As pointwise; gradients, and whatever oneDNN's linear refuses."""
+        return first(Mixers.pointwise(s, call, m), Forms.mkldnn(s, call, m))
+
+    @staticmethod
+    def fits_pointwise_onednn(s: Setting, call: Call, m: Machine) -> str | None:
+        """Many kernels, on a machine where oneDNN is far ahead."""
+        n, gain = _kernels(s), m.gain("mkldnn", LINEAR_TIME)
+        fits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
+        return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if fits else None
 
     @staticmethod
     def shifts(s: Setting, call: Call, m: Machine) -> str | None:
