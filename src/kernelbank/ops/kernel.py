@@ -72,9 +72,8 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
             )
         case Dynamic():
             kernel, taps = generated_kernel(source_BTC, p, s)
-            o = apply_kernel(operand_BTC, kernel, p.get("bias"), s)
             position = positional_term(taps, p, s)
-            return (o if position is None else o + position).to(operand_BTC.dtype)
+            return apply_kernel(operand_BTC, kernel, p.get("bias"), position, s).to(operand_BTC.dtype)
         case _:
             weight, bias = learned_kernel(source_BTC, p, s)
             if isinstance(s.spec.kernel, Grouped):
@@ -94,19 +93,33 @@ def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
     return (position.to(k_Bhnd.dtype) @ k_Bhnd).transpose(1, 2).flatten(2)
 
 
-def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, s: Setting) -> Tensor:
-    """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches."""
+def apply_kernel(
+    x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Setting
+) -> Tensor:
+    """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches. The positional term
+    and the bias are added."""
     B, _, C = x_BTC.shape
     size, shared = s.spec.size, kernel.shape[2]
     if size == 1:
-        o = (x_BTC.unflatten(2, (shared, C // shared)) * kernel.to(x_BTC.dtype)).flatten(2)
+        o = gate(x_BTC, kernel, position)
         return o if bias is None else o + bias
     if kernel.shape[1] == 1:
         weight = kernel[:, 0].repeat_interleave(C // shared, 1).view(B, C, 1, size, size).to(x_BTC.dtype)
-        return convolve(x_BTC, weight, None if bias is None else bias[None], C, s.geo)
-    patches = unfold(x_BTC, size, s.geo).unflatten(2, (shared, C // shared))  # (B, T, R, C/R, t)
-    o = (patches.to(wide(x_BTC.dtype)) * kernel[:, :, :, None]).sum(-1).flatten(2)
-    return o if bias is None else o + bias
+        o = convolve(x_BTC, weight, None if bias is None else bias[None], C, s.geo)
+    else:
+        patches = unfold(x_BTC, size, s.geo).unflatten(2, (shared, C // shared))  # (B, T, R, C/R, t)
+        o = (patches.to(wide(x_BTC.dtype)) * kernel[:, :, :, None]).sum(-1).flatten(2)
+        o = o if bias is None else o + bias
+    return o if position is None else o + position
+
+
+def gate(x: Tensor, kernel: Tensor, added: Tensor | None) -> Tensor:
+    """x (..., C) times a kernel (..., R, 1), R weights for C / R channels each, plus what is added, in one pass."""
+    parts, kernel = x.unflatten(-1, (kernel.shape[-2], -1)), kernel.to(x.dtype)
+    if added is None:
+        return (parts * kernel).flatten(-2)
+    dtype = torch.promote_types(x.dtype, added.dtype)
+    return torch.addcmul(added.to(dtype).reshape(parts.shape), parts.to(dtype), kernel.to(dtype)).flatten(-2)
 
 
 def convolve(x_BTC: Tensor, weight: Tensor, bias: Tensor | None, groups: int, geo: Geometry) -> Tensor:

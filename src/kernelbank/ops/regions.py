@@ -15,7 +15,7 @@ from kernelbank.inventory import Grid
 from kernelbank.ops.bank import TwoStepBank, generate_taps, two_step_bank
 from kernelbank.ops.frame import enter, full_precision, leave
 from kernelbank.ops.geometry import Geometry, crop, kept, lay_out
-from kernelbank.ops.kernel import queries, weigh
+from kernelbank.ops.kernel import gate, queries, weigh
 from kernelbank.ops.position import matrix
 from kernelbank.ops.sdpa import fused
 from kernelbank.ops.setting import Params, Setting, wide
@@ -209,9 +209,7 @@ def _one_step(operand_1MC: Tensor, source_1MC: Tensor, p: Params, s: Setting, or
     made = []
     terms = _positional_terms(parts, prefix, p, s)
     for q, mean, term in zip(operands, means, terms, strict=True):
-        kernel = mean.to(q.dtype)[:, :, None, :, None]
-        o = (q.unflatten(3, (s.shared, -1)) * kernel).flatten(3)
-        made.append((o if term is None else o + term.to(o.dtype)).flatten(0, 2))
+        made.append(gate(q, mean[:, :, None, :, None], term).to(q.dtype).flatten(0, 2))
     o = torch.cat(made)[None]
     return o + p["bias"] if "bias" in p else o
 

@@ -7,6 +7,7 @@ import torch
 
 from kernelbank.inventory import bank_size
 from kernelbank.ops.associated import affine, moments
+from kernelbank.ops.expansion import LARGEST
 from kernelbank.ops.linear import FORMS
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.path import Call, first
@@ -21,16 +22,12 @@ AHEAD = 1.5
 """The gain of oneDNN's linear over F.linear from which the products of attention, batched by torch, are run by it."""
 ONEDNN_KERNELS = 256
 """Kernels from which they are large enough for it, one head at a time."""
-LINEAR_TIME = 1500
+LINEAR_TIME = 190
 """Kernels from which the closed form of a normaliser beats chunks of its map."""
-DENSE, DENSE_TRAINED, DENSE_HALF = 300, 500, 1600
+DENSE, DENSE_TRAINED, DENSE_HALF = 300, 400, 1600
 """Positions up to which the N x N matrix of a table is the fastest: in float32, with gradients, in half precision."""
 TRANSFORMED = 72
-"""The side up to which a product with the DFT matrix beats a fast transform."""
-WIDEST = 192
-"""The side of a grid from which two transforms beat one and matrix products."""
-SPECTRUM = 256 * 2**20
-"""Bytes of the largest spectrum with a W x W matrix a frequency."""
+"""The side up to which making the hybrid's spectrum anew at every call is worth it."""
 
 
 def _kernels(s: Setting) -> int:
@@ -215,7 +212,7 @@ class Mixers:
     @staticmethod
     def fits_pointwise_onednn(s: Setting, call: Call, m: Machine) -> str | None:
         """Many kernels, on a machine where oneDNN is far ahead."""
-        n, gain = _kernels(s), m.gain("mkldnn", LINEAR_TIME)
+        n, gain = _kernels(s), m.gain("mkldnn", call.tokens)
         fits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
         return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if fits else None
 
@@ -329,20 +326,24 @@ class Positions:
 
     @staticmethod
     def fits_hybrid(s: Setting, call: Call, m: Machine) -> str | None:
-        """Sides whose transform is a small product."""
+        """Spectra that are kept, or small enough to be made at every call."""
         H, W = s.geo.grid
-        if max(H, W) > TRANSFORMED:
-            return None
-        return f"{H * W} positions: {H} frequencies of {W} x {W} products, transforms as products"
+        fits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if _keeps(call) else max(H, W) <= TRANSFORMED
+        return f"{H * W} positions: {H} frequencies of {W} x {W} products, transforms as products" if fits else None
 
     @staticmethod
     def fits_hybrid_fft(s: Setting, call: Call, m: Machine) -> str | None:
-        """Grids up to a width, spectra up to a size."""
+        """Spectra that are kept: two numbers where the hybrid keeps four."""
         (H, W), h = s.geo.grid, s.num_heads
-        fits = max(H, W) <= WIDEST and h * (H + 1) * W * W * 8 <= SPECTRUM
+        fits = _keeps(call) and h * (H + 1) * W * W * 8 <= LARGEST
         return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if fits else None
 
     @staticmethod
     def fits_fourier(s: Setting, call: Call, m: Machine) -> str | None:
         """Whatever is left."""
-        return f"{s.geo.grid[0]} x {s.geo.grid[1]} positions: two transforms"
+        return f"{s.geo.grid[0]} x {s.geo.grid[1]} positions: two transforms, no product of W x W"
+
+
+def _keeps(call: Call) -> bool:
+    """Whether what is made of a table is kept for the next call (`ops.expansion`)."""
+    return call.device == "cpu" and not call.grad and not call.compiling

@@ -22,9 +22,12 @@ Positional = Callable[[Tensor, Tensor, Grid], Tensor]
 
 
 def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
-    """One matrix product a head, over all images and channels of the head at once."""
+    """Products with the matrix of a head: one for all images where gradients are wanted, whose sum over the images is
+    then part of a product; else one an image, which needs no copy of x."""
     (B, N, C), h = x_BNC.shape, table.shape[0]
     matrix = expanded((table,), ("dense", grid, x_BNC.dtype), lambda: _dense_matrix(table, grid).to(x_BNC.dtype))
+    if not torch.is_grad_enabled():
+        return _by_head(x_BNC, h, lambda x_BNd, head: torch.bmm(matrix[head].expand(B, N, N), x_BNd))
     columns = x_BNC.view(B, N, h, C // h).permute(2, 1, 0, 3).reshape(h, N, -1)
     return torch.bmm(matrix, columns).view(h, N, B, C // h).permute(2, 1, 0, 3).reshape(B, N, C)
 
@@ -36,31 +39,45 @@ def _dense_matrix(table: Tensor, grid: Grid) -> Tensor:
     return _centre(table, grid).flatten(1).index_select(1, offsets.flatten()).view(-1, N, N)
 
 
+def _by_head(x_BNC: Tensor, heads: int, one: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """`one`(x (B, N, d), head) for every head, put together. One head at a time stays in the cache."""
+    parts = x_BNC.unflatten(2, (heads, -1)).unbind(2)
+    if torch.is_grad_enabled():
+        return torch.stack([one(part, head) for head, part in enumerate(parts)], 2).flatten(2).to(x_BNC.dtype)
+    o = torch.empty_like(x_BNC, memory_format=torch.contiguous_format)
+    for head, (part, place) in enumerate(zip(parts, o.unflatten(2, (heads, -1)).unbind(2), strict=True)):
+        place.copy_(one(part, head))
+    return o
+
+
 def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
-    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x.
+    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x, made of
+    real ones: (a + ib)(x + iy) as [[a, -b], [b, a]] (x, y).
 
     The transforms are products with DFT matrices of length 2H - 1, which is all that a correlation over H needs: at
-    these lengths they are faster than FFTs, they need no transposed copy, and no complex numbers.
+    these lengths they are faster than FFTs, and they leave every frequency where its product wants it.
     """
-    (B, N, C), h, (H, W), dtype = x_BNC.shape, table.shape[0], grid, x_BNC.dtype
-    real, imaginary = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))
-    x, length = _wide(x_BNC).reshape(B, H, W * C), W * B * (C // h)
-    forth = kept(dft, H, x.dtype, x.device)
-    there = (torch.matmul(part, x).view(B, H, W, h, C // h).permute(3, 1, 2, 0, 4) for part in forth)
-    x_re, x_im = (part.reshape(h * H, W, -1) for part in there)  # h F, W, B d
-    y_re = torch.baddbmm(torch.bmm(real, x_re), imaginary, x_im, alpha=-1).view(h, H, length)
-    y_im = torch.baddbmm(torch.bmm(real, x_im), imaginary, x_re).view(h, H, length)
-    back_re, back_im = kept(inverse_dft, H, x.dtype, x.device)
-    y = torch.baddbmm(torch.bmm(back_re.expand(h, H, H), y_re), back_im.expand(h, H, H), y_im)
-    return y.view(h, H, W, B, C // h).permute(3, 1, 2, 0, 4).reshape(B, N, C).to(dtype)
+    (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
+    d = C // h
+    spectrum = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))  # (h, F, 2W, 2W)
+    there, back = (kept(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
+
+    def one(x_BNd: Tensor, head: int) -> Tensor:
+        lines = _wide(x_BNd).view(B, H, W, d).permute(1, 2, 0, 3).reshape(H, W * B * d)
+        mixed = torch.bmm(spectrum[head], torch.mm(there, lines).view(H, 2 * W, B * d))
+        y = torch.mm(back, mixed.view(2 * H, W * B * d))
+        return y.view(H, W, B, d).permute(2, 0, 1, 3).reshape(B, N, d)
+
+    return _by_head(x_BNC, h, one)
 
 
 def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
-    """(2, h F, W, W): the spectrum along y of the W x W Toeplitz matrix that every dy has, real and imaginary."""
+    """(h, F, 2W, 2W): the spectrum along y of the W x W Toeplitz matrix that every dy has, as real matrices."""
     (H, W), h = grid, table.shape[0]
     lines = _centre(table, grid).roll(1 - H, 1)  # dy = 0 first, negative dy at the end
     spectra = torch.matmul(kept(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
-    return spectra.flip(3).unfold(3, W, 1).flip(3).reshape(2, h * H, W, W)
+    real, imaginary = spectra.flip(3).unfold(3, W, 1).flip(3)  # h, F, W, W
+    return torch.cat([torch.cat([real, -imaginary], 3), torch.cat([imaginary, real], 3)], 2)
 
 
 def dft(side: int, dtype: torch.dtype, device: torch.device | None = None, points: int | None = None) -> Tensor:
@@ -70,11 +87,17 @@ def dft(side: int, dtype: torch.dtype, device: torch.device | None = None, point
     return torch.stack([angle.cos(), -angle.sin()]).to(dtype)
 
 
-def inverse_dft(side: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """(2, side, F): what real and imaginary parts are multiplied by to come back; all but f = 0 count twice."""
+def to_frequencies(side: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """(F 2, side): real and imaginary part of every frequency of `side` points."""
+    return dft(side, dtype, device).transpose(0, 1).flatten(0, 1)
+
+
+def from_frequencies(side: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """(side, F 2): what those are multiplied by to come back; all but f = 0 count twice."""
     twice = torch.full((side,), 2.0, dtype=torch.float64, device=device)
     twice[0] = 1
-    return (dft(side, torch.float64, device).mT * (twice / (2 * side - 1))).to(dtype)
+    inverse = dft(side, torch.float64, device) * (twice / (2 * side - 1))[:, None]
+    return inverse.permute(2, 1, 0).flatten(1).to(dtype)
 
 
 def hybrid_fft(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
@@ -100,11 +123,15 @@ def _fft_spectrum(table: Tensor, grid: Grid) -> Tensor:
 def fourier(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """A zero-padded correlation by the convolution theorem."""
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
-    lengths, dtype = (smooth(2 * H - 1), smooth(2 * W - 1)), x_BNC.dtype
+    lengths = smooth(2 * H - 1), smooth(2 * W - 1)
     spectrum = expanded((table,), ("fourier", grid), lambda: _fourier_spectrum(_wide(table), grid))
-    maps = torch.fft.rfft2(_wide(x_BNC).view(B, H, W, h, C // h).permute(0, 3, 4, 1, 2), s=lengths)
-    y = torch.fft.irfft2(maps * spectrum.to(maps.dtype)[:, None], s=lengths)[..., :H, :W]
-    return y.permute(0, 3, 4, 1, 2).reshape(B, N, C).to(dtype)
+
+    def one(x_BNd: Tensor, head: int) -> Tensor:
+        maps = torch.fft.rfft2(_wide(x_BNd).view(B, H, W, C // h).permute(0, 3, 1, 2), s=lengths)
+        y = torch.fft.irfft2(maps * spectrum[head].to(maps.dtype), s=lengths)[..., :H, :W]
+        return y.permute(0, 2, 3, 1).reshape(B, N, C // h)
+
+    return _by_head(x_BNC, h, one)
 
 
 def _fourier_spectrum(table: Tensor, grid: Grid) -> Tensor:
