@@ -18,6 +18,8 @@ from kernelbank.spec import All, Dynamic, Full, Grouped, Predict, Project, Stati
 
 WORTH = 1.05
 """The gain over F.linear from which another form of a static conv is taken."""
+EPILOGUE = 1.15
+"""How much slower oneDNN's linear may be than another form: the GELU in its epilogue makes up for it."""
 AHEAD = 1.5
 """The gain of oneDNN's linear over F.linear from which the products of attention, batched by torch, are run by it."""
 ONEDNN_KERNELS = 256
@@ -279,7 +281,7 @@ class Forms:
     @staticmethod
     def fits_mkldnn(s: object, call: Call, m: Machine) -> str | None:
         """A machine where it is the fastest."""
-        return _gains("mkldnn", call, m)
+        return _gains("mkldnn", call, m, EPILOGUE)
 
     @staticmethod
     def fits_conv1x1(s: object, call: Call, m: Machine) -> str | None:
@@ -292,13 +294,14 @@ class Forms:
         return f"no other form is {WORTH}x as fast here" + (f" ({m.reason})" if m.reason else "")
 
 
-def _gains(form: str, call: Call, m: Machine) -> str | None:
-    """Why a form is taken in float32: its gain, as probed, is the largest of those that serve and worth it."""
+def _gains(form: str, call: Call, m: Machine, behind: float = WORTH) -> str | None:
+    """Why a form is taken in float32: its gain, as probed, is worth it and at most `behind` the largest of those that
+    serve."""
     if call.dtype != torch.float32 or call.autocast:
         return None
     able = [name for name in FORMS if name != "mkldnn" or Forms.mkldnn(None, call, m) is None]
     gain, best = m.gain(form, call.tokens), max(m.gain(name, call.tokens) for name in able)
-    return f"{gain:.2f}x F.linear in the probe" if gain >= WORTH and gain * WORTH > best else None
+    return f"{gain:.2f}x F.linear in the probe" if gain >= WORTH and gain * behind > best else None
 
 
 class Positions:
