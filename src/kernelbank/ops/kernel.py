@@ -93,9 +93,7 @@ def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
     return (position.to(k_Bhnd.dtype) @ k_Bhnd).transpose(1, 2).flatten(2)
 
 
-def apply_kernel(
-    x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Setting
-) -> Tensor:
+def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Setting) -> Tensor:
     """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches. The positional term
     and the bias are added."""
     B, _, C = x_BTC.shape

@@ -73,7 +73,7 @@ def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
 
 def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
     """(h, F, 2W, 2W): the spectrum along y of the W x W Toeplitz matrix that every dy has, as real matrices."""
-    (H, W), h = grid, table.shape[0]
+    H, W = grid
     lines = _centre(table, grid).roll(1 - H, 1)  # dy = 0 first, negative dy at the end
     spectra = torch.matmul(kept(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
     real, imaginary = spectra.flip(3).unfold(3, W, 1).flip(3)  # h, F, W, W
