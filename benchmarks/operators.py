@@ -1,5 +1,5 @@
-"""Where a model's time goes: ``python benchmarks/operators.py SUBJECT ... --batch 8``, a subject as `kernelbank benchmark`
-takes it. Prints, a subject, the share and the milliseconds of torch's operators in one forward pass."""
+"""Where the time goes: ``python benchmarks/operators.py SUBJECT ...``, a subject as `kernelbank benchmark` takes it.
+Prints, a subject, the share and the milliseconds of torch's operators in one forward pass."""
 
 from __future__ import annotations
 
