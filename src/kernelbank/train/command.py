@@ -146,7 +146,7 @@ def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
                 return
             if not bars:
                 bar = stack.enter_context(Progress(console=console, transient=True))
-                bars.append((bar, bar.add_task("unpacking", total=size)))
+                bars.append((bar, bar.add_task("reading", total=size)))
             bars[0][0].update(bars[0][1], completed=done)
 
         yield told
