@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from rich import box
 from rich.console import Console
@@ -212,17 +213,26 @@ class _Training:
         from kernelbank.train.model import create  # noqa: PLC0415
         from kernelbank.train.progress import watch  # noqa: PLC0415
         from kernelbank.train.signals import wish_to_stop  # noqa: PLC0415
+        from kernelbank.train.tracking import tracking  # noqa: PLC0415
 
         options, engine, recipe = self.options, self.engine, self.recipe
         data = _open(options.model, options.source, recipe.crop_pct, engine, self.console)
         self.spec = _model_spec(options.model, options.weights, options.source, data)
         model, notes = create(self.spec, self.start, seed=options.seed, drop_path=recipe.drop_path)
         record = self._record(model, data)
+        document = self._document(record)
         if engine.main:
-            self._keep_or_compare(record)
-        engine.accelerator.init_trackers("kernelbank", json.loads(json.dumps(asdict(recipe), default=str)))
+            self._compare(document)
+        settings = {"model": record.skeleton, "mixer": record.mixer, "data": data.name, "seed": record.seed,
+                    **record.recipe}  # fmt: skip
         failure, test = None, None
-        with wish_to_stop() as wish, watch(self.console, recipe.epochs, engine.main) as shown:
+        with (
+            tracking(engine, self.folder.path, document["id"], settings) as self.track,
+            wish_to_stop() as wish,
+            watch(self.console, recipe.epochs, engine.main) as shown,
+        ):
+            if engine.main and not self.folder.config.exists():
+                self.folder.write_config(document)
             if shown:
                 self._introduce(shown, record, data, notes)
             self.shown = shown
@@ -278,13 +288,13 @@ class _Training:
             epochs=(), test_loss=None, test_top1=None, failure=None,
         )  # fmt: skip
 
-    def _keep_or_compare(self, record: RunRecord) -> None:
-        """Write run.json, or compare with the one that is there. Raises InputError naming what differs."""
-        from kernelbank.train.checkpoint import differences  # noqa: PLC0415
-
+    def _document(self, record: RunRecord) -> dict[str, Any]:
+        """What run.json keeps of the run; its id is that of the run.json that is there."""
         options = self.options
         said = ("model", "recipe", "seed", "weights", "source", "settings")
+        kept = self.folder.read_config() if self.folder.config.exists() else {}
         document = {
+            "id": kept.get("id", uuid4().hex[:8]),
             "model": asdict(self.spec),
             "start": asdict(self.start),
             "recipe": asdict(self.recipe),
@@ -294,9 +304,13 @@ class _Training:
             "hardware": asdict(options.hardware),
             "options": {name: _plain(getattr(options, name)) for name in said},
         }
-        document = json.loads(json.dumps(document))
+        return cast("dict[str, Any]", json.loads(json.dumps(document)))
+
+    def _compare(self, document: dict[str, Any]) -> None:
+        """Raises InputError where the folder's run is another one, naming what differs."""
+        from kernelbank.train.checkpoint import differences  # noqa: PLC0415
+
         if not self.folder.config.exists():
-            self.folder.write_config(document)
             return
         kept = self.folder.read_config()
         found, expected = ({name: side.get(name) for name in IDENTITY} for side in (kept, document))
@@ -328,7 +342,7 @@ class _Training:
             self._tell("epoch", epoch=number, **asdict(result))
         if not restored:
             told = {name: value for name, value in asdict(result).items() if value is not None}
-            self.engine.accelerator.log(told, step=number)
+            self.track(told, number)
 
     def _on_step(self, told: StepTold) -> None:
         if self.shown:
