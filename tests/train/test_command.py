@@ -127,6 +127,17 @@ def test_folders_are_read_split_and_trained(folder: Path, tmp_path: Path, capsys
     assert (record["data"]["train"], record["data"]["val"], record["data"]["test"]) == (36, 4, 40)
 
 
+def test_small_images_for_a_large_model_are_told(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["train", "vit_kb_test_patch16_64", "--data", str(folder), *SMALL[2:], "--out"]
+    assert main([*words, str(tmp_path / "silent")]) == 0
+    assert (
+        "the images are 18 x 20 (the first one) and enlarged to the model's 64 x 64; --img-size N sets another"
+        in capsys.readouterr().err
+    )
+    assert main([*words, str(tmp_path / "chosen"), "--img-size", "64"]) == 0
+    assert "enlarged" not in capsys.readouterr().err
+
+
 def test_compare_draws_and_tells(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     paths = [str(trained)]
     for seed in (0, 1):

@@ -46,6 +46,9 @@ NEEDED = ("timm", "torchvision", "accelerate", "safetensors", "sklearn")
 # what identifies a run: a resume must agree on it
 IDENTITY = ("model", "start", "data", "recipe", "seed")
 
+ENLARGED = 2
+"""How many times an image is enlarged, at least, where a run says so."""
+
 
 def train_main(argv: list[str]) -> int:
     """Runs the verb; returns the exit code. Raises InputError before anything runs."""
@@ -166,6 +169,16 @@ def _model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Dat
     )  # fmt: skip
 
 
+def _enlarged(data: Dataset, source: DataOptions) -> Iterator[str]:
+    """A line where images are enlarged to the size that the model happens to have."""
+    from kernelbank.data.images import FileSplit  # noqa: PLC0415
+
+    size = data.train.first_size() if isinstance(data.train, FileSplit) and source.img_size is None else None
+    if size is not None and ENLARGED * min(size) <= min(data.img_size):
+        there, seen = (f"{height} x {width}" for height, width in (size, data.img_size))
+        yield f"the images are {there} (the first one) and enlarged to the model's {seen}; --img-size N sets another"
+
+
 # ---- train ---------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +241,7 @@ class _Training:
         failure, test = None, None
         with (
             tracking(engine, self.folder.path, document["id"], settings) as self.track,
-            wish_to_stop() as wish,
+            wish_to_stop(self._interject if engine.main else None) as wish,
             watch(self.console, recipe.epochs, engine.main) as shown,
         ):
             if engine.main and not self.folder.config.exists():
@@ -323,7 +336,7 @@ class _Training:
         processes = f"{world} processes, {options.hardware.parallel}" if world > 1 else "one process"
         where = f"{engine.device.type}, {processes}, {engine.accelerator.mixed_precision.replace('no', 'float32')}"
         mixer = f" mixer {record.mixer!r}" if record.mixer else ""
-        for note in notes:
+        for note in [*notes, *_enlarged(data, options.source)]:
             shown.say(note)
         shown.say(
             f"{record.skeleton}{mixer}: {record.params / 1e6:.2f} M parameters, {record.macs / 1e9:.3g} G multiply-adds"
@@ -332,6 +345,10 @@ class _Training:
                   f"{0 if data.test is None else len(data.test)} test images, {data.num_classes} classes")  # fmt: skip
         shown.say(f"recipe {options.recipe}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
                   f"lr {recipe.rates.top:.3g}; {where}; {self.folder.path}")  # fmt: skip
+
+    @staticmethod
+    def _interject(line: str) -> None:
+        print(f"kernelbank train: {line}", file=sys.stderr, flush=True)
 
     def _on_epoch(self, result: EpochResult, restored: bool) -> None:
         self.epochs.append(result)
