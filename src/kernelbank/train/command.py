@@ -56,7 +56,9 @@ def train_main(argv: list[str]) -> int:
     if options.show:
         _show_recipe(options)
         return 0
-    require("train", "train", *NEEDED, *(name for name in options.tracker))
+    require("train", "train", *NEEDED)
+    for name in options.tracker:
+        require(f"tracker {name}", name, name)
     return _Training(*_resolved(options)).run()
 
 
@@ -214,9 +216,14 @@ class _Training:
             return self._trained()
 
     def _check_folder(self) -> None:
-        """Raises InputError where a run would be lost, or where there is none to go on with."""
-        there = self.folder.config.exists()
+        """Clear what a run left that ended before its first checkpoint. Raises InputError where a run would be lost, or
+        where there is none to go on with."""
+        folder, there = self.folder, self.folder.config.exists()
         if there and not self.options.resume:
+            if not any(path.exists() for path in (folder.checkpoint, folder.record)):
+                folder.config.unlink()
+                folder.log.unlink(missing_ok=True)
+                return
             raise InputError(f"out: {self.folder.path} holds a run; legal: --resume to go on with it, another --out")
         if self.options.resume and not there:
             raise InputError(f"resume: {self.folder.path} holds no run; legal: the folder of one, or no --resume")
