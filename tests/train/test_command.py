@@ -127,6 +127,17 @@ def test_folders_are_read_split_and_trained(folder: Path, tmp_path: Path, capsys
     assert (record["data"]["train"], record["data"]["val"], record["data"]["test"]) == (36, 4, 40)
 
 
+def test_small_images_for_a_large_model_are_told(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["train", "vit_kb_test_patch16_64", "--data", str(folder), *SMALL[2:], "--out"]
+    assert main([*words, str(tmp_path / "silent")]) == 0
+    assert (
+        "the images are 18 x 20 (the first one) and enlarged to the model's 64 x 64; --img-size N sets another"
+        in capsys.readouterr().err
+    )
+    assert main([*words, str(tmp_path / "chosen"), "--img-size", "64"]) == 0
+    assert "enlarged" not in capsys.readouterr().err
+
+
 def test_compare_draws_and_tells(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     paths = [str(trained)]
     for seed in (0, 1):
@@ -176,7 +187,10 @@ def test_the_resolved_recipe_beside_the_paper(capsys: Capture) -> None:
         (["train", *DIGITS, "--batch-size", "5000", "--drop-last"], "batch_size=5000 is not legal for 1077"),
         (["train", *DIGITS, "--micro-batch", "0"], "micro_batch=0 is not legal"),
         (["train", *DIGITS, "--mixup", "0.8"], "legal: an even batch_size with drop_last=True"),
-        (["train", *DIGITS, "--tracker", "trackio"], "train needs trackio: pip install"),
+        (
+            ["train", *DIGITS, "--tracker", "trackio"],
+            "tracker trackio needs trackio: pip install 'kernelbank[trackio]'",
+        ),
         (["train", *DIGITS, "--initial-checkpoint", "no.safetensors"], "no.safetensors is no file"),
         (["train", *DIGITS, "--resume"], "holds no run"),
         (["evaluate", "nowhere", "--data", "digits"], "unknown model 'nowhere'"),
@@ -321,6 +335,14 @@ def test_another_recipe_model_or_run_is_not_resumed(trained: Path, capsys: Captu
     finally:
         (trained / "record.aside").rename(trained / "record.json")
     assert RunRecord.load(trained / "record.json").failure is None
+
+
+def test_a_run_that_never_came_to_a_checkpoint_is_not_in_the_way(tmp_path: Path, capsys: Capture) -> None:
+    words = ["train", *DIGITS, *SHORT, "--out", str(tmp_path / "run")]
+    assert "batch_size=5000 is not legal" in failing(capsys, *words, "--batch-size", "5000", "--drop-last")
+    assert main(words) == 0
+    assert RunRecord.load(tmp_path / "run" / "record.json").recipe["batch_size"] == 48
+    assert "holds a run" in failing(capsys, *words)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: Capture) -> None:

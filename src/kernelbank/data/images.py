@@ -91,6 +91,14 @@ class FileSplit:
                 self._note(row)
             yield images, labels
 
+    def first_size(self) -> tuple[int, int] | None:
+        """Height and width of the first image as it lies in its file; None where it cannot be read."""
+        try:
+            width, height = self.source.open(int(self.rows[0])).size
+        except BROKEN:
+            return None
+        return height, width
+
     def _note(self, row: int) -> None:
         if row in self.broken:
             return
@@ -175,6 +183,7 @@ class _Deaf:
         atexit.register(self.ending.set)  # before multiprocessing's own, which terminates workers
 
     def __call__(self, worker: int) -> None:
+        signal.set_wakeup_fd(-1)  # of the training process, which would take the worker's signals for its own
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._terminate)
 

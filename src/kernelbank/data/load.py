@@ -39,24 +39,30 @@ def open_data(
     text: str, loading: Loading, *, cache: Path, download: bool = False, progress: Progress | None = None
 ) -> Dataset:
     """The data set that `text` says: a name in memory (digits), a folder or an archive of train/CLASS/IMAGE, val and
-    test likewise, ``torch/NAME`` (torchvision) or ``hfds/NAME`` (Hugging Face).
+    test likewise, ``torch/NAME`` (torchvision), ``hfds/NAME`` (Hugging Face) or ``wds/PATH`` (WebDataset's shards).
 
     An archive is unpacked once below `cache`. A tenth of every training class, by hash of the file name, becomes the
     validation split where there is none. Raises InputError.
     """
     if text in DATASETS:
         return load(text)
+    from kernelbank.data.shards import sharded_splits  # noqa: PLC0415
     from kernelbank.data.sources import hugging_face_split, torchvision_split  # noqa: PLC0415
 
-    kind = text.partition("/")[0]
-    if kind == "torch":
-        return _assemble(text, loading, lambda split: torchvision_split(text, split, cache, download), None)
-    if kind == "hfds":
-        return _assemble(text, loading, lambda split: hugging_face_split(text, split, cache), None)
+    match text.partition("/")[0]:
+        case "torch":
+            return _assemble(text, loading, lambda split: torchvision_split(text, split, cache, download), None)
+        case "hfds":
+            return _assemble(text, loading, lambda split: hugging_face_split(text, split, cache), None)
+        case "wds":
+            splits = sharded_splits(text, cache, progress)
+            return _assemble(f"wds/{Path(text).name}", loading, splits.get, None)
     path = Path(text).expanduser()
     if not path.exists():
-        raise InputError(f"data: {text!r} is no data set and no path{suggest(text, DATASETS)}; legal: "
-                         f"{', '.join(DATASETS)}, a folder, a tar archive, torch/NAME, hfds/NAME")  # fmt: skip
+        raise InputError(
+            f"data: {text!r} is no data set and no path{suggest(text, DATASETS)}; legal: {', '.join(DATASETS)}, "
+            "a folder, a tar archive, torch/NAME, hfds/NAME, wds/PATH"
+        )
     digest = None
     if is_archive(path):
         path, digest = unpacked(path, cache, progress)

@@ -99,17 +99,21 @@ def read_files(path: Path, classes: tuple[str, ...] | None = None) -> Read:
         int(label)
         for label in (reader.targets if hasattr(reader, "targets") else [label for _, label in reader.samples])
     ]
-    if classes is not None and set(found) != set(classes):
-        raise InputError(_mismatch(path, found, classes))
+    if classes is not None:
+        check_classes(path, found, classes)
     # the same names in the same natural order: the labels agree
     return Read(reader, labels, found)
 
 
-def _mismatch(path: Path, found: tuple[str, ...], classes: tuple[str, ...]) -> str:
+def check_classes(place: Path | str, found: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Raises InputError where the classes `found` at `place` are not those of the train split."""
     lacking, more = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
     which = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
              for word, names in (("missing", lacking), ("unknown", more)) if names]  # fmt: skip
-    return f"data: {path} has {len(found)} classes, the train split {len(classes)}: {' and '.join(which)}"
+    if which:
+        raise InputError(
+            f"data: {place} has {len(found)} classes, the train split {len(classes)}: {' and '.join(which)}"
+        )
 
 
 def _class_folders(path: Path) -> set[str]:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from rich import box
 from rich.console import Console
@@ -45,6 +46,9 @@ NEEDED = ("timm", "torchvision", "accelerate", "safetensors", "sklearn")
 # what identifies a run: a resume must agree on it
 IDENTITY = ("model", "start", "data", "recipe", "seed")
 
+ENLARGED = 2
+"""How many times an image is enlarged, at least, where a run says so."""
+
 
 def train_main(argv: list[str]) -> int:
     """Runs the verb; returns the exit code. Raises InputError before anything runs."""
@@ -52,7 +56,9 @@ def train_main(argv: list[str]) -> int:
     if options.show:
         _show_recipe(options)
         return 0
-    require("train", "train", *NEEDED, *(name for name in options.tracker))
+    require("train", "train", *NEEDED)
+    for name in options.tracker:
+        require(f"tracker {name}", name, name)
     return _Training(*_resolved(options)).run()
 
 
@@ -146,7 +152,7 @@ def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
                 return
             if not bars:
                 bar = stack.enter_context(Progress(console=console, transient=True))
-                bars.append((bar, bar.add_task("unpacking", total=size)))
+                bars.append((bar, bar.add_task("reading", total=size)))
             bars[0][0].update(bars[0][1], completed=done)
 
         yield told
@@ -163,6 +169,16 @@ def _model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Dat
         name=name, mixer=weights.mixer, mlp=weights.mlp, arguments=model_arguments(weights.model_args),
         num_classes=data.num_classes, in_chans=data.in_chans, img_size=side,
     )  # fmt: skip
+
+
+def _enlarged(data: Dataset, source: DataOptions) -> Iterator[str]:
+    """A line where images are enlarged to the size that the model happens to have."""
+    from kernelbank.data.images import FileSplit  # noqa: PLC0415
+
+    size = data.train.first_size() if isinstance(data.train, FileSplit) and source.img_size is None else None
+    if size is not None and ENLARGED * min(size) <= min(data.img_size):
+        there, seen = (f"{height} x {width}" for height, width in (size, data.img_size))
+        yield f"the images are {there} (the first one) and enlarged to the model's {seen}; --img-size N sets another"
 
 
 # ---- train ---------------------------------------------------------------------------------------------------
@@ -200,9 +216,14 @@ class _Training:
             return self._trained()
 
     def _check_folder(self) -> None:
-        """Raises InputError where a run would be lost, or where there is none to go on with."""
-        there = self.folder.config.exists()
+        """Clear what a run left that ended before its first checkpoint. Raises InputError where a run would be lost, or
+        where there is none to go on with."""
+        folder, there = self.folder, self.folder.config.exists()
         if there and not self.options.resume:
+            if not any(path.exists() for path in (folder.checkpoint, folder.record)):
+                folder.config.unlink()
+                folder.log.unlink(missing_ok=True)
+                return
             raise InputError(f"out: {self.folder.path} holds a run; legal: --resume to go on with it, another --out")
         if self.options.resume and not there:
             raise InputError(f"resume: {self.folder.path} holds no run; legal: the folder of one, or no --resume")
@@ -212,17 +233,26 @@ class _Training:
         from kernelbank.train.model import create  # noqa: PLC0415
         from kernelbank.train.progress import watch  # noqa: PLC0415
         from kernelbank.train.signals import wish_to_stop  # noqa: PLC0415
+        from kernelbank.train.tracking import tracking  # noqa: PLC0415
 
         options, engine, recipe = self.options, self.engine, self.recipe
         data = _open(options.model, options.source, recipe.crop_pct, engine, self.console)
         self.spec = _model_spec(options.model, options.weights, options.source, data)
         model, notes = create(self.spec, self.start, seed=options.seed, drop_path=recipe.drop_path)
         record = self._record(model, data)
+        document = self._document(record)
         if engine.main:
-            self._keep_or_compare(record)
-        engine.accelerator.init_trackers("kernelbank", json.loads(json.dumps(asdict(recipe), default=str)))
+            self._compare(document)
+        settings = {"model": record.skeleton, "mixer": record.mixer, "data": data.name, "seed": record.seed,
+                    **record.recipe}  # fmt: skip
         failure, test = None, None
-        with wish_to_stop() as wish, watch(self.console, recipe.epochs, engine.main) as shown:
+        with (
+            tracking(engine, self.folder.path, document["id"], settings) as self.track,
+            wish_to_stop(self._interject if engine.main else None) as wish,
+            watch(self.console, recipe.epochs, engine.main) as shown,
+        ):
+            if engine.main and not self.folder.config.exists():
+                self.folder.write_config(document)
             if shown:
                 self._introduce(shown, record, data, notes)
             self.shown = shown
@@ -278,13 +308,13 @@ class _Training:
             epochs=(), test_loss=None, test_top1=None, failure=None,
         )  # fmt: skip
 
-    def _keep_or_compare(self, record: RunRecord) -> None:
-        """Write run.json, or compare with the one that is there. Raises InputError naming what differs."""
-        from kernelbank.train.checkpoint import differences  # noqa: PLC0415
-
+    def _document(self, record: RunRecord) -> dict[str, Any]:
+        """What run.json keeps of the run; its id is that of the run.json that is there."""
         options = self.options
         said = ("model", "recipe", "seed", "weights", "source", "settings")
+        kept = self.folder.read_config() if self.folder.config.exists() else {}
         document = {
+            "id": kept.get("id", uuid4().hex[:8]),
             "model": asdict(self.spec),
             "start": asdict(self.start),
             "recipe": asdict(self.recipe),
@@ -294,9 +324,13 @@ class _Training:
             "hardware": asdict(options.hardware),
             "options": {name: _plain(getattr(options, name)) for name in said},
         }
-        document = json.loads(json.dumps(document))
+        return cast("dict[str, Any]", json.loads(json.dumps(document)))
+
+    def _compare(self, document: dict[str, Any]) -> None:
+        """Raises InputError where the folder's run is another one, naming what differs."""
+        from kernelbank.train.checkpoint import differences  # noqa: PLC0415
+
         if not self.folder.config.exists():
-            self.folder.write_config(document)
             return
         kept = self.folder.read_config()
         found, expected = ({name: side.get(name) for name in IDENTITY} for side in (kept, document))
@@ -309,7 +343,7 @@ class _Training:
         processes = f"{world} processes, {options.hardware.parallel}" if world > 1 else "one process"
         where = f"{engine.device.type}, {processes}, {engine.accelerator.mixed_precision.replace('no', 'float32')}"
         mixer = f" mixer {record.mixer!r}" if record.mixer else ""
-        for note in notes:
+        for note in [*notes, *_enlarged(data, options.source)]:
             shown.say(note)
         shown.say(
             f"{record.skeleton}{mixer}: {record.params / 1e6:.2f} M parameters, {record.macs / 1e9:.3g} G multiply-adds"
@@ -318,6 +352,10 @@ class _Training:
                   f"{0 if data.test is None else len(data.test)} test images, {data.num_classes} classes")  # fmt: skip
         shown.say(f"recipe {options.recipe}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
                   f"lr {recipe.rates.top:.3g}; {where}; {self.folder.path}")  # fmt: skip
+
+    @staticmethod
+    def _interject(line: str) -> None:
+        print(f"kernelbank train: {line}", file=sys.stderr, flush=True)
 
     def _on_epoch(self, result: EpochResult, restored: bool) -> None:
         self.epochs.append(result)
@@ -328,7 +366,7 @@ class _Training:
             self._tell("epoch", epoch=number, **asdict(result))
         if not restored:
             told = {name: value for name, value in asdict(result).items() if value is not None}
-            self.engine.accelerator.log(told, step=number)
+            self.track(told, number)
 
     def _on_step(self, told: StepTold) -> None:
         if self.shown:

@@ -23,7 +23,9 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 class DataOptions:
     """Where images come from and how they are read."""
 
-    data: Annotated[str | None, tyro.conf.arg(metavar=f"{'|'.join(DATASETS)}|PATH|torch/NAME|hfds/NAME")] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar=f"{'|'.join(DATASETS)}|PATH|torch/NAME|hfds/NAME|wds/PATH")] = (
+        None
+    )
     """A data set by name, or a folder or tar archive of train/CLASS/IMAGE, val and test likewise."""
     img_size: int | None = None
     """Height and width of the images the model sees. Default: the data's if they are in memory, else the model's."""

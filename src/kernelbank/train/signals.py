@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Wish:
@@ -24,15 +28,16 @@ class Wish:
 
 
 @contextmanager
-def wish_to_stop() -> Iterator[Wish]:
-    """Catch the first SIGINT or SIGTERM while the context is open; the second is as if there were none."""
+def wish_to_stop(say: Callable[[str], None] | None = None) -> Iterator[Wish]:
+    """Catch the first SIGINT or SIGTERM while the context is open; the second is as if there were none. `say` is told
+    of the first at once, from a thread."""
     wish = Wish()
 
     def catch(number: int, _: FrameType | None) -> None:
         wish.signal = number
         restore()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in CAUGHT}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -41,6 +46,34 @@ def wish_to_stop() -> Iterator[Wish]:
     for number in before:
         signal.signal(number, catch)
     try:
-        yield wish
+        with _heard(say or (lambda _: None)):
+            yield wish
     finally:
         restore()
+
+
+@contextmanager
+def _heard(say: Callable[[str], None]) -> Iterator[None]:
+    """Tell `say` of the first signal when it comes. Python runs handlers between two instructions of the main thread,
+    so after a backward pass, which may take minutes; what it writes to the wakeup descriptor comes at once."""
+    reader, writer = socket.socketpair()
+
+    def listen() -> None:
+        while (number := reader.recv(1)[0]) and number not in CAUGHT:
+            pass
+        if number:
+            name = signal.Signals(number).name
+            say(f"{name} received: stopping after the update that is running, with a checkpoint; again: at once")
+
+    thread = Thread(target=listen, daemon=True)
+    thread.start()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.send(b"\0")  # closing it would not do: worker processes have copies
+        thread.join()
+        writer.close()
+        reader.close()
