@@ -15,7 +15,8 @@ from kernelbank.ops.frame import head_norm
 from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
-from kernelbank.ops.setting import Params, Setting, wide
+from kernelbank.ops.precision import wide
+from kernelbank.ops.setting import Params, Setting
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]
@@ -93,9 +94,7 @@ def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
     return (position.to(k_Bhnd.dtype) @ k_Bhnd).transpose(1, 2).flatten(2)
 
 
-def apply_kernel(
-    x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Setting
-) -> Tensor:
+def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Setting) -> Tensor:
     """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches. The positional term
     and the bias are added."""
     B, _, C = x_BTC.shape
