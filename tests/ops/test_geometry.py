@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from kernelbank.axes import All, Neighborhood, Own, Window
-from kernelbank.ops.geometry import geometry, pool_cells, relative_offsets, unfold, visibility
+from kernelbank.ops import geometry as geometries
+from kernelbank.ops.geometry import geometry, kept, pool_cells, relative_offsets, unfold, visibility
 from kernelbank.spec import MixerSpec, SpecError
 
 GRIDS = [(1, 1), (4, 4), (3, 5), (7, 2), (8, 9)]
@@ -84,3 +89,22 @@ def test_partial_cells_average_their_own_positions() -> None:
     geo = geometry(MixerSpec.parse("strided_bank"), (3, 3), 1)
     x = torch.arange(10.0).view(1, 10, 1)
     assert pool_cells(x, 2, geo).flatten().tolist() == [0, (1 + 2 + 4 + 5) / 4, (3 + 6) / 2, (7 + 8) / 2, 9]
+
+
+def test_threads_share_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads make, use and drop values at once."""
+    monkeypatch.setattr(geometries, "_KEPT", OrderedDict())
+    monkeypatch.setattr(geometries, "_MOST_KEPT", 8 * 100_000)
+
+    def use(thread: int) -> None:
+        for i in range(200, 600):
+            n = i + 400 * thread
+            assert kept(torch.arange, n).shape == (n,)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(use, range(4)))
+    finally:
+        sys.setswitchinterval(interval)

@@ -150,6 +150,48 @@ def test_a_table_read_in_strips(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert float((made["pointwise_onednn"] - made["reference"]).abs().max()) < 1e-4
 
 
+POSITIONS = [name for name, path in PATHS.items() if path.slot == "position"]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_what_is_kept_of_a_table_does_not_depend_on_autocast(position: str) -> None:
+    """A call under autocast first, one without it next: the kept matrix or spectrum serves both."""
+    mixer = build(MixerSpec.parse("dwsa"), Host(8, 2, (6, 5), 0, 2), dtype=torch.float32).eval()
+    x = draw(mixer, 2)[0]
+    with torch.no_grad():
+        with use_path("reference"):
+            defined = mixer(x)
+        with use_path(position):
+            with torch.autocast("cpu", torch.bfloat16):
+                mixer(x)
+            y = mixer(x)
+    assert float((y - defined).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_empty_batch_on_every_positional_operator(position: str, grad: bool) -> None:
+    mixer = Mixer("dwsa", 8, 2, (3, 4), prefix=1)
+    with torch.set_grad_enabled(grad), use_path(position):
+        y = mixer(torch.randn(0, 13, 8))
+        if grad:
+            y.sum().backward()
+            assert all(p.grad is not None and not p.grad.any() for p in mixer.parameters())
+    assert y.shape == (0, 13, 8)
+
+
+def test_an_output_can_be_written_to() -> None:
+    """Without a static conv behind it the output is that of the custom backward, which must not be a view."""
+    mixer = build(MixerSpec.parse("relu_attention frame=bare"), Host(8, 2, (3, 4), 0, 2))
+    grads = []
+    for write in (lambda y: y.add_(1).mul_(2), lambda y: (y + 1) * 2):
+        x = draw(mixer, 2)[0].requires_grad_()
+        with use_path("pointwise"):
+            write(mixer(x)).square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_without_gradients(row: str) -> None:
     """What only inference has: the fused linear, kept expansions (twice: made, then kept), buffers reused."""

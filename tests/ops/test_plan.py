@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from kernelbank import Mixer, MixerSpec, mix, use_path
+from kernelbank.ops import toeplitz
+from kernelbank.ops.expansion import LARGEST
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.path import Call, PathError
@@ -48,6 +50,7 @@ def chosen(text: str, grid: tuple[int, int], dim: int = 384, heads: int = 6, m: 
         ("vit", (14, 14), "sdpa", None),
         ("ffn", (14, 14), "bottleneck", None),
         ("relu_attention", (14, 14), "pointwise", None),
+        ("relu_attention", (28, 28), "pointwise_onednn", None),
         ("layernorm_attention", (12, 12), "vectorised", None),
         ("layernorm_attention", (14, 14), "moments", "dense"),
         ("layernorm_attention", (56, 56), "moments", "hybrid"),
@@ -77,9 +80,28 @@ def test_the_linear_form_follows_the_probe_the_gradient_and_the_dtype() -> None:
     assert "2.10x" in chosen("vit", (14, 14)).linear.reason
 
 
+def test_the_fused_form_may_be_a_little_slower() -> None:
+    def taken(conv1x1: float) -> str:
+        gains = {"linear": (1.0, 1.0), "conv1x1": (conv1x1, conv1x1), "mkldnn": (2.0, 2.0)}
+        return chosen("ffn", (14, 14), m=Machine("cpu", 2, True, True, gains)).linear.path
+
+    assert (taken(2.2), taken(2.4)) == ("mkldnn", "conv1x1")
+
+
 def test_the_positional_operator_follows_gradient_and_dtype() -> None:
-    names = [chosen("dwsa", (20, 20), **call).position.path for call in ({}, {"grad": True}, {"dtype": torch.bfloat16})]
-    assert names == ["hybrid", "dense", "dense"]
+    calls: list[dict[str, Any]] = [{}, {"grad": True}, {"dtype": torch.bfloat16}]
+    small, large = ([chosen("dwsa", grid, **call).position for call in calls] for grid in ((20, 20), (96, 96)))
+    assert [choice and choice.path for choice in small] == ["hybrid", "dense", "dense"]
+    assert [choice and choice.path for choice in large] == ["hybrid_fft", "fourier", "hybrid_fft"]
+
+
+@pytest.mark.parametrize(("side", "heads", "path"), [(111, 6, "hybrid_fft"), (139, 3, "fourier"), (140, 3, "fourier")])
+def test_a_spectrum_that_is_taken_is_kept(side: int, heads: int, path: str) -> None:
+    """The plan counts the bytes of the spectrum itself; 2 side - 1 is often no length that transforms are fast on."""
+    choice = chosen("dwsa", (side, side), heads=heads).position
+    assert choice is not None and choice.path == path
+    spectrum = toeplitz._fft_spectrum(torch.zeros(1, 2 * side - 1, 2 * side - 1), (side, side))
+    assert (heads * spectrum.numel() * spectrum.element_size() <= LARGEST) == (path == "hybrid_fft")
 
 
 def test_a_plan_is_pure() -> None:
@@ -105,6 +127,12 @@ def test_a_forced_positional_operator_needs_a_path_that_has_one() -> None:
         relative(torch.randn(1, 4, 8))
     with use_path("hybrid"):
         affine(torch.randn(1, 4, 8))
+    with (
+        use_path("hybrid"),
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(PathError, match="moments: sums of sq"),
+    ):
+        Mixer("layernorm_attention", 8, 2, (2, 2))(torch.randn(1, 4, 8))
     with use_path("vectorised", "hybrid"), pytest.raises(PathError, match="no positional operator"):
         affine(torch.randn(1, 4, 8))
 

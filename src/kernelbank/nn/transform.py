@@ -18,7 +18,7 @@ from torch import Tensor
 from kernelbank.errors import require
 from kernelbank.inventory import Grid, extent
 from kernelbank.inventory import Tensor as Entry
-from kernelbank.ops.setting import wide
+from kernelbank.ops.precision import wide
 from kernelbank.spec import Dynamic, MixerSpec, TwoStep
 from kernelbank.support import visible_range
 

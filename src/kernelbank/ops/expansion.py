@@ -6,6 +6,7 @@ from those it was made of, however they were changed. Nothing is added to a modu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,14 @@ class _Kept:
 
     sources: tuple[Tensor, ...]
     made: dict[Hashable, Tensor] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def keep(self, what: Hashable, made: Tensor) -> None:
+        """Keep one more; the oldest goes if they are MOST."""
+        with self.lock:
+            if len(self.made) >= MOST:
+                self.made.pop(next(iter(self.made)))
+            self.made[what] = made
 
 
 _KEPT = WeakIdKeyDictionary()
@@ -38,15 +47,13 @@ def expanded(tables: tuple[Tensor, ...], what: Hashable, make: Callable[[], Tens
     if entry is None or not _same(entry.sources, tables):
         entry = _Kept(tuple(table.detach().clone() for table in tables))
         _KEPT[tables[0]] = entry
-    if what not in entry.made:
+    made = entry.made.get(what)
+    if made is None:
         with torch.inference_mode(False), torch.no_grad():
             made = make()
-        if made.numel() * made.element_size() > LARGEST:
-            return made
-        if len(entry.made) >= MOST:
-            entry.made.pop(next(iter(entry.made)))
-        entry.made[what] = made
-    return entry.made[what]
+        if made.numel() * made.element_size() <= LARGEST:
+            entry.keep(what, made)
+    return made
 
 
 def _may_keep(tables: tuple[Tensor, ...]) -> bool:

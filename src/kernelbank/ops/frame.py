@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,8 +56,3 @@ def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
         return x
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
     return F.layer_norm(x, weight.shape, weight, bias, HEAD_EPS)
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast off: generated kernels and statistics run in float32 (design 1.3)."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

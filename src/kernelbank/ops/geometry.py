@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def _hides(support: Support, grid: Grid) -> bool:
 _KEPT: OrderedDict[Hashable, Tensor] = OrderedDict()
 _MOST_KEPT = 256 * 2**20
 """Bytes; the least used go first."""
+_LOCK = threading.Lock()
 
 
 def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -86,15 +88,17 @@ def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
     if torch.compiler.is_compiling():
         return make(*arguments)
     key = (make, *arguments)
-    if key in _KEPT:
-        _KEPT.move_to_end(key)
-        return _KEPT[key]
+    with _LOCK:
+        if key in _KEPT:
+            _KEPT.move_to_end(key)
+            return _KEPT[key]
     with torch.inference_mode(False):
         made = make(*arguments)
     if type(made) is Tensor:  # not a fake one
-        _KEPT[key] = made
-        while len(_KEPT) > 1 and sum(t.numel() * t.element_size() for t in _KEPT.values()) > _MOST_KEPT:
-            _KEPT.popitem(last=False)
+        with _LOCK:
+            _KEPT[key] = made
+            while len(_KEPT) > 1 and sum(t.numel() * t.element_size() for t in _KEPT.values()) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
     return made
 
 

@@ -15,7 +15,8 @@ from kernelbank.ops.frame import head_norm
 from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
-from kernelbank.ops.setting import Params, Setting, wide
+from kernelbank.ops.precision import wide
+from kernelbank.ops.setting import Params, Setting
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]

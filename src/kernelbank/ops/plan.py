@@ -156,8 +156,13 @@ def plan(s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str] | 
     linear = linear_form(call, machine, forced)
     position = _choose("position", s, call, machine, forced)
     mixer = _choose("mixer", s, call, machine, forced)
-    if mixer is None:
-        raise PathError(f"no path serves {s.spec}")
+    if mixer is None:  # only where a positional operator is forced that no mixer path would run
+        able = {name: path for name, path in PATHS.items() if path.slot == "mixer" and path.spreads(s)}
+        why = "; ".join(f"{name}: {path.refuses(s, call, machine)}" for name, path in able.items())
+        raise PathError(
+            f"path {forced['position']!r} cannot serve {s.spec}: every mixer path with a positional operator "
+            f"refuses ({why}); paths that can: none"
+        )
     return Plan(mixer, linear, position if PATHS[mixer.path].spreads(s) else None)
 
 

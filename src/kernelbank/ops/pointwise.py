@@ -73,15 +73,15 @@ def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None
 
 def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
     """gain * f(scale q k^T + p) v."""
-    return _attend(q, bank, p, s, by_onednn=False)
+    return _attend(q, bank, p, s, Batched(q))
 
 
 def attend_onednn(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
     """As `attend` without gradients, each product of a head by oneDNN's linear."""
-    return _attend(q, bank, p, s, by_onednn=True)
+    return _attend(q, bank, p, s, OneDNN())
 
 
-def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting, by_onednn: bool) -> Tensor:
+def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting, products: Batched | OneDNN) -> Tensor:
     (_, h, T, _), n = q.shape, bank.key.shape[2]
     steps = pointwise(s.spec.activation, n, T)
     assert steps is not None
@@ -97,7 +97,6 @@ def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting, by_onednn: bool
         if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
             return _Weighted.apply(q, key, value, added, factors, steps.name)
         add = _from_matrix(added)
-    products = OneDNN() if by_onednn else Batched(q)
     return _forward(q, key, value, factors, add, f, None, products)
 
 
@@ -198,9 +197,8 @@ class Batched:
     def _product(self, a: Tensor, b: Tensor, factor: float, room: int, out: Tensor | None = None) -> Tensor:
         shape = (*a.shape[:3], b.shape[3])
         out = self._room(room, shape) if out is None else out
-        batch = (t.flatten(0, 1) for t in (out, a, b))
-        flat = next(batch)
-        torch.baddbmm(flat, *batch, beta=0, alpha=factor, out=flat)
+        flat, left, right = (t.flatten(0, 1) for t in (out, a, b))
+        torch.baddbmm(flat, left, right, beta=0, alpha=factor, out=flat)
         return out
 
     def _room(self, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -233,7 +231,8 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     """The output (B, h, T, d), token by token in memory; `kept` (B, h, T, n) is filled for the backward pass."""
     (B, h, T, _), n = q.shape, key.shape[2]
-    o = q.new_empty(B, T, h, value.shape[3]).transpose(1, 2)
+    # no view, which autograd would not let anyone write to
+    o = torch.empty_permuted((B, h, T, value.shape[3]), (0, 2, 1, 3), dtype=q.dtype, device=q.device)
     for images, heads, rows in chunks(B, h, T, n):
         place = None if kept is None else kept[images, heads, rows]
         contiguous = place is not None and place.is_contiguous() and f.keeps_output

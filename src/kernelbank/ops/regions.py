@@ -13,12 +13,13 @@ from torch import Tensor
 
 from kernelbank.inventory import Grid
 from kernelbank.ops.bank import TwoStepBank, generate_taps, two_step_bank
-from kernelbank.ops.frame import enter, full_precision, leave
+from kernelbank.ops.frame import enter, leave
 from kernelbank.ops.geometry import Geometry, crop, kept, lay_out
 from kernelbank.ops.kernel import gate, queries, weigh
 from kernelbank.ops.position import matrix
+from kernelbank.ops.precision import full_precision, wide
 from kernelbank.ops.sdpa import fused
-from kernelbank.ops.setting import Params, Setting, wide
+from kernelbank.ops.setting import Params, Setting
 from kernelbank.ops.toeplitz import dense
 from kernelbank.spec import All, Pool, Support, TwoStep
 from kernelbank.support import seen

@@ -14,6 +14,7 @@ from kernelbank.ops.path import Call, first
 from kernelbank.ops.pointwise import pointwise
 from kernelbank.ops.sdpa import temperature
 from kernelbank.ops.setting import Setting
+from kernelbank.ops.toeplitz import smooth
 from kernelbank.spec import All, Dynamic, Full, Grouped, Predict, Project, Static, TwoStep, Window
 
 WORTH = 1.05
@@ -23,7 +24,7 @@ EPILOGUE = 1.15
 AHEAD = 1.5
 """The gain of oneDNN's linear over F.linear from which the products of attention, batched by torch, are run by it."""
 ONEDNN_KERNELS = 256
-"""Kernels from which they are large enough for it, one head at a time."""
+"""Kernels above which they are large enough for it, one head at a time."""
 LINEAR_TIME = 190
 """Kernels from which the closed form of a normaliser beats chunks of its map."""
 DENSE, DENSE_TRAINED, DENSE_HALF = 300, 400, 1600
@@ -280,7 +281,7 @@ class Forms:
 
     @staticmethod
     def fits_mkldnn(s: object, call: Call, m: Machine) -> str | None:
-        """A machine where it is the fastest."""
+        """A machine where it is the fastest, or so near that its epilogue makes up for it."""
         return _gains("mkldnn", call, m, EPILOGUE)
 
     @staticmethod
@@ -295,8 +296,8 @@ class Forms:
 
 
 def _gains(form: str, call: Call, m: Machine, behind: float = WORTH) -> str | None:
-    """Why a form is taken in float32: its gain, as probed, is worth it and at most `behind` the largest of those that
-    serve."""
+    """Why a form is taken in float32: its gain, as probed, is worth it, and no form that serves is `behind` times as
+    fast."""
     if call.dtype != torch.float32 or call.autocast:
         return None
     able = [name for name in FORMS if name != "mkldnn" or Forms.mkldnn(None, call, m) is None]
@@ -338,7 +339,7 @@ class Positions:
     def fits_hybrid_fft(s: Setting, call: Call, m: Machine) -> str | None:
         """Spectra that are kept: two numbers where the hybrid keeps four."""
         (H, W), h = s.geo.grid, s.num_heads
-        fits = _keeps(call) and h * (H + 1) * W * W * 8 <= LARGEST
+        fits = _keeps(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
         return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if fits else None
 
     @staticmethod

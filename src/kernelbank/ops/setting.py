@@ -61,11 +61,6 @@ class Setting:
         return self.mask if seen is None else seen & self.mask
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or the dtype itself where it is wider: what statistics and generated kernels run in."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def check_input(x: Tensor, spec: MixerSpec, grid: Grid, prefix: int) -> None:
     """Raises SpecError unless x is (B, T, C) with T = prefix + H * W and the record is resolved for a block."""
     if x.ndim != 3 or x.shape[1] != prefix + grid[0] * grid[1]:

@@ -2,12 +2,14 @@
 
 Four forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
 W x W matrix a frequency along x: H^2 W^2 becomes about H W^2; `hybrid_fft` does so with fast transforms. `fourier`
-transforms both axes. The last three never hold an N x N tensor, and run in float32 where x is in half precision.
+transforms both axes. The last three never hold an N x N tensor, and run in float32 where x is in half precision or
+autocast is on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from kernelbank.ops.expansion import expanded
 from kernelbank.ops.geometry import kept, relative_offsets
+from kernelbank.ops.precision import full_precision, wide
 
 Grid = tuple[int, int]
 Positional = Callable[[Tensor, Tensor, Grid], Tensor]
@@ -50,6 +53,20 @@ def _by_head(x_BNC: Tensor, heads: int, one: Callable[[Tensor, int], Tensor]) ->
     return o
 
 
+def _transforms(form: Positional) -> Positional:
+    """`form` out of autocast's reach, and without a transform where there is no image: FFT libraries refuse it."""
+
+    @wraps(form)
+    def run(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
+        if x_BNC.shape[0] == 0:
+            return x_BNC * table.sum()  # keeps the graph
+        with full_precision(x_BNC):
+            return form(x_BNC, table, grid)
+
+    return run
+
+
+@_transforms
 def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x, made of
     real ones: (a + ib)(x + iy) as [[a, -b], [b, a]] (x, y).
@@ -100,6 +117,7 @@ def from_frequencies(side: int, dtype: torch.dtype, device: torch.device | None 
     return inverse.permute(2, 1, 0).flatten(1).to(dtype)
 
 
+@_transforms
 def hybrid_fft(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """As `hybrid`, with fast transforms along y: for long sides."""
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
@@ -120,6 +138,7 @@ def _fft_spectrum(table: Tensor, grid: Grid) -> Tensor:
     return torch.fft.rfft(rows, dim=1).contiguous()
 
 
+@_transforms
 def fourier(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """A zero-padded correlation by the convolution theorem."""
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
@@ -136,8 +155,8 @@ def fourier(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
 
 def _fourier_spectrum(table: Tensor, grid: Grid) -> Tensor:
     """(h, Fy, Fx) complex, the table's zero offset at the origin."""
-    (H, W), (high, wide) = grid, (smooth(2 * side - 1) for side in grid)
-    padded = F.pad(_centre(table, grid), (0, wide - (2 * W - 1), 0, high - (2 * H - 1)))
+    (H, W), (rows, columns) = grid, (smooth(2 * side - 1) for side in grid)
+    padded = F.pad(_centre(table, grid), (0, columns - (2 * W - 1), 0, rows - (2 * H - 1)))
     return torch.fft.rfft2(padded.roll((1 - H, 1 - W), (1, 2)))
 
 
@@ -180,7 +199,7 @@ def _centre(table: Tensor, grid: Grid) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide(x.dtype))
 
 
 def smooth(least: int) -> int:
