@@ -33,7 +33,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     sides = sorted({row.site.side for row in rows})
     panel.set_xticks(sides, labels=[str(side) for side in sides])
     panel.minorticks_off()
-    panel.set_xlabel("side")
+    panel.set_xlabel("side of the image or grid")
     panel.set_ylabel("images per second")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8)

@@ -74,13 +74,20 @@ def attend_affine(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor
     """g (scale q (k^T v) + p v) + c sum_j v_j, for the activation g s + c."""
     a = affine(s.spec.activation, bank.key.shape[2], q.shape[2])
     assert a is not None
-    o = q @ ((bank.key * (bank.scale * a.gain)).mT @ bank.value)
+    o = q @ _turned(bank.key, bank.value, bank.scale * a.gain)
     if s.geo.sides is not None:
-        o = o + a.gain * by_position(bank.value, p, s)
+        o = torch.add(o, by_position(bank.value, p, s), alpha=a.gain)
     constant = a.shift * bank.value.sum(2, keepdim=True) if a.shift else None
     if bank.key_bias is not None:
         constant = a.gain * (bank.key_bias @ bank.value) + (0 if constant is None else constant)
     return o if constant is None else o + constant
+
+
+def _turned(key: Tensor, value: Tensor, factor: float) -> Tensor:
+    """factor k^T v, (B, h, e, d), at the cost of k^T v: the factor does not pass over the keys."""
+    pairs = key.shape[:2]
+    product = torch.baddbmm(key.new_zeros(1, 1, 1), key.mT.flatten(0, 1), value.flatten(0, 1), beta=0, alpha=factor)
+    return product.unflatten(0, pairs)
 
 
 def by_position(x_BhTd: Tensor, p: Params, s: Setting) -> Tensor:

@@ -26,10 +26,10 @@ Positional = Callable[[Tensor, Tensor, Grid], Tensor]
 
 def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """Products with the matrix of a head: one for all images where gradients are wanted, whose sum over the images is
-    then part of a product; else one an image, which needs no copy of x."""
+    then part of a product, and in half precision; else one an image, which needs no copy of x."""
     (B, N, C), h = x_BNC.shape, table.shape[0]
     matrix = expanded((table,), ("dense", grid, x_BNC.dtype), lambda: _dense_matrix(table, grid).to(x_BNC.dtype))
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and x_BNC.dtype == wide(x_BNC.dtype):
         return _by_head(x_BNC, h, lambda x_BNd, head: torch.bmm(matrix[head].expand(B, N, N), x_BNd))
     columns = x_BNC.view(B, N, h, C // h).permute(2, 1, 0, 3).reshape(h, N, -1)
     return torch.bmm(matrix, columns).view(h, N, B, C // h).permute(2, 1, 0, 3).reshape(B, N, C)
@@ -121,13 +121,17 @@ def from_frequencies(side: int, dtype: torch.dtype, device: torch.device | None 
 def hybrid_fft(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """As `hybrid`, with fast transforms along y: for long sides."""
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
-    length, dtype = smooth(2 * H - 1), x_BNC.dtype
+    length, d = smooth(2 * H - 1), C // h
     spectrum = expanded((table,), ("hybrid_fft", grid), lambda: _fft_spectrum(_wide(table), grid))
-    lines = _wide(x_BNC).view(B, H, W, h, C // h).permute(3, 2, 0, 4, 1)  # h W B d H: y lies innermost
-    lines = torch.fft.rfft(lines, n=length).permute(0, 4, 1, 2, 3).reshape(h, -1, W, B * (C // h))
-    mixed = torch.matmul(spectrum.to(lines.dtype), lines)  # h F W Bd
-    y = torch.fft.irfft(mixed.permute(0, 2, 3, 1), n=length)[..., :H]
-    return y.reshape(h, W, B, C // h, H).permute(2, 4, 1, 0, 3).reshape(B, N, C).to(dtype)
+
+    def one(x_BNd: Tensor, head: int) -> Tensor:
+        lines = _wide(x_BNd).view(B, H, W, d).permute(2, 0, 3, 1).contiguous()  # W B d H: y lies innermost
+        lines = torch.fft.rfft(lines, n=length).permute(3, 0, 1, 2).reshape(-1, W, B * d)
+        mixed = torch.bmm(spectrum[head].to(lines.dtype), lines)  # F, W, B d
+        y = torch.fft.irfft(mixed.permute(1, 2, 0), n=length)[..., :H]
+        return y.view(W, B, d, H).permute(1, 3, 0, 2).reshape(B, N, d)
+
+    return _by_head(x_BNC, h, one)
 
 
 def _fft_spectrum(table: Tensor, grid: Grid) -> Tensor:
