@@ -185,7 +185,8 @@ class Mixers:
             return "a key bias is not in its closed form"
         if _half(call):
             return "sums of squares cancel in half precision"
-        return "its guard reads values, which a compiled graph cannot" if call.compiling else None
+        readable = not call.compiling and call.device != "meta"
+        return None if readable else "its guard reads values, which a compiled graph and meta tensors have not"
 
     @staticmethod
     def fits_moments(s: Setting, call: Call, m: Machine) -> str | None:
