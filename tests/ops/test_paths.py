@@ -87,36 +87,40 @@ def test_random_records_in_float64() -> None:
     assert min(seen.values()) >= 3
 
 
-@pytest.mark.parametrize("path", [name for name in FASTER if name not in WITHOUT_GRADIENT])
-def test_a_path_over_records_that_it_serves(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few records meet the special paths by chance: draw until SERVED have. Small chunks, so that there are several."""
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there are several."""
     monkeypatch.setattr(pointwise, "CHUNK", 40)
     monkeypatch.setattr(pointwise, "SMALL", 20)
+
+
+def served(path: str, call: Call, first: int) -> Iterator[tuple[int, MixerSpec, Host]]:
+    """SERVED records, with the seed each was drawn by, that a path serves: few meet the special ones by chance."""
     found = 0
-    for seed in range(1_000_000, 1_060_000):
+    for seed in range(first, first + 60_000):
         choose = random.Random(seed).choice
         spec, host, training = choose_spec(choose), choose_host(choose), choose((True, False))
-        s = Setting(spec, host.dim, host.num_heads, geometry(spec, host.grid, host.prefix), training)
-        if PATHS[path].refuses(s, Call(dtype=torch.float64, grad=True), machine()):
+        geo = geometry(spec, host.grid, host.prefix)
+        if PATHS[path].refuses(Setting(spec, host.dim, host.num_heads, geo, training and call.grad), call, machine()):
             continue
-        check_record(seed, Counter(), (path,))
+        yield seed, spec, host
         found += 1
         if found == SERVED:
             return
     raise AssertionError(f"{path}: only {found} records")
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("path", [name for name in FASTER if name not in WITHOUT_GRADIENT])
+def test_a_path_over_records_that_it_serves(path: str) -> None:
+    for seed, _, _ in served(path, Call(dtype=torch.float64, grad=True), 1_000_000):
+        check_record(seed, Counter(), (path,))
+
+
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("path", sorted(WITHOUT_GRADIENT))
-def test_a_path_without_gradient_over_records_that_it_serves(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pointwise, "CHUNK", 40)
-    monkeypatch.setattr(pointwise, "SMALL", 20)
-    found = 0
-    for seed in range(2_000_000, 2_060_000):
-        choose = random.Random(seed).choice
-        spec, host = choose_spec(choose), choose_host(choose)
-        s = Setting(spec, host.dim, host.num_heads, geometry(spec, host.grid, host.prefix))
-        if PATHS[path].refuses(s, Call(dtype=torch.float32), machine()):
-            continue
+def test_a_path_without_gradient_over_records_that_it_serves(path: str) -> None:
+    for seed, spec, host in served(path, Call(dtype=torch.float32), 2_000_000):
         mixer = build(spec, host, seed).eval()
         x = draw(mixer, host.batch, seed + 1)[0]
         with torch.no_grad():
@@ -126,10 +130,6 @@ def test_a_path_without_gradient_over_records_that_it_serves(path: str, monkeypa
                 y = mixer.float()(x.float())
         # exp and relu2 make outputs of any size
         assert float((y - defined).abs().max() / defined.abs().max().clamp(min=1)) < 1e-4, f"seed {seed}, {spec}"
-        found += 1
-        if found == SERVED:
-            return
-    raise AssertionError(f"{path}: only {found} records")
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 2000])

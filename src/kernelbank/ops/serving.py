@@ -334,7 +334,11 @@ class Positions:
         """Spectra that are kept, or small enough to be made at every call."""
         H, W = s.geo.grid
         fits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if _keeps(call) else max(H, W) <= TRANSFORMED
-        return f"{H * W} positions: {H} frequencies of {W} x {W} products, transforms as products" if fits else None
+        return (
+            f"{H * W} positions: {H} frequencies of {2 * W} x {2 * W} products, transforms as products"
+            if fits
+            else None
+        )
 
     @staticmethod
     def fits_hybrid_fft(s: Setting, call: Call, m: Machine) -> str | None:
