@@ -22,17 +22,17 @@ from torch import Tensor
 from kernelbank.benchmark.subjects import Runner, Site, read
 from kernelbank.benchmark.timing import Distribution, exponent, interleave, peak_memory, ratios, verdict
 from kernelbank.files import replace_text
-from kernelbank.inventory import inventory
 from kernelbank.ops import associated, pointwise
 from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.context import Setting
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
 from kernelbank.ops.path import Call
 from kernelbank.ops.plan import PATHS, plan
 from kernelbank.ops.position import matrix, spread
-from kernelbank.ops.setting import Setting
 from kernelbank.records import CodeIdentity, Machine
 from kernelbank.spec import MixerSpec
+from kernelbank.spec.inventory import inventory
 
 DEIT, SWIN = "deit_small_patch16_224", "swin_tiny_patch4_window7_224"
 OUR_DEIT, OUR_SWIN = "vit_kb_small_patch16_224", "swin_kb_tiny_patch4_window7_224"

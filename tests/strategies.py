@@ -9,7 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kernelbank.axes import (
+from kernelbank.spec import MixerSpec
+from kernelbank.spec.axes import (
     All,
     Box,
     Channels,
@@ -28,8 +29,7 @@ from kernelbank.axes import (
     TwoStep,
     Window,
 )
-from kernelbank.pipeline import STEPS, Pipeline, Step, softmax
-from kernelbank.spec import MixerSpec
+from kernelbank.spec.pipeline import STEPS, Pipeline, Step, softmax
 
 HALF = Channels(per=2)
 

@@ -15,27 +15,14 @@ ROOT = Path(kernelbank.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # Lower layers first; a module imports its own layer's package or lower layers, never higher ones. The text of a
-# record names rows, so the rows (plain text) stand below the grammar that reads them.
+# spec names rows, so the rows (plain text) stand below the grammar that reads them.
 LAYERS = [
-    {"errors", "text"}, {"files", "pipeline"}, {"axes"}, {"atlas"}, {"spec"}, {"inventory"}, {"support"}, {"records"},
-    {"options"}, {"ops"}, {"nn"}, {"analysis", "data"}, {"models"}, {"train", "convert", "testing", "benchmark"},
-    {"studies"}, {"cli"}, {"__init__", "__main__"},
+    {"errors", "text"}, {"files"}, {"atlas"}, {"spec"}, {"records"}, {"ops"}, {"nn"}, {"analysis", "data"}, {"models"},
+    {"train", "weights", "testing", "benchmark"}, {"studies"}, {"report"}, {"commands"}, {"cli"},
+    {"__init__", "__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = {
-    "errors",
-    "files",
-    "text",
-    "pipeline",
-    "axes",
-    "atlas",
-    "spec",
-    "inventory",
-    "support",
-    "records",
-    "options",
-    "cli",
-}
+TORCH_FREE = {"errors", "files", "text", "atlas", "spec", "records", "cli"}
 
 
 def imports(path: Path) -> set[str]:

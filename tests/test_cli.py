@@ -15,8 +15,8 @@ import pytest
 
 import kernelbank
 from kernelbank import cli
-from kernelbank.analysis.command import Options
 from kernelbank.atlas import MODELS, ROWS
+from kernelbank.commands.atlas import Options
 
 GOLDEN = Path(__file__).parent / "golden" / "cli.txt"
 Capture = pytest.CaptureFixture[str]
@@ -224,7 +224,7 @@ def test_interruption_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPat
     def interrupt(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kernelbank.analysis.command.main", interrupt)
+    monkeypatch.setattr("kernelbank.commands.atlas.main", interrupt)
     assert run(capsys, "atlas") == (130, "", "kernelbank: interrupted\n")
 
 

@@ -4,15 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernelbank.convert.from_timm import from_timm
-    from kernelbank.convert.saved import load
     from kernelbank.nn.accelerate import accelerate
-    from kernelbank.nn.dynamize import dynamize
+    from kernelbank.nn.edit.dynamize import dynamize
+    from kernelbank.nn.edit.replace import replace_mixers
     from kernelbank.nn.mixer import Mixer
-    from kernelbank.nn.replace import replace_mixers
     from kernelbank.ops.path import PathError
     from kernelbank.ops.plan import mix, use_path
     from kernelbank.spec import MixerSpec, SpecError
+    from kernelbank.weights.from_timm import from_timm
+    from kernelbank.weights.saved import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,11 +35,11 @@ _HOMES = {
     "PathError": "kernelbank.ops.path",
     "SpecError": "kernelbank.spec",
     "accelerate": "kernelbank.nn.accelerate",
-    "dynamize": "kernelbank.nn.dynamize",
-    "from_timm": "kernelbank.convert.from_timm",
-    "load": "kernelbank.convert.saved",
+    "dynamize": "kernelbank.nn.edit.dynamize",
+    "from_timm": "kernelbank.weights.from_timm",
+    "load": "kernelbank.weights.saved",
     "mix": "kernelbank.ops.plan",
-    "replace_mixers": "kernelbank.nn.replace",
+    "replace_mixers": "kernelbank.nn.edit.replace",
     "use_path": "kernelbank.ops.plan",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kernelbank.text import SpecError
+from kernelbank.errors import SpecError
 
 
 @dataclass(frozen=True)

@@ -9,37 +9,37 @@ from importlib import import_module
 from typing import cast
 
 from kernelbank import __version__
-from kernelbank.errors import InputError, UsageError, WorkerError
-from kernelbank.text import SpecError, suggest
+from kernelbank.errors import InputError, SpecError, UsageError, WorkerError
+from kernelbank.text import suggest
 
 # verb -> (module:function that takes the words after the verb and returns the exit code, help in one line)
 VERBS: dict[str, tuple[str, str]] = {
     "atlas": (
-        "kernelbank.analysis.command:main",
+        "kernelbank.commands.atlas:main",
         "print every known mixer as a record, or one in full; draw it; prove the identities",
     ),
     "convert": (
-        "kernelbank.convert.command:main",
+        "kernelbank.commands.convert:main",
         "turn a checkpoint of another library into ours, or ours into theirs, and prove it",
     ),
     "benchmark": (
-        "kernelbank.benchmark.command:main",
+        "kernelbank.commands.benchmark:main",
         "time models and records side by side; explain the path that a record takes",
     ),
     "study": (
-        "kernelbank.studies.command:main",
+        "kernelbank.commands.study:main",
         "run a study of the paper: a grid of records, trained and compared",
     ),
     "train": (
-        "kernelbank.train.command:train_main",
+        "kernelbank.commands.train:train_main",
         "train a model by a recipe, on one processor or many machines; stop it and go on",
     ),
     "evaluate": (
-        "kernelbank.train.command:evaluate_main",
+        "kernelbank.commands.train:evaluate_main",
         "loss, top-1 and top-5 of a run or of any weights, over every image exactly once",
     ),
     "compare": (
-        "kernelbank.studies.compare_command:main",
+        "kernelbank.commands.compare:main",
         "runs beside each other: curves, and differences with intervals over seeds",
     ),
 }

@@ -5,6 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 
+class SpecError(ValueError):
+    """A spec, cell or value that cannot be built. The message names the field, the value and what is expected."""
+
+
 class InputError(ValueError):
     """Something the user gave that cannot be used: an option, a combination of options, a path."""
 

@@ -15,11 +15,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from kernelbank.atlas import MODELS, Model
-from kernelbank.inventory import Grid, inventory
 from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone, trunk_arguments
 from kernelbank.nn.mixer import accept_timm_names
 from kernelbank.nn.transform import Placement, move_all
 from kernelbank.spec import Window
+from kernelbank.spec.inventory import Grid, inventory
 
 __all__: list[str] = []  # register_model adds every entry point
 

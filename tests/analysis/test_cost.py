@@ -7,9 +7,9 @@ import pytest
 
 from kernelbank.analysis.cost import Cost, backbone_cost, cost
 from kernelbank.atlas import ROWS, Skeleton
-from kernelbank.inventory import inventory
 from kernelbank.spec import STEPS, All, MixerSpec, Neighborhood, Own, SpecError, Window
-from kernelbank.support import sees, selections, visible_pairs, visible_range
+from kernelbank.spec.inventory import inventory
+from kernelbank.spec.support import sees, selections, visible_pairs, visible_range
 
 SUPPORTS = [
     All(), Own(), Window(2), Window(3, 1), Window(4, 2), Window(7, 3), Window(5, 4), Neighborhood(3), Neighborhood(5),

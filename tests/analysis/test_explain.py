@@ -9,8 +9,8 @@ from rich.console import Console
 from kernelbank.analysis.equation import definitions, equation
 from kernelbank.analysis.explain import describe, diagram, generator, render
 from kernelbank.atlas import ROWS
-from kernelbank.inventory import inventory, resolve
 from kernelbank.spec import Grouped, MixerSpec, Static
+from kernelbank.spec.inventory import inventory, resolve
 
 EQUATIONS = {
     "vit": "o_i = Σ_j softmax_j(q_i k_jᵀ / √d) v_j",

@@ -7,7 +7,7 @@ import torch
 
 from kernelbank.analysis import proofs
 from kernelbank.ops import plan
-from kernelbank.ops.setting import Params, Setting
+from kernelbank.ops.context import Params, Setting
 
 
 @pytest.mark.parametrize("name", proofs.PROOFS)

@@ -11,7 +11,7 @@ from strategies import specs
 
 from kernelbank import Mixer, MixerSpec, SpecError
 from kernelbank.atlas import ROWS
-from kernelbank.nn.carry import carry
+from kernelbank.nn.edit.carry import carry
 from kernelbank.nn.transform import summed
 
 

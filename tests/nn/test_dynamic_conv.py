@@ -17,9 +17,9 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 from kernelbank import SpecError
-from kernelbank.axes import Dynamic, Pool, Static
-from kernelbank.inventory import inventory
 from kernelbank.nn.dynamic_conv import DynamicConv2d
+from kernelbank.spec.axes import Dynamic, Pool, Static
+from kernelbank.spec.inventory import inventory
 
 TEXTS = (
     "dconv",

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from kernelbank import SpecError, dynamize
 from kernelbank.errors import InputError
 from kernelbank.nn.dynamic_conv import DynamicConv2d
-from kernelbank.nn.dynamize import Report, survey
+from kernelbank.nn.edit.dynamize import Report, survey
 
 
 def report(model: nn.Module) -> Report:

@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 
 from kernelbank import Mixer, MixerSpec, SpecError
 from kernelbank.atlas import ROWS
-from kernelbank.inventory import inventory
+from kernelbank.spec.inventory import inventory
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernelbank.ops.activation import OVER, POINTWISE, activate
-from kernelbank.pipeline import STEPS, read_pipeline
+from kernelbank.spec.pipeline import STEPS, read_pipeline
 
 
 def apply(text: str, scores: list[float], visible: list[bool] | None = None) -> list[float]:

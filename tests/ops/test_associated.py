@@ -7,9 +7,9 @@ import torch
 
 from kernelbank import Mixer, MixerSpec, use_path
 from kernelbank.ops import associated
+from kernelbank.ops.context import Setting
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.position import matrix
-from kernelbank.ops.setting import Setting
 from kernelbank.ops.toeplitz import row_moments
 
 GRID = (6, 5)

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kernelbank.axes import All, Neighborhood, Own, Window
 from kernelbank.ops import geometry as geometries
 from kernelbank.ops.geometry import geometry, kept, pool_cells, relative_offsets, unfold, visibility
 from kernelbank.spec import MixerSpec, SpecError
+from kernelbank.spec.axes import All, Neighborhood, Own, Window
 
 GRIDS = [(1, 1), (4, 4), (3, 5), (7, 2), (8, 9)]
 

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from kernelbank import Mixer, use_path
 from kernelbank.atlas import ROWS
-from kernelbank.axes import AXES, Window
 from kernelbank.ops import pointwise
+from kernelbank.ops.context import Setting
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
 from kernelbank.ops.path import Call, PathError
 from kernelbank.ops.plan import PATHS
-from kernelbank.ops.setting import Setting
-from kernelbank.pipeline import STEPS
 from kernelbank.spec import CELLS, MixerSpec
+from kernelbank.spec.axes import AXES, Window
+from kernelbank.spec.pipeline import STEPS
 
 RECORDS = 400
 SERVED = 25

@@ -9,12 +9,12 @@ import torch
 
 from kernelbank import Mixer, MixerSpec, mix, use_path
 from kernelbank.ops import toeplitz
+from kernelbank.ops.context import Setting
 from kernelbank.ops.expansion import LARGEST
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.path import Call, PathError
 from kernelbank.ops.plan import PATHS, Plan, plan, verdicts
-from kernelbank.ops.setting import Setting
 
 
 def test_an_unknown_path_is_named_with_the_nearest() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from kernelbank.atlas import SKELETONS
 from kernelbank.nn.mixer import Mixer
-from kernelbank.pipeline import ROLES
 from kernelbank.spec import MixerSpec
+from kernelbank.spec.pipeline import ROLES
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.study import WINDOW, Study, StudyRow, both, canonical, stages
 

@@ -9,7 +9,7 @@ from statistics import stdev
 import pytest
 
 from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
-from kernelbank.studies.compare import Estimate, difference, estimate, grouped, notes, tabulate
+from kernelbank.report.compare import Estimate, difference, estimate, grouped, notes, tabulate
 
 BASE = RunRecord(
     study="train", row="a", skeleton="plain", sizes={"img_size": 8}, mixer="vit", mlp="ffn",

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from kernelbank.cli import main
 from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
+from kernelbank.report.study_figure import _spread, draw
+from kernelbank.report.study_table import document, markdown, mean_curve, tabulate
 from kernelbank.studies.catalogue import STUDIES
-from kernelbank.studies.figure import _spread, draw
 from kernelbank.studies.progress import _Tally, reporter
 from kernelbank.studies.run import Run
 from kernelbank.studies.runner import EpochDone, Note, RunDone
 from kernelbank.studies.study import canonical
-from kernelbank.studies.table import document, markdown, mean_curve, tabulate
 from kernelbank.train.recipes import digits_recipe
 
 STUDY = STUDIES["softmax"]()

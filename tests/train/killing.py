@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-import kernelbank.studies.command
-import kernelbank.studies.curves
+import kernelbank.commands.study
+import kernelbank.commands.train
+import kernelbank.report.curves
 import kernelbank.studies.progress
 import kernelbank.studies.runner
-import kernelbank.train.command
 import kernelbank.train.export
 import kernelbank.train.loop
 import kernelbank.train.model

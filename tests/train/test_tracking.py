@@ -64,11 +64,11 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def use(monkeypatch: pytest.MonkeyPatch, kind: type[Kept]) -> None:
     import accelerate.tracking
 
-    import kernelbank.train.command
+    import kernelbank.commands.train
 
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [LoggerType.WANDB])
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", kind)
-    monkeypatch.setattr(kernelbank.train.command, "require", lambda *_: None)
+    monkeypatch.setattr(kernelbank.commands.train, "require", lambda *_: None)
 
 
 @pytest.mark.usefixtures("kept")

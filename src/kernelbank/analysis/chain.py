@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernelbank.analysis.host import Host
-from kernelbank.pipeline import show_pipeline
 from kernelbank.spec import (
     All,
     Box,
@@ -25,6 +24,7 @@ from kernelbank.spec import (
     TwoStep,
     Window,
 )
+from kernelbank.spec.pipeline import show_pipeline
 
 
 @dataclass(frozen=True)

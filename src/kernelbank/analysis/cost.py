@@ -12,7 +12,6 @@ from dataclasses import astuple, dataclass
 
 from kernelbank.analysis.host import Host
 from kernelbank.atlas import MODELS, Skeleton, Stage
-from kernelbank.inventory import Grid, inventory, reduced
 from kernelbank.spec import (
     STEPS,
     Box,
@@ -30,6 +29,7 @@ from kernelbank.spec import (
     read_mlps,
     read_stages,
 )
+from kernelbank.spec.inventory import Grid, inventory, reduced
 from kernelbank.text import suggest
 
 LAYER_NORM, BATCH_NORM = 3, 1

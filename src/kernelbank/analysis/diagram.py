@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from kernelbank.analysis.chain import Bank, Link, bank, chain, shape_text
 from kernelbank.analysis.host import Host
-from kernelbank.inventory import Grid
 from kernelbank.spec import MixerSpec
+from kernelbank.spec.inventory import Grid
 
 # Columns: of the vertical line through the chain, between the boxes, and of the line below the bank's box.
 STEM, GAP, TRUNK = 6, 9, 5

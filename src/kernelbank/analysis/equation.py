@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kernelbank.pipeline import show_pipeline
 from kernelbank.spec import (
     STEPS,
     All,
@@ -24,7 +23,8 @@ from kernelbank.spec import (
     TwoStep,
     Window,
 )
-from kernelbank.text import number, split, split_call
+from kernelbank.spec.pipeline import show_pipeline
+from kernelbank.spec.text import number, split, split_call
 
 
 def equation(spec: MixerSpec) -> str:

@@ -17,9 +17,9 @@ from kernelbank.analysis.diagram import diagram
 from kernelbank.analysis.equation import definitions, equation
 from kernelbank.analysis.host import Host
 from kernelbank.atlas import ROWS
-from kernelbank.inventory import Grid, inventory, resolve
 from kernelbank.spec import Depthwise, Dynamic, Full, Grouped, MixerSpec, Predict, Static, TwoStep
-from kernelbank.text import words
+from kernelbank.spec.inventory import Grid, inventory, resolve
+from kernelbank.spec.text import words
 
 __all__ = ["Generator", "definitions", "describe", "diagram", "equation", "generator", "render"]
 

@@ -16,8 +16,8 @@ from kernelbank.analysis.host import Host
 from kernelbank.analysis.panels import ARROW, COLOURS, INK, draw_bank, draw_kernel
 from kernelbank.errors import InputError
 from kernelbank.files import replace_file
-from kernelbank.inventory import Grid, check_host
 from kernelbank.spec import STEPS, MixerSpec
+from kernelbank.spec.inventory import Grid, check_host
 
 # The dates that writers stamp are left out, so that the same record gives the same file.
 METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kernelbank.inventory import Grid, bank_size, groups, heads, taps
 from kernelbank.spec import Dynamic, MixerSpec, Pool, Project
-from kernelbank.support import selections, visible_pairs, visible_range
+from kernelbank.spec.inventory import Grid, bank_size, groups, heads, taps
+from kernelbank.spec.support import selections, visible_pairs, visible_range
 
 
 @dataclass(frozen=True)

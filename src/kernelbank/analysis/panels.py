@@ -12,7 +12,6 @@ from matplotlib.patches import Circle, Rectangle
 
 from kernelbank.analysis.chain import Bank, kernel_text
 from kernelbank.analysis.host import Host
-from kernelbank.inventory import Grid
 from kernelbank.spec import (
     Box,
     Dynamic,
@@ -28,7 +27,8 @@ from kernelbank.spec import (
     Static,
     TwoStep,
 )
-from kernelbank.support import sees
+from kernelbank.spec.inventory import Grid
+from kernelbank.spec.support import sees
 
 INK = "#222222"
 COLOURS = {"static": "#cfd8e6", "dynamic": "#fbd5a5", "activation": "#cbe6c3"}

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from kernelbank.atlas import ROWS
 from kernelbank.nn.mixer import Mixer
+from kernelbank.ops.context import Setting
 from kernelbank.ops.geometry import visibility
 from kernelbank.ops.plan import use_path
 from kernelbank.ops.position import relative
-from kernelbank.ops.setting import Setting
 from kernelbank.spec import STEPS, MixerSpec, Window
-from kernelbank.support import seen
+from kernelbank.spec.support import seen
 
 TOLERANCE = 1e-9
 DIM, HEADS, BATCH = 8, 2, 2

@@ -22,8 +22,8 @@ import kernelbank.models
 from kernelbank.atlas import ROWS
 from kernelbank.errors import InputError
 from kernelbank.nn.accelerate import accelerate
+from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.nn.mixer import Mixer
-from kernelbank.nn.replace import replace_mixers
 from kernelbank.ops.path import PathError
 from kernelbank.ops.plan import PATHS, use_path
 from kernelbank.spec import MixerSpec

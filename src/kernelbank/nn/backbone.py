@@ -18,12 +18,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from kernelbank.atlas import Skeleton
-from kernelbank.axes import COUNT
-from kernelbank.inventory import Grid
 from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageRecords, TokenGrid
+from kernelbank.nn.edit.stock import check_head_norm
 from kernelbank.nn.mixer import Mixer
-from kernelbank.nn.stock import check_head_norm
 from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
+from kernelbank.spec.axes import COUNT
+from kernelbank.spec.inventory import Grid
 
 # Arguments of timm's trunks that a record says instead, and how.
 SAID_BY_RECORDS = {

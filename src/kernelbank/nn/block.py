@@ -9,11 +9,11 @@ import torch
 from timm.layers import DropPath, LayerScale, PatchEmbed, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from kernelbank.inventory import Grid
-from kernelbank.nn.carry import carry
+from kernelbank.nn.edit.carry import carry
 from kernelbank.nn.layers import TokenBatchNorm
 from kernelbank.nn.mixer import Mixer
 from kernelbank.spec import MixerSpec, SpecError, TwoStep, Window
+from kernelbank.spec.inventory import Grid
 
 Norm = Callable[..., nn.Module]
 

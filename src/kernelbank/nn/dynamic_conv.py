@@ -18,14 +18,11 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
-from kernelbank.axes import COUNT
-from kernelbank.inventory import Tensor as Entry
-from kernelbank.inventory import groups, inventory
 from kernelbank.nn.mixer import Tempered, initialise_tensor
+from kernelbank.ops.context import Setting
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.kernel import Pair, conv_images
 from kernelbank.ops.mix import generated_kernel, learned_kernel
-from kernelbank.ops.setting import Setting
 from kernelbank.spec import (
     AXES,
     All,
@@ -39,7 +36,10 @@ from kernelbank.spec import (
     Static,
     TwoStep,
 )
-from kernelbank.text import words
+from kernelbank.spec.axes import COUNT
+from kernelbank.spec.inventory import Tensor as Entry
+from kernelbank.spec.inventory import groups, inventory
+from kernelbank.spec.text import words
 
 TENSORFLOW: Literal["tensorflow"] = "tensorflow"
 Padding = Pair | Literal["tensorflow"]

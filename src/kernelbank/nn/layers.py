@@ -7,9 +7,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from kernelbank.inventory import Tensor as Entry
 from kernelbank.nn.mixer import Mixer, initialise_tensor
 from kernelbank.ops.statistics import batch_norm, over_processes
+from kernelbank.spec.inventory import Tensor as Entry
 
 
 class TokenBatchNorm(nn.BatchNorm1d):

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernelbank.axes import TEMPERATURE
-from kernelbank.inventory import Grid, check_host, inventory
-from kernelbank.inventory import Tensor as Entry
 from kernelbank.nn.transform import Placement, move_all
+from kernelbank.ops.context import check_input
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
-from kernelbank.ops.setting import check_input
 from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
+from kernelbank.spec.axes import TEMPERATURE
+from kernelbank.spec.inventory import Grid, check_host, inventory
+from kernelbank.spec.inventory import Tensor as Entry
 
 
 class Tempered(nn.Module):

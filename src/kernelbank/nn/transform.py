@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.errors import require
-from kernelbank.inventory import Grid, extent
-from kernelbank.inventory import Tensor as Entry
 from kernelbank.ops.precision import wide
 from kernelbank.spec import Dynamic, MixerSpec, TwoStep
-from kernelbank.support import visible_range
+from kernelbank.spec.inventory import Grid, extent
+from kernelbank.spec.inventory import Tensor as Entry
+from kernelbank.spec.support import visible_range
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops.statistics import MOMENTUM, total
-from kernelbank.pipeline import Pipeline, Step
+from kernelbank.spec.pipeline import Pipeline, Step
 
 EPS = 1e-6  # design 1.2
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kernelbank.ops.activation import EPS
 from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.position import matrix_rows, spread
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.ops.toeplitz import row_moments
-from kernelbank.pipeline import Pipeline
+from kernelbank.spec.pipeline import Pipeline
 
 NORMALISERS = ("center", "layernorm", "rmsnorm", "l2")
 

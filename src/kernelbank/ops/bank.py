@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.frame import batch_norm, head_norm, linear
 from kernelbank.ops.geometry import pool_cells
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.spec import Dynamic
 
 SQUASH = {"identity": lambda w: w, "sigmoid": torch.sigmoid, "tanh": torch.tanh}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.geometry import unfold
 from kernelbank.ops.kernel import normed_operand, weigh
-from kernelbank.ops.setting import Params, Setting
-from kernelbank.pipeline import Step
+from kernelbank.spec.pipeline import Step
 
 GELU = (Step("gelu"),)
 

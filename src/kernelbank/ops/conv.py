@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kernelbank.ops import kernel
 from kernelbank.ops.bank import two_step_bank
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.geometry import to_grid, unfold
 from kernelbank.ops.kernel import conv2d, logits, normed_operand, weigh
 from kernelbank.ops.mix import generated_kernel, project
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.spec import Dynamic
 
 

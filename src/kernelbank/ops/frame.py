@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops import statistics
-from kernelbank.ops.setting import Params, Setting
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.statistics import EPS, MOMENTUM
 
 HEAD_EPS = 1e-6  # LayerNorm in timm's ViT

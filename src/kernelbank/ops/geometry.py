@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelbank.inventory import Grid, extent
 from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
-from kernelbank.support import seen
+from kernelbank.spec.inventory import Grid, extent
+from kernelbank.spec.support import seen
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.geometry import to_grid
 from kernelbank.ops.mix import learned_kernel
-from kernelbank.ops.setting import Params, Setting
 
 
 def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from kernelbank.ops.activation import activate
 from kernelbank.ops.bank import TwoStepBank, box, two_step_bank
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.frame import head_norm
 from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.precision import wide
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]

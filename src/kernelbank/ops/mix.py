@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops.bank import TwoStepBank, generate_taps
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.frame import linear
 from kernelbank.ops.geometry import axis_visibility, kept, pool_cells
 from kernelbank.ops.precision import full_precision, wide
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.spec import All, Dynamic, Own, Pool, Predict, Project
 
 

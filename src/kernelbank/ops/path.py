@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from kernelbank.ops.context import Setting
 from kernelbank.ops.machine import Machine
-from kernelbank.ops.setting import Setting
 
 Slot = Literal["mixer", "linear", "position"]
 """The part a path runs: the mixer between and with its static convs, the static convs, or the positional operator

@@ -11,17 +11,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kernelbank.inventory import Grid
 from kernelbank.ops import associated, bottleneck, conv, images, kernel, pointwise, reference, regions, sdpa, shifts
+from kernelbank.ops.context import Params, Setting, check_input, check_mask
 from kernelbank.ops.frame import enter, leave
 from kernelbank.ops.geometry import Geometry, crop, geometry, lay_out
 from kernelbank.ops.linear import FORMS
 from kernelbank.ops.machine import Machine, machine
 from kernelbank.ops.path import Call, Path, PathError, Slot
 from kernelbank.ops.serving import Forms, Mixers, Positions
-from kernelbank.ops.setting import Params, Setting, check_input, check_mask
 from kernelbank.ops.toeplitz import dense, fourier, hybrid, hybrid_fft
 from kernelbank.spec import MixerSpec, TwoStep
+from kernelbank.spec.inventory import Grid
 from kernelbank.text import suggest
 
 Core = Callable[[Tensor, Tensor, Params, Setting], Tensor]

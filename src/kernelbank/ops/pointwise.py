@@ -16,12 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from kernelbank.ops.associated import Affine, affine
 from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.expansion import LARGEST, expanded
 from kernelbank.ops.kernel import logits
 from kernelbank.ops.linear import onednn
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.ops.toeplitz import strips
-from kernelbank.pipeline import Pipeline
+from kernelbank.spec.pipeline import Pipeline
 
 CHUNK = 5 * 2**18
 """The most scores in a chunk, 5 MiB in float32: few enough for a shared cache, enough to be worth the threads."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.expansion import expanded
 from kernelbank.ops.geometry import Geometry, kept, relative_offsets
-from kernelbank.ops.setting import Params, Setting
 
 
 def relative(p: Params, s: Setting) -> Tensor | None:

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernelbank.inventory import bank_size
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.geometry import crop, lay_out
-from kernelbank.ops.setting import Params, Setting
-from kernelbank.pipeline import Step
 from kernelbank.spec import Box, Dynamic, Full, Pool, Predict, Project, TwoStep
+from kernelbank.spec.inventory import bank_size
+from kernelbank.spec.pipeline import Step
 
 EPS = 1e-6
 

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernelbank.inventory import Grid
 from kernelbank.ops.bank import TwoStepBank, generate_taps, two_step_bank
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.frame import enter, leave
 from kernelbank.ops.geometry import Geometry, crop, kept, lay_out
 from kernelbank.ops.kernel import gate, queries, weigh
 from kernelbank.ops.position import matrix
 from kernelbank.ops.precision import full_precision, wide
 from kernelbank.ops.sdpa import fused
-from kernelbank.ops.setting import Params, Setting
 from kernelbank.ops.toeplitz import dense
 from kernelbank.spec import All, Pool, Support, TwoStep
-from kernelbank.support import seen
+from kernelbank.spec.inventory import Grid
+from kernelbank.spec.support import seen
 
 Cell = Callable[[Tensor, TwoStepBank, Tensor | None, Params, Setting], Tensor]
 """(q (M, h, n, e), the bank of M regions, what is added to the scores, params, setting) -> o (M, h, n, d)."""

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops.bank import TwoStepBank
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.kernel import logits
-from kernelbank.ops.setting import Params, Setting
-from kernelbank.pipeline import L1, Pipeline
+from kernelbank.spec.pipeline import L1, Pipeline
 
 
 def temperature(steps: Pipeline) -> float | None:

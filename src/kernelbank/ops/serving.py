@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import torch
 
-from kernelbank.inventory import bank_size
 from kernelbank.ops.associated import affine, moments
+from kernelbank.ops.context import Setting
 from kernelbank.ops.expansion import LARGEST
 from kernelbank.ops.linear import FORMS
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.path import Call, first
 from kernelbank.ops.pointwise import pointwise
 from kernelbank.ops.sdpa import temperature
-from kernelbank.ops.setting import Setting
 from kernelbank.ops.toeplitz import smooth
 from kernelbank.spec import All, Dynamic, Full, Grouped, Predict, Project, Static, TwoStep, Window
+from kernelbank.spec.inventory import bank_size
 
 WORTH = 1.05
 """The gain over F.linear from which another form of a static conv is taken."""

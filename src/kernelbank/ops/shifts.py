@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernelbank.ops.context import Params, Setting
 from kernelbank.ops.geometry import from_grid, to_grid
 from kernelbank.ops.kernel import positional_term
 from kernelbank.ops.mix import generated_kernel
-from kernelbank.ops.setting import Params, Setting
 
 
 def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:

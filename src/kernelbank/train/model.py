@@ -21,7 +21,7 @@ from kernelbank.atlas import MODELS, SKELETONS
 from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, build
 from kernelbank.nn.block import StageRecords
-from kernelbank.nn.replace import replace_mixers
+from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.ops.plan import use_path
 from kernelbank.text import suggest
 

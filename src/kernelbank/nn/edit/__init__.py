@@ -1,0 +1,1 @@
+"""Editing trained models: other mixers in their blocks, dynamic convolutions in their ConvNets."""

@@ -1,0 +1,81 @@
+"""What carries over when a cell of a mixer or its grid changes: every tensor of both sides, accounted for.
+
+A tensor is kept, or transformed (see `transform`); the rest of the old side is dropped, the rest of the new side
+initialised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kernelbank.nn.mixer import Mixer, initialise_tensor
+from kernelbank.nn.transform import Placement, move, side
+from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
+from kernelbank.spec.inventory import Grid
+from kernelbank.spec.inventory import Tensor as Entry
+
+M = TypeVar("M", bound=Mixer)
+Verdict = Literal["kept", "transformed", "dropped", "initialised"]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What became of one tensor, and how it was transformed or why it was dropped."""
+
+    name: str
+    verdict: Verdict
+    how: str = ""
+
+
+def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> tuple[M, tuple[Carried, ...]]:
+    """`mixer` with another record or on another grid, and what became of each tensor.
+
+    Parameters that are kept are the same objects. Raises SpecError for a record or grid that the channels, heads or
+    prefix cannot hold, for attention dropout that the new record has no place for, and for parameters that are computed
+    (parametrised, pruned): a new mixer would not compute them.
+    """
+    spec, grid = spec or mixer.spec, grid or mixer.grid
+    carried = type(mixer)(
+        spec, mixer.dim, mixer.num_heads, grid, prefix=mixer.prefix, qk_norm=mixer.qk_norm and _takes_qk_norm(spec),
+        attn_drop=mixer.attn_drop, proj_drop=mixer.proj_drop, dynamic_grid=mixer.dynamic_grid, device="meta",
+    )  # fmt: skip
+    old = mixer.tensors()
+    for entry in mixer.entries:
+        if not (entry.buffer or isinstance(old[entry.name], nn.Parameter)):
+            raise SpecError(f"{entry.name} is computed (parametrised or pruned); legal: a plain parameter")
+    before, after = Placement(mixer.spec, mixer.grid, mixer.prefix), Placement(spec, grid, mixer.prefix)
+    tensors: dict[str, Tensor] = {}
+    log: list[Carried] = []
+    for entry in carried.entries:
+        source = old.get(entry.name)
+        with torch.no_grad():
+            moved = None if source is None else move(source, entry, before, after)
+        if source is None or moved is None:
+            like = next(iter(old.values()), None)
+            tensors[entry.name] = _fresh(entry, like)
+            if source is not None:
+                log.append(Carried(entry.name, "dropped", f"{side(source.shape)} does not become {side(entry.shape)}"))
+            log.append(Carried(entry.name, "initialised"))
+            continue
+        tensor, how = moved
+        tensors[entry.name] = nn.Parameter(tensor, source.requires_grad) if how and not entry.buffer else tensor
+        log.append(Carried(entry.name, "transformed" if how else "kept", how))
+    log += [Carried(name, "dropped", f"{spec} has none") for name in old if name not in tensors]
+    carried.hold(tensors)
+    carried.temperature = mixer.temperature
+    return carried.train(mixer.training), tuple(log)
+
+
+def _takes_qk_norm(spec: MixerSpec) -> bool:
+    return isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep) and spec.frame == "linear"
+
+
+def _fresh(entry: Entry, like: Tensor | None) -> Tensor:
+    tensor = torch.empty(entry.shape) if like is None else like.new_empty(entry.shape)
+    with torch.no_grad():
+        initialise_tensor(tensor, entry)
+    return tensor

@@ -1,0 +1,109 @@
+"""replace_mixers: another record in every block of a trained model, and what became of each tensor."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from kernelbank.errors import InputError
+from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, window_sides
+from kernelbank.nn.edit.carry import Carried, carry
+from kernelbank.nn.edit.stock import sites
+from kernelbank.spec import MixerSpec, SpecError, read_stages
+from kernelbank.text import columns
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What `replace_mixers` did: the `records` by stage, and every tensor of every mixer; `others` counts the tensors
+    outside, which stay. Its text is a table."""
+
+    records: tuple[MixerSpec, ...]
+    lines: tuple[Carried, ...]
+    others: int
+
+    def __str__(self) -> str:
+        rows = [("tensor", "verdict", "how"), *_merged(self.lines), (f"{self.others} tensors outside", "kept", "")]
+        return "\n".join([columns(rows), " | ".join(map(str, self.records))])
+
+
+def replace_mixers(model: nn.Module, text: str) -> nn.Module:
+    """Give every block of `model` the record `text`, in place, and return the model (as timm.layers.
+    convert_sync_batchnorm does).
+
+    `model` is a timm VisionTransformer or SwinTransformer, ours included. `text` is one record for all stages or one
+    each separated by ``|``; cells alone (``"activation=relu,count"``) change the record that the model has. What
+    carries over is carried (see `nn.carry`); ``model.replaced`` is a `Replaced`, whose text is a table of every tensor:
+    kept, transformed, dropped or initialised. The parameters of a stock model's attention are new objects with the
+    values that were kept: give them to the optimiser anew.
+
+    A ViT finds the grid of its tokens in its patch embedding. On another grid tables are resampled in every forward;
+    `kernelbank.from_timm` makes a backbone that resamples them once.
+
+    Raises InputError for another model and for attention that no record holds, SpecError for a record that does not
+    exist or does not fit; both leave the model as it was.
+    """
+    found = list(sites(model))
+    if not found:
+        raise InputError("model: it has no blocks; legal: at least one")
+    bases = {site.stage: site.spec for site in reversed(found)}
+    specs = read_stages(text, len(bases), [bases[stage] for stage in sorted(bases)])
+    for stage, spec in enumerate(specs):
+        if (spec.frame == "bn_relu") != (bases[stage].frame == "bn_relu"):
+            raise SpecError(f"frame={spec.frame} is not legal in place of {bases[stage].frame}: bn_relu has BatchNorm "
+                            "around it, other frames LayerNorm; legal: a backbone built with the record")  # fmt: skip
+    carried = [carry(site.mixer, specs[site.stage].at_block(site.index)) for site in found]
+    report = Replaced(specs, tuple(_lines(found, carried)), _outside(model, [site.name for site in found]))
+    for site, (mixer, _) in zip(found, carried, strict=True):
+        site.place(specs[site.stage], mixer)
+    _remember(model, specs)
+    setattr(model, "replaced", report)  # noqa: B010 - the type of a module knows no such attribute
+    return model
+
+
+def _lines(found: list[Any], carried: list[Any]) -> list[Carried]:
+    return [
+        replace(line, name=f"{site.name}.attn.{line.name}", verdict="initialised", how="zeros")
+        if line.name in site.made and line.verdict == "kept"
+        else replace(line, name=f"{site.name}.attn.{line.name}")
+        for site, (_, log) in zip(found, carried, strict=True)
+        for line in log
+    ]
+
+
+def _outside(model: nn.Module, blocks: list[str]) -> int:
+    """How many tensors of the state are of no block's attention."""
+    inside = tuple(f"{name}.attn." for name in blocks)
+    return sum(not name.startswith(inside) for name in model.state_dict())
+
+
+def _remember(model: nn.Module, specs: tuple[MixerSpec, ...]) -> None:
+    """What a saved configuration and timm's resizing go on from."""
+    if isinstance(model, (PlainBackbone, HierarchicalBackbone)):
+        remember(model, mixer=" | ".join(map(str, specs)), window_size=None)
+    if isinstance(model, SwinTransformer):  # timm scales these with the grid
+        model._ref_window_sizes = window_sides(specs, model._ref_window_sizes)
+        model._ref_grid_size = tuple(model.patch_embed.grid_size)
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+
+def _merged(lines: tuple[Carried, ...]) -> list[tuple[str, str, str]]:
+    """One row for tensors of consecutive blocks that fared alike: ``blocks.0-11.attn.q.weight``."""
+    alike: dict[tuple[str, str, str], list[int]] = {}
+    for line in lines:
+        head, block, tail = re.split(r"(?<=blocks\.)(\d+)", line.name, maxsplit=1)
+        alike.setdefault((f"{head}{{}}{tail}", line.verdict, line.how), []).append(int(block))
+    return [(name.format(_ranges(blocks)), verdict, how) for (name, verdict, how), blocks in alike.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0-11``, or ``0,2,4`` for numbers that do not follow each other."""
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])]
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,113 @@
+"""Records to the figure of a study: convergence curves, one panel per skeleton. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from kernelbank.files import replace_file
+from kernelbank.records import RunRecord
+from kernelbank.report.study_table import by_epoch, mean_curve
+from kernelbank.studies.study import Study
+
+# Okabe and Ito's palette, told apart with every common colour vision deficiency; black is the baseline's.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 100)
+_BEYOND = 103.0
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
+
+
+def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
+    """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
+    skeletons = [name for name in study.skeletons if any(record.skeleton == name for record in records)]
+    figure = Figure(figsize=(1.0 + 5.6 * len(skeletons), 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(skeletons), sharey=True, squeeze=False)[0]
+    panels[0].set_yscale("function", functions=(_stretch, _shrink))
+    ends = [_curves(panel, study, [record for record in records if record.skeleton == skeleton])
+            for panel, skeleton in zip(panels, skeletons, strict=True)]  # fmt: skip
+    panels[0].set_ylim(top=100)
+    panels[0].set_yticks([tick for tick in TICKS if tick >= panels[0].get_ylim()[0]])
+    for panel, skeleton, named in zip(panels, skeletons, ends, strict=True):
+        _frame(panel, skeleton)
+        _label_ends(panel, named)
+    panels[0].set_ylabel("validation top-1, %  (stretched towards 100)")
+    seeds = len({record.seed for record in records})
+    over = f"mean and one standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    figure.suptitle(f"{study.title}  ({records[0].data.name}; {over})", fontsize=12)
+    replace_file(path, lambda beside: figure.savefig(beside, dpi=160, format="png"))
+
+
+def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str, tuple[int, float, str]]:
+    """Draw every row that has finished runs; where each curve ends and its colour, by label."""
+    others, ends = [row.label for row in study.rows if row.label != study.baseline], {}
+    for label in [*others, study.baseline]:
+        chosen = [record for record in records if record.row == label]
+        if not (centre := mean_curve(chosen)):
+            continue
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in by_epoch(chosen)]
+        epochs, index = range(1, len(centre) + 1), others.index(label) if label in others else None
+        colour = "black" if index is None else PALETTE[index % len(PALETTE)]
+        style = "-" if index is None else DASHES[index // len(PALETTE)]
+        panel.plot(epochs, centre, color=colour, linestyle=style, linewidth=2.4 if index is None else 1.5)
+        low, high = ([c + sign * s for c, s in zip(centre, spread, strict=True)] for sign in (-1, 1))
+        panel.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
+        ends[label] = (len(centre), centre[-1], colour)
+    return ends
+
+
+def _frame(panel: Axes, skeleton: str) -> None:
+    panel.set_title(skeleton, fontsize=11)
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(axis="y", color="0.9", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _stretch(top1: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scale of the vertical axis: logarithmic in the distance to 103 %, so that the last points have room."""
+    return -np.log(np.maximum(_BEYOND - top1, 1e-9))
+
+
+def _shrink(height: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _BEYOND - np.exp(-height)
+
+
+def _label_ends(panel: Axes, ends: dict[str, tuple[int, float, str]]) -> None:
+    """Each curve's name to the right of its end, in its colour, pushed apart where ends are close."""
+    to_axes = panel.transData + panel.transAxes.inverted()
+    heights = {label: float(to_axes.transform((last, value))[1]) for label, (last, value, _) in ends.items()}
+    ordered = sorted(heights, key=lambda label: heights[label])
+    for label, y in zip(ordered, _spread([heights[label] for label in ordered], gap=0.047), strict=True):
+        last, value, colour = ends[label]
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 1, "relpos": (0, 0.5)}
+        panel.annotate(
+            label, (last, value), xytext=(1.05, y), textcoords="axes fraction", color=colour, va="center", fontsize=9,
+            arrowprops=line, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _spread(heights: list[float], gap: float) -> list[float]:
+    """Ascending heights moved as little as needed to stand `gap` apart: groups that collide are centred."""
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _collide(groups[-2], groups[-1], gap):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_centre(group) + gap * (i - (len(group) - 1) / 2) for group in groups for i in range(len(group))]
+
+
+def _collide(below: list[float], above: list[float], gap: float) -> bool:
+    return _centre(above) - _centre(below) < gap * (len(above) + len(below)) / 2
+
+
+def _centre(group: list[float]) -> float:
+    return sum(group) / len(group)

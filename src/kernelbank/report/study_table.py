@@ -1,0 +1,174 @@
+"""Records to table rows, and the table as text: nothing here trains or recomputes. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from kernelbank.records import CodeIdentity, RunRecord
+from kernelbank.spec import MixerSpec
+from kernelbank.spec.pipeline import ROLES
+from kernelbank.studies.study import Study, stages
+from kernelbank.train.recipe import stated
+
+EPOCHS_TO_BASELINE = (
+    "to baseline: the first epoch at which the row's validation top-1, averaged over its seeds, reaches that of the "
+    "baseline after its last epoch; - if none does"
+)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row in one skeleton. `changed` are the cells that differ from the baseline's, as (field, text); numbers
+    are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one)."""
+
+    skeleton: str
+    row: str
+    what: str
+    mixer: str
+    changed: tuple[tuple[str, str], ...]
+    roles: tuple[str, ...]
+    params: int
+    macs: int
+    seeds: tuple[int, ...]
+    test_top1: float | None
+    test_top1_sd: float | None
+    val_top1: float | None
+    epochs_to_baseline: int | None
+    failures: tuple[str, ...]
+
+
+def tabulate(study: Study, records: Sequence[RunRecord]) -> tuple[TableRow, ...]:
+    """The rows of the table, in the study's order, of those that have records."""
+    cells: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        cells.setdefault((record.skeleton, record.row), []).append(record)
+    return tuple(
+        _row(study, cells[skeleton, row.label], cells.get((skeleton, study.baseline), []))
+        for skeleton in study.skeletons
+        for row in study.rows
+        if (skeleton, row.label) in cells
+    )
+
+
+def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> TableRow:
+    first = records[0]
+    done = [record for record in records if record.failure is None]
+    test = [record.test_top1 for record in done if record.test_top1 is not None]
+    curve, goal = mean_curve(records), mean_curve(baseline)
+    reached = [epoch for epoch, value in enumerate(curve, 1) if goal and value >= goal[-1]]
+    specs = stages(first.skeleton, first.mixer)
+    return TableRow(
+        skeleton=first.skeleton,
+        row=first.row,
+        what=study.row(first.row).what,
+        mixer=first.mixer,
+        changed=_changed(specs, stages(first.skeleton, study.row(study.baseline).mixers[first.skeleton])),
+        roles=tuple(role for role in ROLES if any(role in spec.roles for spec in specs)),
+        params=first.params,
+        macs=first.macs,
+        seeds=tuple(sorted(record.seed for record in records)),
+        test_top1=mean(test) if test else None,
+        test_top1_sd=stdev(test) if len(test) > 1 else None,
+        val_top1=curve[-1] if curve else None,
+        epochs_to_baseline=reached[0] if reached else None,
+        failures=tuple(f"seed {record.seed}: {record.failure}" for record in records if record.failure),
+    )
+
+
+def mean_curve(records: Sequence[RunRecord]) -> list[float]:
+    """Validation top-1 by epoch, averaged over the runs that finished."""
+    return [mean(values) for values in by_epoch(records)]
+
+
+def by_epoch(records: Sequence[RunRecord]) -> list[tuple[float, ...]]:
+    """The validation top-1 of every run that finished, epoch by epoch."""
+    curves = [[epoch.val_top1 for epoch in record.epochs] for record in records if record.failure is None]
+    return list(zip(*curves, strict=True))
+
+
+def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
+    """The cells that differ from the baseline; where stages differ among themselves, their values by stage."""
+    by_stage = [spec.diff(base) for spec, base in zip(specs, baseline, strict=True)]
+    names = dict.fromkeys(name for differing in by_stage for name in differing)
+    values = {name: [spec.text[name] for spec in specs] for name in names}
+    return tuple((name, texts[0] if len(set(texts)) == 1 else " | ".join(texts)) for name, texts in values.items())
+
+
+# ---- text ----------------------------------------------------------------------------------------------------
+
+COLUMNS = ("row", "changed cells", "roles", "params", "MACs", "test top-1", "to baseline")
+RIGHT = ("params", "MACs", "test top-1", "to baseline")
+LEGEND = "roles: N normalisation, C communication between kernels, L non-linearity, derived from the activation"
+
+
+def cells_of(row: TableRow, study: Study) -> tuple[str, ...]:
+    """The row as texts under `COLUMNS`."""
+    changed = " ".join(f"{name}={text}" for name, text in row.changed)
+    marks = "".join(letter if role in row.roles else "·" for letter, role in zip("NCL", ROLES, strict=True))
+    top1 = "diverged" if row.test_top1 is None else f"{row.test_top1:.1f}"
+    if row.test_top1_sd is not None:
+        top1 += f" ± {row.test_top1_sd:.1f}"
+    if row.failures and row.test_top1 is not None:
+        top1 += f" ({len(row.failures)} of {len(row.seeds)} diverged)"
+    label = f"{row.row} (baseline)" if row.row == study.baseline else row.row
+    reached = "-" if row.epochs_to_baseline is None else str(row.epochs_to_baseline)
+    return (label, changed or "-", marks, f"{row.params / 1e3:.1f} K", f"{row.macs / 1e6:.2f} M", top1, reached)
+
+
+def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
+    """What must stand below the table: definitions, sample sizes, divergence, mixed code."""
+    first, top1 = records[0], [row.test_top1 for row in rows if row.test_top1 is not None]
+    runs, seeds = len(records), sorted({record.seed for record in records})
+    recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
+    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {first.mlp}; {recipe}"
+    yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
+    yield LEGEND
+    yield EPOCHS_TO_BASELINE
+    if not any(row.row == study.baseline for row in rows):
+        yield f"the baseline {study.baseline!r} is not among the rows: nothing is compared with it"
+    for row in rows:
+        for failure in row.failures:
+            yield f"diverged: {row.skeleton} {row.row}, {failure}"
+    images = f"{first.data.test} test images"
+    if top1:
+        error = 100 * math.sqrt(mean(top1) * (100 - mean(top1)) / 1e4 / first.data.test)
+        images += f": a standard error of {error:.1f} points at {mean(top1):.0f} %, beside the spread over seeds"
+    yield f"demonstration on {first.data.name}: no verdicts ({images})"
+    here = CodeIdentity.here()
+    if other := sum(record.code.sources != here.sources for record in records):
+        yield f"{other} of {runs} records were made by another state of the code than this one"
+
+
+def markdown(study: Study, records: Sequence[RunRecord]) -> str:
+    """The study as Markdown: its questions, a table for each skeleton, notes, the figure."""
+    rows = tabulate(study, records)
+    lines = [f"# {study.title}", "", *(f"- {question}" for question in study.questions), ""]
+    for skeleton in dict.fromkeys(row.skeleton for row in rows):
+        lines += [f"## {skeleton}", "", _line(COLUMNS), _line(["---:" if name in RIGHT else "---" for name in COLUMNS])]
+        lines += [_line(cells_of(row, study)) for row in rows if row.skeleton == skeleton]
+        lines.append("")
+    lines += ["Rows:", "", *(f"- `{row.row}`: {row.what}" for row in {row.row: row for row in rows}.values()), ""]
+    lines += [*(f"- {note}" for note in notes(study, records, rows)), "", "![validation top-1 by epoch](study.png)", ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def document(study: Study, records: Sequence[RunRecord]) -> dict[str, Any]:
+    """The study as a JSON document."""
+    rows = tabulate(study, records)
+    return {
+        "study": study.name,
+        "title": study.title,
+        "questions": list(study.questions),
+        "baseline": study.baseline,
+        "rows": [{**asdict(row), "changed": dict(row.changed)} for row in rows],
+        "notes": list(notes(study, records, rows)),
+        "records": len(records),
+    }

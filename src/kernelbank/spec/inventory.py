@@ -1,0 +1,246 @@
+"""Every parameter and buffer of a record by name and shape: the module, cost and conversion read it. No torch.
+
+C channels, h heads of d = C/h, K or n kernels, G groups, k the kernel size, r a reduction or rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kernelbank.spec import (
+    All,
+    Box,
+    Channels,
+    Depthwise,
+    Dynamic,
+    Full,
+    Grouped,
+    MixerSpec,
+    Neighborhood,
+    Own,
+    Pool,
+    Predict,
+    Project,
+    SpecError,
+    Static,
+    TwoStep,
+    Window,
+)
+from kernelbank.spec.axes import COUNT, HOST
+
+Grid = tuple[int, int]
+Init = Literal["linear", "uniform", "zeros", "ones"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter or buffer. `init` is how it is drawn: ``linear`` a truncated normal of standard deviation
+    0.02 (timm's), ``uniform`` in +-1/sqrt(fan_in), else a constant."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: Init
+    fan_in: int = 1
+    buffer: bool = False
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+def inventory(
+    spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0, qk_norm: bool = False
+) -> tuple[Tensor, ...]:
+    """Every tensor of `spec` at `dim` channels, `num_heads` heads, an H x W `grid` after `prefix` tokens.
+
+    Raises SpecError when the channels do not divide into the heads or groups, or when `qk_norm` is asked of a
+    record that is not a dynamic two_step in frame linear.
+    """
+    check_host(dim, num_heads, grid, prefix)
+    if qk_norm and not (isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep) and spec.frame == "linear"):
+        raise SpecError(f"qk_norm=True is not legal with {spec}: it needs a dynamic two_step in frame linear")
+    return tuple(_tensors(spec, dim, num_heads, grid, prefix, qk_norm))
+
+
+def check_host(dim: int, num_heads: int, grid: Grid, prefix: int) -> None:
+    """Raises SpecError unless channels, heads and both sides of the grid are whole numbers >= 1, the prefix >= 0."""
+    if not isinstance(grid, Sequence) or len(grid) != 2:
+        raise SpecError(f"grid={grid!r} is not legal; legal: (height, width)")
+    sizes = {"dim": dim, "num_heads": num_heads, "grid height": grid[0], "grid width": grid[1]}
+    for name, value in sizes.items():
+        if not COUNT.accepts(value):
+            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}")
+    if prefix != 0 and not COUNT.accepts(prefix):
+        raise SpecError(f"prefix={prefix!r} is not legal; legal: a whole number >= 0")
+
+
+def reduced(dim: int, r: int) -> int:
+    """The width of a bottleneck: max(1, C // r)."""
+    return max(1, dim // r)
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------
+
+
+def resolve(value: int | Channels | Literal["host"], dim: int, num_heads: int) -> int:
+    """The number behind `host`, ``C/16`` or ``4C``."""
+    if value == HOST:
+        return num_heads
+    return value.of(dim) if isinstance(value, Channels) else value
+
+
+def _divide(dim: int, parts: int, what: str) -> int:
+    if dim % parts:
+        raise SpecError(f"dim={dim} does not divide into {parts} {what}")
+    return parts
+
+
+def heads(spec: MixerSpec, dim: int, num_heads: int) -> int:
+    """h: the heads of the two_step argument, else `num_heads`. Raises SpecError when they do not divide `dim`."""
+    wanted = resolve(spec.kernel.heads, dim, num_heads) if isinstance(spec.kernel, TwoStep) else num_heads
+    return _divide(dim, wanted, "heads")
+
+
+def groups(spec: MixerSpec, dim: int, num_heads: int) -> int:
+    """The groups of a one-step kernel: of full, G of grouped, C of depthwise. Raises SpecError as `heads`."""
+    match spec.kernel:
+        case Full(groups=wanted) | Grouped(G=wanted):
+            return _divide(dim, resolve(wanted, dim, num_heads), "groups")
+        case Depthwise() | TwoStep():
+            return dim
+
+
+def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
+    """How many kernels the bank holds: K of a static bank, one a prefix token and (pooled) cell of a dynamic."""
+    match spec.bank:
+        case Static(K=K):
+            return resolve(K, dim, 1)
+        case Dynamic(stride=s):
+            return prefix + math.ceil(grid[0] / s) * math.ceil(grid[1] / s)
+        case Box():
+            return 1
+
+
+def extent(spec: MixerSpec, grid: Grid) -> Grid:
+    """a x b, the sides of what a position can see: the relative table has (2a-1) x (2b-1) offsets."""
+    match spec.support:
+        case All():
+            return grid
+        case Window(M=M) | Neighborhood(M=M):
+            return min(M, grid[0]), min(M, grid[1])
+        case Own():
+            return 1, 1
+
+
+def taps(spec: MixerSpec, dim: int, num_heads: int) -> int:
+    """The weights that the key generator emits at a position: channels or groups times size^2, channel-major."""
+    return (groups(spec, dim, num_heads) if isinstance(spec.kernel, Grouped) else dim) * spec.size**2
+
+
+# ---- the list --------------------------------------------------------------------------------------------
+
+
+def _linear(name: str, out: int, of: int, bias: bool) -> Iterator[Tensor]:
+    yield Tensor(f"{name}.weight", (out, of), "linear", of)
+    if bias:
+        yield Tensor(f"{name}.bias", (out,), "zeros")
+
+
+def _batch_norm(name: str, width: int) -> Iterator[Tensor]:
+    yield from _affine(name, width)
+    yield Tensor(f"{name}.running_mean", (width,), "zeros", buffer=True)
+    yield Tensor(f"{name}.running_var", (width,), "ones", buffer=True)
+
+
+def _affine(name: str, width: int) -> Iterator[Tensor]:
+    yield Tensor(f"{name}.weight", (width,), "ones")
+    yield Tensor(f"{name}.bias", (width,), "zeros")
+
+
+def _tensors(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int, qk_norm: bool) -> Iterator[Tensor]:
+    normed = spec.frame == "bn_relu"
+    if spec.frame != "bare":
+        yield from _linear("q", dim, dim, spec.bias and not normed)
+    if normed:
+        yield from _batch_norm("q_norm", dim)
+    if qk_norm:
+        yield from _affine("q_norm", dim // heads(spec, dim, num_heads))
+        yield from _affine("k_norm", dim // heads(spec, dim, num_heads))
+
+    match spec.bank:
+        case Dynamic():
+            yield from _generator(spec, dim, num_heads)
+        case Static() if isinstance(spec.kernel, TwoStep):
+            yield from _static_two_step(spec, dim, num_heads, grid)
+        case Static():
+            yield from _static_one_step(spec, dim, num_heads, grid)
+
+    if isinstance(spec.mix, Project):
+        made = bank_size(spec, dim, grid, prefix)
+        for name in ("E",) if spec.mix.shared else ("E", "F"):
+            yield Tensor(name, (made, spec.mix.r), "uniform", spec.mix.r)
+    if isinstance(spec.mix, Predict):
+        yield from _predictor(spec, spec.mix, dim, grid)
+
+    if any(step.name == "batchnorm" for step in spec.activation):
+        yield from _batch_norm("activation_norm", heads(spec, dim, num_heads))
+    if spec.position == "relative":
+        h, (a, b) = heads(spec, dim, num_heads), extent(spec, grid)
+        yield Tensor("table.weight", (h, 2 * a - 1, 2 * b - 1), "linear")
+        if prefix:
+            yield Tensor("table.prefix", (h, 3), "linear")
+
+    if normed:
+        yield from _batch_norm("out_norm", dim)
+    if spec.frame != "bare":
+        yield from _linear("out", dim, dim, not normed)
+    if normed:
+        yield from _batch_norm("last_norm", dim)
+
+
+def _generator(spec: MixerSpec, dim: int, num_heads: int) -> Iterator[Tensor]:
+    assert isinstance(spec.bank, Dynamic)
+    normed, width = spec.frame == "bn_relu", dim
+    if spec.bank.r is not None:
+        width = reduced(dim, spec.bank.r)
+        yield from _linear("reduce", width, dim, spec.bias and not normed)
+        if normed:
+            yield from _batch_norm("reduce_norm", width)
+    if isinstance(spec.kernel, TwoStep):
+        heads(spec, dim, num_heads)
+    yield from _linear("key", taps(spec, dim, num_heads), width, spec.bias)
+    if isinstance(spec.kernel, TwoStep):
+        yield from _linear("value", dim, width, spec.bias)
+    if normed and isinstance(spec.mix, Pool) and spec.bias:
+        yield Tensor("bias", (dim,), "zeros")
+
+
+def _static_two_step(spec: MixerSpec, dim: int, num_heads: int, grid: Grid) -> Iterator[Tensor]:
+    h, K, k = heads(spec, dim, num_heads), bank_size(spec, dim, grid, 0), spec.size
+    biased = spec.bias and spec.frame == "bare"
+    yield Tensor("key.weight", (h, K, dim // h, k, k), "linear", dim // h * k * k)
+    if biased:
+        yield Tensor("key.bias", (h, K), "zeros")
+    yield Tensor("value.weight", (h, dim // h, K), "linear", K)
+    if biased:
+        yield Tensor("value.bias", (dim,), "zeros")
+
+
+def _static_one_step(spec: MixerSpec, dim: int, num_heads: int, grid: Grid) -> Iterator[Tensor]:
+    K, k, g = bank_size(spec, dim, grid, 0), spec.size, groups(spec, dim, num_heads)
+    out, of = (dim, dim // g) if isinstance(spec.kernel, Full) else (g if isinstance(spec.kernel, Grouped) else dim, 1)
+    yield Tensor("weight", (K, out, of, k, k), "uniform", of * k * k)
+    if spec.bias:
+        yield Tensor("bias", (K, dim), "uniform", of * k * k)
+
+
+def _predictor(spec: MixerSpec, mix: Predict, dim: int, grid: Grid) -> Iterator[Tensor]:
+    width = dim
+    if mix.r is not None:
+        width = reduced(dim, mix.r)
+        yield from _linear("reduce", width, dim, spec.bias)
+    yield from _linear("predict", bank_size(spec, dim, grid, 0), width, spec.bias)

@@ -1,0 +1,76 @@
+"""The support axis: which kernels a position sees, and how many. Imports no torch.
+
+On the grid every support is the product of its two axes, so that one function of one axis, `seen`, is what the
+operator's visibility, the cost, the text and the figure are all made of (design 1.3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+from kernelbank.spec import All, Neighborhood, Own, Support, Window
+from kernelbank.spec.inventory import Grid
+
+
+def seen(support: Support, length: int) -> tuple[range, ...]:
+    """The coordinates that each coordinate of an axis sees. Raises SpecError for an alternating shift.
+
+    A window's regions are floor((y - shift)/M), M = min(M, length), shift 0 where length <= M. With ``pad=timm``
+    the axis is rolled and padded already, and its last window is cut at length - shift, as timm cuts it.
+    """
+    match support:
+        case All():
+            return (range(length),) * length
+        case Own():
+            return tuple(range(at, at + 1) for at in range(length))
+        case Neighborhood(M=M):
+            side = min(M, length)
+            starts = (max(0, min(at - side // 2, length - side)) for at in range(length))
+            return tuple(range(start, start + side) for start in starts)
+        case Window(M=M):
+            shift = support.resolved_shift if length > M else 0
+            side = min(M, length)
+            rolled = support.pad == "timm"
+            cuts = {0, length, *range(0 if rolled else shift, length, side)} | ({length - shift} if rolled else set())
+            regions = [range(start, stop) for start, stop in pairwise(sorted(cuts))]
+            return tuple(region for region in regions for _ in region)
+
+
+def sees(support: Support, grid: Grid, query: Grid, key: Grid) -> bool:
+    """Whether the grid position `query` (y, x) sees the kernel generated at `key`."""
+    return all(k in _counted(support, length)[q] for length, q, k in zip(grid, query, key, strict=True))
+
+
+def visible_pairs(support: Support, grid: Grid, prefix: int = 0, stride: int = 1) -> int:
+    """sum_i n_i over all positions and prefix tokens. Prefix tokens see all and are seen by all, except under
+    `self`; with a stride the kernels are the cells of the pooled grid."""
+    positions = math.prod(grid)
+    if isinstance(support, Own):
+        return positions + prefix
+    if stride > 1:
+        cells = math.ceil(grid[0] / stride) * math.ceil(grid[1] / stride)
+        return (prefix + positions) * (prefix + cells)
+    on_grid = math.prod(sum(map(len, _counted(support, length))) for length in grid)
+    return prefix * (prefix + 2 * positions) + on_grid
+
+
+def visible_range(support: Support, grid: Grid, prefix: int = 0) -> tuple[int, int]:
+    """The fewest and the most kernels that a grid position sees."""
+    sizes = [[len(region) for region in _counted(support, length)] for length in grid]
+    prefix = 0 if isinstance(support, Own) else prefix
+    return prefix + math.prod(map(min, sizes)), prefix + math.prod(map(max, sizes))
+
+
+def selections(support: Support, grid: Grid, prefix: int = 0) -> int:
+    """How many different sets V_i there are: the kernels that `mean` and `pool` make of one image."""
+    on_grid = math.prod(len(set(_counted(support, length))) for length in grid)
+    if isinstance(support, Own):
+        return on_grid + prefix
+    return on_grid + (prefix > 0 and on_grid > 1)
+
+
+def _counted(support: Support, length: int) -> tuple[range, ...]:
+    """What is counted and drawn: the definition, whatever padding a published checkpoint has."""
+    return seen(replace(support, pad="masked") if isinstance(support, Window) else support, length)

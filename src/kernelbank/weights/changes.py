@@ -1,0 +1,65 @@
+"""What tensors become between libraries that store them differently: bijections, each with its inverse."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from kernelbank.weights.keymap import Misfit, Shape, of_one
+
+
+def _shaped(tensor: Tensor, pattern: tuple[int | None, ...]) -> Tensor:
+    """`tensor`, if its shape fits; None fits any length. Raises Misfit."""
+    if len(pattern) != tensor.ndim or any(p not in (None, n) for p, n in zip(pattern, tensor.shape, strict=True)):
+        text = ", ".join("n" if length is None else str(length) for length in pattern)
+        raise Misfit(f"shape {tuple(tensor.shape)} is not legal; legal: ({text})")
+    return tensor
+
+
+def _to_channels_first_taps(tensor: Tensor, shape: Shape | None) -> Tensor:
+    """(..., 4C) in the order (dx, dy, c) of timm -> (c, dy, dx) of nn.Unfold."""
+    return _merged(tensor, (2, 2, -1), (2, 1, 0))
+
+
+def _to_taps_first(tensor: Tensor, shape: Shape | None) -> Tensor:
+    """The inverse: (..., 4C) in the order (c, dy, dx) -> (dx, dy, c)."""
+    return _merged(tensor, (-1, 2, 2), (2, 1, 0))
+
+
+def _merged(tensor: Tensor, parts: tuple[int, int, int], order: tuple[int, int, int]) -> Tensor:
+    if not tensor.ndim or tensor.shape[-1] % 4:
+        raise Misfit(f"shape {tuple(tensor.shape)} is not legal; legal: four times as many channels")
+    lead = tuple(range(tensor.ndim - 1))
+    return tensor.unflatten(-1, parts).permute(*lead, *(len(lead) + axis for axis in order)).flatten(-3)
+
+
+UNFOLD = of_one(_to_taps_first, _to_channels_first_taps)
+"""Patch merging by nn.Unfold: four times C channels as (c, dy, dx), where timm has (dx, dy, c)."""
+
+
+def _table_to_timm(table: Tensor, shape: Shape | None) -> Tensor:
+    """(h, 2a-1, 2b-1) -> (offsets, h), offsets row by row."""
+    return _shaped(table, (None, None, None)).flatten(1).t()
+
+
+def _table_from_timm(table: Tensor, shape: Shape | None) -> Tensor:
+    offsets, heads = _shaped(table, (None, None)).shape
+    side = math.isqrt(offsets)
+    shape = shape or (heads, side, side)
+    if math.prod(shape) != table.numel() or shape[0] != heads:
+        raise Misfit(f"shape {tuple(table.shape)} does not become {tuple(shape)}")
+    return table.t().reshape(shape)
+
+
+TABLE = of_one(_table_to_timm, _table_from_timm)
+"""A relative table (h, 2a-1, 2b-1) as timm's (offsets, h)."""
+FC1 = of_one(
+    lambda weight, _: _shaped(weight, (1, None, None, 1, 1))[0, :, :, 0, 0],
+    lambda weight, _: _shaped(weight, (None, None))[None, :, :, None, None],
+)
+FC1_BIAS = of_one(lambda bias, _: _shaped(bias, (1, None))[0], lambda bias, _: _shaped(bias, (None,))[None])
+FC2 = of_one(
+    lambda weight, _: _shaped(weight, (1, None, None))[0], lambda weight, _: _shaped(weight, (None, None))[None]
+)
+"""An MLP's layers as keys (1, K, C, 1, 1), their biases (1, K), and values (1, C, K) of one head."""

@@ -1,0 +1,120 @@
+"""Weights from and to files. A pickle is only ever read as weights: code in it is never run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kernelbank.errors import InputError
+from kernelbank.files import replace_file
+from kernelbank.text import suggest
+from kernelbank.weights.keymap import State, listed
+
+SAFETENSORS, PICKLES = ".safetensors", (".pth", ".pt", ".bin")
+SUFFIXES = (SAFETENSORS, *PICKLES)
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "module")
+"""Under which keys training scripts put the weights (DeiT and Swin, mmpretrain and timm, others)."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every key."""
+
+
+def read_state(path: Path) -> tuple[State, dict[str, str]]:
+    """The tensors of a weights file, unwrapped, and its metadata (safetensors only).
+
+    Raises InputError for a file that is missing, truncated or corrupted, holds code or no tensors.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}{suggest(path.suffix, SUFFIXES)}; "
+                         f"legal: {', '.join(SUFFIXES)}")  # fmt: skip
+    if not path.is_file():
+        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    loaded, metadata = _read_safetensors(path) if path.suffix == SAFETENSORS else (_read_pickle(path), {})
+    return unwrap(loaded, str(path)), metadata
+
+
+def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: truncated or not safetensors: {error}") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb"):  # what cannot be opened is an OSError with its reason
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickles that torch did not write; they are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything: struct.error, RuntimeError, KeyError, ...
+        held = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if held:
+        raise InputError(f"{path}: holds {held[1]}, not only weights; it is not read, as that could run code: save "
+                         "its state dict alone")  # fmt: skip
+    raise InputError(f"{path}: truncated or corrupted, or not a checkpoint of torch")
+
+
+def unwrap(loaded: object, what: str) -> State:
+    """The state dict in what a file or a user holds: under one of `WRAPPERS`, without `PREFIXES`.
+
+    Raises InputError where there are no tensors, or anything besides tensors.
+    """
+    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
+        inside = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if inside is None:
+            break
+        loaded = inside
+    if not isinstance(loaded, Mapping) or not loaded:
+        held = listed(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise InputError(f"{what}: no state dict, but {held or 'nothing'}; looked under {', '.join(WRAPPERS)}")
+    if strange := [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{what}: {listed(strange)} {'is no tensor' if len(strange) == 1 else 'are no tensors'}")
+    state = {str(key): value.detach() for key, value in loaded.items()}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def check_destination(path: Path) -> None:
+    """Raises InputError unless `path` can become a safetensors file."""
+    if path.suffix != SAFETENSORS:
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; legal: {SAFETENSORS}")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: no such folder {path.parent}")
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all. Raises InputError where it cannot be written."""
+    check_destination(path)
+    whole, storages = {}, set[int]()
+    for key, tensor in state.items():  # safetensors refuses tensors that share memory
+        shared = tensor.untyped_storage().data_ptr() in storages
+        whole[key] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
+        storages.add(whole[key].untyped_storage().data_ptr())
+
+    def fill(beside: Path) -> None:
+        beside.touch()
+        mode = beside.stat().st_mode  # safetensors makes files that only their owner reads
+        save_file(whole, beside, {"format": "pt", **metadata})
+        beside.chmod(mode)
+
+    try:
+        replace_file(path, fill)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None

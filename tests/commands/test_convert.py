@@ -1,0 +1,269 @@
+"""kernelbank convert: transcripts, files that load again, and one line for everything that does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from tiny_models import PLAIN, STAGES, drawn
+
+import kernelbank
+import kernelbank.models
+from kernelbank import cli
+from kernelbank.errors import InputError
+from kernelbank.weights import proof
+from kernelbank.weights.convert import convert_state
+from kernelbank.weights.dialects import NAMES
+from kernelbank.weights.saved import load
+
+Capture = pytest.CaptureFixture[str]
+Models = dict[str, Any]
+
+
+def run(capsys: Capture, *argv: object) -> tuple[int, str, str]:
+    code = cli.main(["convert", *map(str, argv)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def files(tmp_path: Path, models: Models) -> Path:
+    """A folder with one file of each family, under timm's names."""
+    save_file(models["plain"].state_dict(), tmp_path / "plain.safetensors")
+    torch.save({"model": models["hierarchical"].state_dict()}, tmp_path / "stages.pth")
+    return tmp_path
+
+
+def outputs(model: Any, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
+def test_a_file_of_timm_becomes_ours_and_loads(files: Path, capsys: Capture, models: Models) -> None:
+    code, out, err = run(capsys, files / "plain.safetensors", files / "ours.safetensors")
+    assert (code, err) == (0, "")
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert lines["read"].startswith(
+        "timm, plain, 2 blocks from 64 channels, heads 1, patches of 8 x 8, images of 32 x 32"
+    )
+    assert lines["assumed"] == "norm eps 1e-06, 1 heads of 64 channels, square images"
+    assert lines["keys"] == "32 tensors of timm -> 40 of kernelbank, none left over"
+    assert lines["back"] == "32 tensors bit-equal"
+    assert lines["proved"].startswith("max |difference| ") and "on 2 random images through timm and" in lines["proved"]
+    assert lines["records"] == "vit; mlp ffn"
+    backbone = kernelbank.load(files / "ours.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    assert not backbone.training
+    torch.testing.assert_close(outputs(backbone, images), outputs(models["plain"], images), rtol=1e-5, atol=1e-6)
+    again = timm.create_model(
+        "vit_kb_small_patch16_224", checkpoint_path=str(files / "ours.safetensors"), **PLAIN
+    )  # fmt: skip
+    assert torch.equal(outputs(again.eval(), images), outputs(backbone, images))
+    assert sorted(p.name for p in files.iterdir()) == ["ours.safetensors", "plain.safetensors", "stages.pth"]
+
+
+@pytest.mark.parametrize("to", ["timm", "microsoft", "torchvision", "huggingface", "huggingface4", "mmpretrain"])
+def test_every_dialect_and_back_through_files(to: str, files: Path, capsys: Capture, models: Models) -> None:
+    """timm's file to a dialect, that to ours, ours to timm: the tensors are those that we began with."""
+    steps = [("stages.pth", "there.safetensors", to), ("there.safetensors", "ours.safetensors", "kernelbank"),
+             ("ours.safetensors", "back.safetensors", "timm")]  # fmt: skip
+    for source, target, dialect in steps:
+        code, out, err = run(capsys, files / source, files / target, "--to", dialect)
+        assert (code, err) == (0, "") and "bit-equal" in out and "proved: " in out
+    back, state = load_file(files / "back.safetensors"), models["hierarchical"].state_dict()
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
+    assert load_file(files / "there.safetensors").keys() == convert_state(state, to).keys()
+
+
+def test_cells_are_changed_and_tensors_told(files: Path, capsys: Capture) -> None:
+    code, out, err = run(
+        capsys, files / "stages.pth", files / "ours.safetensors", "--mixer", "kernel=depthwise mix=mean activation=none"
+    )
+    assert (code, err) == (0, "")
+    assert "layers.0.blocks.1.attn.value.weight" in out and "dropped" in out and "times 0.25" in out
+    backbone = load(files / "ours.safetensors")
+    assert str(backbone.layers[0].blocks[0].attn.spec.kernel) == "depthwise"
+    code, out, _ = run(capsys, files / "ours.safetensors", files / "again.safetensors", "--mixer", "dwsa")
+    assert code == 0 and "records: dwsa; mlp ffn" in out
+    code, _, err = run(capsys, files / "ours.safetensors", files / "no.safetensors", "--to", "timm")
+    assert (
+        code == 2 and "have no place in timm; legal: --to kernelbank" in err and not (files / "no.safetensors").exists()
+    )
+
+
+def test_half_precision_stays_and_is_proved(files: Path, capsys: Capture, models: Models) -> None:
+    save_file(models["plain"].bfloat16().state_dict(), files / "half.safetensors")
+    for source, target, to in [
+        ("half", "ours", "kernelbank"),
+        ("ours", "again", "kernelbank"),
+        ("again", "back", "timm"),
+    ]:
+        code, out, _ = run(capsys, files / f"{source}.safetensors", files / f"{target}.safetensors", "--to", to)
+        assert code == 0 and "\nproved: " in out
+    back, state = load_file(files / "back.safetensors"), models["plain"].state_dict()
+    assert all(back[key].dtype == torch.bfloat16 and torch.equal(back[key], state[key]) for key in state)
+
+
+def test_windows_of_another_side_are_loaded_as_they_were_saved(files: Path, capsys: Capture) -> None:
+    text = "support=window(3, alternate)"
+    assert run(capsys, files / "stages.pth", files / "ours.safetensors", "--mixer", text)[0] == 0
+    model = kernelbank.from_timm(drawn(SwinTransformer(**STAGES)), text)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(outputs(load(files / "ours.safetensors"), images), outputs(model, images))
+
+
+def test_a_model_of_timm_by_its_name(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: dict[str, Any] = {}
+
+    def create(name: str, **kwargs: Any) -> Any:
+        built.update(name=name, **kwargs)
+        return drawn(VisionTransformer(**PLAIN, qk_norm=True))
+
+    monkeypatch.setattr(timm, "create_model", create)
+    code, out, _ = run(capsys, "vit_tiny_patch16_224", tmp_path / "x.safetensors", "--json")
+    document = json.loads(out)
+    assert code == 0 and built == {"name": "vit_tiny_patch16_224", "pretrained": True}
+    assert document["tensors"] == {"source": 40, "derived": 0, "target": 48} and document["assumed"] == []
+    assert document["proof"]["difference"] <= 1e-5 * document["proof"]["scale"] and document["back"] == "bit-equal"
+    code, out, _ = run(capsys, "vit_tiny_patch16_224", tmp_path / "y.safetensors", "--mixer", "dwsa", "--json")
+    verdicts = {line["tensor"]: line["verdict"] for line in json.loads(out)["carried"]}
+    assert verdicts["blocks.1.attn.q.weight"] == "kept" and verdicts["blocks.1.attn.q_norm.weight"] == "dropped"
+    assert verdicts["blocks.1.attn.table.weight"] == "initialised" and load(tmp_path / "y.safetensors")
+
+
+def test_a_name_says_what_shapes_do_not(tmp_path: Path, capsys: Capture) -> None:
+    """Three heads of 16 channels cannot be read off the shapes: 48 channels would have been one head."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=4)
+    torch.save(drawn(model).state_dict(), tmp_path / "x.pth")
+    code, _, err = run(capsys, tmp_path / "x.pth", tmp_path / "y.safetensors", "--model", "vit_tiny_patch16_224")
+    assert code == 2 and "missing blocks.1.norm1.weight" in err
+    torch.save(drawn(timm.create_model("test_vit", num_classes=4)).state_dict(), tmp_path / "x.pth")
+    code, out, _ = run(capsys, tmp_path / "x.pth", tmp_path / "y.safetensors", "--model", "test_vit")
+    assert code == 0 and "heads 2" in out and "assumed" not in out
+    assert run(capsys, tmp_path / "x.pth", tmp_path / "y.safetensors")[1].count("heads 1") == 1
+
+
+def test_images_that_shapes_do_not_tell(tmp_path: Path, capsys: Capture) -> None:
+    torch.save(drawn(VisionTransformer(**PLAIN | {"img_size": (16, 24)})).state_dict(), tmp_path / "x.pth")
+    code, _, err = run(capsys, tmp_path / "x.pth", tmp_path / "y.safetensors")
+    assert code == 2 and "--img-size" in err
+    code, out, _ = run(capsys, tmp_path / "x.pth", tmp_path / "y.safetensors", "--img-size", 16, 24)
+    assert code == 0 and "images of 16 x 24" in out
+
+
+def test_the_help_names_every_dialect(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in NAMES)
+
+
+def test_without_the_library_it_says_so(files: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelbank.weights.libraries.find_spec", lambda name: None)
+    code, out, _ = run(capsys, files / "stages.pth", files / "x.safetensors", "--to", "torchvision")
+    assert code == 0 and "not proved: install torchvision (no module torchvision)" in out
+    code, out, _ = run(capsys, files / "x.safetensors", files / "y.safetensors", "--json")
+    assert code == 0 and json.loads(out)["proof"] == {"not_proved": "install torchvision (no module torchvision)"}
+    code, out, err = run(
+        capsys, files / "stages.pth", files / "z.safetensors", "--to", "torchvision", "--require-proof"
+    )
+    assert (code, out) == (2, "") and "not proved: install torchvision" in err
+    assert not (files / "z.safetensors").exists()
+
+
+def test_a_difference_is_an_error_and_leaves_no_file(
+    files: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    code, out, err = run(capsys, files / "stages.pth", files / "x.safetensors")
+    assert (code, out) == (2, "") and "not equal: max |difference|" in err and not (files / "x.safetensors").exists()
+
+
+def test_bad_input_is_one_line_and_no_file(files: Path, capsys: Capture, models: Models) -> None:
+    state = models["plain"].state_dict()
+    variants = {
+        "extra": {**state, "lora.weight": torch.ones(2)},
+        "missing": {k: v for k, v in state.items() if k != "blocks.1.mlp.fc2.bias"},
+        "shape": {**state, "blocks.1.mlp.fc2.weight": torch.ones(64, 9)},
+        "strange": {"conv1.weight": torch.ones(2)},
+        "third": {
+            k: v for k, v in convert_state(state, "huggingface").items() if k != "vit.layers.0.attention.k_proj.bias"
+        },
+    }
+    for name, tensors in variants.items():
+        save_file(tensors, files / f"{name}.safetensors")
+    whole = (files / "plain.safetensors").read_bytes()
+    (files / "cut.safetensors").write_bytes(whole[:5000])
+    kept = sorted(files.iterdir())
+    target, source = files / "out.safetensors", files / "plain.safetensors"
+    for argv, match in [
+        (["vit_tinny_patch16_224", target], "unknown model 'vit_tinny_patch16_224'; did you mean"),
+        (["resnet18", target, "--untrained"], "a ResNet is not legal; legal: timm's VisionTransformer"),
+        (["vit_tiny_r_s16_p8_224", target], "has no pretrained weights; --untrained")
+        if not timm.is_model_pretrained("vit_tiny_r_s16_p8_224") else (["vit_x", target], "unknown model 'vit_x'"),
+        ([files / "none.pth", target], "none.pth: no such file"),
+        ([files / "cut.safetensors", target], "cut.safetensors: truncated or not safetensors"),
+        ([files / "extra.safetensors", target], "timm: no place for lora.weight"),
+        ([files / "missing.safetensors", target], "missing blocks.1.mlp.fc2.bias"),
+        ([files / "shape.safetensors", target], "wrong shape: blocks.1.mlp.fc2.weight (64, 9) instead of (64, 256)"),
+        ([files / "strange.safetensors", target], "unknown dialect: the keys are conv1.weight; looked for"),
+        ([files / "third.safetensors", target], "is there without vit.layers.0.attention.k_proj.bias"),
+        ([source, target, "--to", "swim"], "unknown dialect 'swim'"),
+        ([source, target, "--to", "torchvision"], "torchvision has no plain models"),
+        ([source, target, "--mixer", "vitt"], "'vitt'"),
+        ([source, target, "--mixer", "swin | swin"], "legal: 1"),
+        ([source, target, "--mixer", "vit kernel=two_step(7)"], "dim=64 does not divide into 7 heads"),
+        ([source, target, "--to", "timm", "--mixer", "dwsa"], "--mixer='dwsa' needs --to kernelbank"),
+        ([source, target, "--img-size", 30, 32], "img_size=(30, 32) is not legal; legal: sides divisible by the patch"),
+        ([source, target, "--model", "swin_tiny_patch4_window7_224"], "those of a plain model (timm), not of a"),
+        ([source, target, "--untrained"], "--untrained is for a timm model name"),
+        (["deit_tiny_patch16_224", target, "--model", "x", "--to", "timm"], "--model=x is for a file"),
+        ([source, files / "out.pth"], "unknown kind of file '.pth'; legal: .safetensors"),
+        ([source, files / "no" / "out.safetensors"], "no such folder"),
+    ]:  # fmt: skip
+        code, out, err = run(capsys, *argv)
+        assert (code, out) == (2, "") and err.count("\n") == 1 and match in err, (argv, err)
+        assert sorted(files.iterdir()) == kept
+
+
+def test_files_that_are_not_ours_or_damaged_do_not_load(files: Path, capsys: Capture) -> None:
+    with pytest.raises(InputError, match="no kernelbank entry in its metadata"):
+        load(files / "plain.safetensors")
+    run(capsys, files / "plain.safetensors", files / "ours.safetensors")
+    state = load_file(files / "ours.safetensors")
+    good = {"version": 1, "family": "plain", "pad": "masked", "norm_eps": 1e-6, "mixer": "vit", "mlp": "ffn",
+            "source": "x", "arguments": {"img_size": [32, 32], "patch_size": [8, 8], "embed_dim": 64, "depth": 2,
+                                         "num_heads": 1, "num_classes": 5}}  # fmt: skip
+    for change, match in [
+        ({}, ""), ({"version": 2}, "written by another version: 2"), ({"family": "round"}, "unknown family 'round'"),
+        ({"mixer": 3}, "damaged|not legal"), ({"norm_eps": "x"}, "entry is damaged"),
+        ({"arguments": {"wings": 2}}, "damaged|wings"), ({"mixer": "dwsa"}, r"no place for blocks\.0\.attn\.value"),
+    ]:  # fmt: skip
+        save_file(state, files / "x.safetensors", {"kernelbank": json.dumps({**good, **change})})
+        if match:
+            with pytest.raises(ValueError, match=match):
+                load(files / "x.safetensors")
+        else:
+            load(files / "x.safetensors")
+    save_file(state, files / "x.safetensors", {"kernelbank": "{"})
+    with pytest.raises(InputError, match="entry is damaged"):
+        load(files / "x.safetensors")
+
+
+@pytest.mark.slow
+def test_deit_b_takes_less_than_ten_seconds(tmp_path: Path, capsys: Capture) -> None:
+    """With the check. Processor time, so that other work on the machine does not count; without the imports."""
+    from time import process_time
+
+    save_file(timm.create_model("deit_base_patch16_224").state_dict(), tmp_path / "b.safetensors")
+    start = process_time()
+    code, out, _ = run(capsys, tmp_path / "b.safetensors", tmp_path / "x.safetensors")
+    taken = process_time() - start
+    assert code == 0 and "proved" in out and taken < 10
