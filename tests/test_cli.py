@@ -15,8 +15,9 @@ import pytest
 
 import kernelbank
 from kernelbank import cli
-from kernelbank.atlas import MODELS, ROWS
+from kernelbank.atlas import ROWS
 from kernelbank.commands.atlas import Options
+from kernelbank.zoo import MODELS
 
 GOLDEN = Path(__file__).parent / "golden" / "cli.txt"
 Capture = pytest.CaptureFixture[str]

@@ -14,8 +14,9 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from kernelbank import SpecError, models, replace_mixers
-from kernelbank.atlas import MODELS, ROWS
+from kernelbank.atlas import ROWS
 from kernelbank.nn.block import Block
+from kernelbank.zoo import MODELS
 
 SMALL = [name for name in MODELS if "test" in name]
 PLAIN = [name for name in SMALL if name.startswith("vit")]

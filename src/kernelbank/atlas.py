@@ -1,15 +1,12 @@
 """The atlas: every known token mixer as one row of text cells, with its citation and published figures.
 
 A method of the literature is a row: nothing is computed here. The grammar of the cells is in `spec`, which reads
-these rows (a record's text starts with a row's name). Below them the skeletons, and the models that are registered.
+these rows: the text of a spec starts with the name of a row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
-
-from kernelbank.errors import SpecError
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -278,144 +275,3 @@ ROWS: dict[str, Row] = {
         cite=PAPER + ", section 6 (future work)",
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Skeleton:
-    """A backbone without its mixers: one stage is plain (ViT), several are hierarchical (Swin). Stages i and
-    i + 1 are joined by a patch merging that halves the grid and doubles the channels; `depths` and `num_heads` are
-    by stage, `dim` is the width of the first.
-
-    `pos_embed` ``learn`` adds a learned embedding of every position and prefix token after the patch embedding. The
-    prefix is a class token, if there is one, and the registers; without a class token the grid is averaged.
-
-    Raises SpecError for lists of different lengths, and for prefix tokens or a position embedding in several stages.
-    """
-
-    patch_size: int
-    dim: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    class_token: bool = False
-    pos_embed: Literal["learn", "none"] = "none"
-    reg_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.depths) != len(self.num_heads):
-            raise SpecError(f"num_heads={self.num_heads} is not legal; legal: one for each stage of {self.depths}")
-        if self.hierarchical and self.prefix:
-            raise SpecError(f"{self.prefix} prefix tokens are not legal in {len(self.depths)} stages: patch merging "
-                            "joins grid positions; legal: class_token=False, reg_tokens=0")  # fmt: skip
-        if self.hierarchical and self.pos_embed != "none":
-            raise SpecError(f"pos_embed={self.pos_embed!r} is not legal in {len(self.depths)} stages; legal: 'none'")
-
-    @property
-    def hierarchical(self) -> bool:
-        """Whether there are several stages."""
-        return len(self.depths) > 1
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The channels of each stage."""
-        return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
-
-    @property
-    def prefix(self) -> int:
-        """The tokens before the grid."""
-        return self.class_token + self.reg_tokens
-
-    def stages(self, img_size: tuple[int, int]) -> tuple[Stage, ...]:
-        """The stages for images of H x W pixels; merging pads odd sides. Raises SpecError for an image that the
-        patches do not fill."""
-        patch = self.patch_size
-        if any(side < 1 or side % patch for side in img_size):
-            raise SpecError(f"img_size={img_size} is not legal; legal: sides divisible by the patch {(patch, patch)}")
-        height, width = (side // patch for side in img_size)
-        return tuple(
-            Stage(dim, depth, heads, (-(-height // 2**i), -(-width // 2**i)), self.prefix)
-            for i, (dim, depth, heads) in enumerate(zip(self.dims, self.depths, self.num_heads, strict=True))
-        )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks at one resolution: `dim` channels, `num_heads` heads, on a `grid` after `prefix` tokens."""
-
-    dim: int
-    depth: int
-    num_heads: int
-    grid: tuple[int, int]
-    prefix: int
-
-
-# Sizes for images of 8 x 8 pixels: ours, so small that a study of 72 runs takes minutes on two CPU cores. Both start
-# from a 4 x 4 grid of 2 x 2 patches: a LayerNorm after a patch of one grey pixel would keep only its sign. The plain
-# one has absolute positions as ViT and DeiT do, the hierarchical one none, as Swin.
-SKELETONS: dict[str, Skeleton] = {
-    "plain": Skeleton(patch_size=2, dim=48, depths=(2,), num_heads=(4,), pos_embed="learn"),
-    "hierarchical": Skeleton(patch_size=2, dim=32, depths=(2, 1), num_heads=(2, 4)),
-}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A registered model: a skeleton, the records it holds unless told otherwise, its image side in pixels, and the
-    name of the published figure it stands beside, if there is one."""
-
-    skeleton: Skeleton
-    mixer: str
-    mlp: str = "ffn"
-    img_size: int = 224
-    published: str | None = None
-
-    @property
-    def figure(self) -> Published | None:
-        """What the source of the model states for it."""
-        figures = {figure.model: figure for row in ROWS.values() for figure in row.published}
-        return None if self.published is None else figures[self.published]
-
-
-def _deit(dim: int) -> Skeleton:
-    """DeiT (Touvron et al., arXiv 2012.12877): 64 channels a head."""
-    return Skeleton(16, dim, (12,), (dim // 64,), class_token=True, pos_embed="learn")
-
-
-def _swin(dim: int, third: int) -> Skeleton:
-    """Swin (Liu et al., arXiv 2103.14030): 32 channels a head."""
-    return Skeleton(4, dim, (2, 2, third, 2), tuple(dim * 2**stage // 32 for stage in range(4)))
-
-
-_DEIT_LETTER = {"tiny": "Ti", "small": "S", "base": "B"}
-_SWIN_LETTER = {"tiny": "T", "small": "S", "base": "B"}
-_DEIT_SIZES = {"tiny": _deit(192), "small": _deit(384), "base": _deit(768)}
-_SWIN_SIZES = {"tiny": _swin(96, 6), "small": _swin(96, 18), "base": _swin(128, 18)}
-# The paper's relative position is defined on the grid alone (systems.md 5.1): no class token, no absolute position.
-_GRID_SIZES = {size: replace(skeleton, class_token=False, pos_embed="none") for size, skeleton in _DEIT_SIZES.items()}
-_SMALL_PLAIN = Skeleton(16, 64, (3,), (2,), class_token=True, pos_embed="learn")
-_SMALL_GRID = replace(_SMALL_PLAIN, class_token=False, pos_embed="none")
-_SMALL_STAGES = Skeleton(4, 16, (1, 2, 1, 2), (1, 2, 4, 8))
-
-# `import kernelbank.models` registers these with timm. Sizes named `test` are for tests: 64 x 64 pixels.
-MODELS: dict[str, Model] = {
-    **{
-        f"vit_kb_{size}_patch16_224": Model(skeleton, "vit", published=f"DeiT-{_DEIT_LETTER[size]}")
-        for size, skeleton in _DEIT_SIZES.items()
-    },
-    **{f"vit_linformer_{size}_patch16_224": Model(skeleton, "linformer") for size, skeleton in _DEIT_SIZES.items()},
-    **{f"vit_dwsa_{size}_patch16_224": Model(skeleton, "dwsa") for size, skeleton in _GRID_SIZES.items()},
-    **{
-        f"swin_kb_{size}_patch4_window7_224": Model(skeleton, "swin", published=f"Swin-{_SWIN_LETTER[size]}")
-        for size, skeleton in _SWIN_SIZES.items()
-    },
-    **{
-        f"swin_dwsa_{size}_patch4_window7_224": Model(skeleton, "dwsa_window") for size, skeleton in _SWIN_SIZES.items()
-    },
-    "dwnet_tiny": Model(_SWIN_SIZES["tiny"], "dwnet", published="DWNet-T"),
-    "dwnet_base": Model(_SWIN_SIZES["base"], "dwnet", published="DWNet-B"),
-    "vit_kb_test_patch16_64": Model(_SMALL_PLAIN, "vit", img_size=64),
-    "vit_linformer_test_patch16_64": Model(_SMALL_PLAIN, "linformer mix=project(8)", img_size=64),
-    "vit_dwsa_test_patch16_64": Model(_SMALL_GRID, "dwsa", img_size=64),
-    "swin_kb_test_patch4_window7_64": Model(_SMALL_STAGES, "swin", img_size=64),
-    "swin_dwsa_test_patch4_window7_64": Model(_SMALL_STAGES, "dwsa_window", img_size=64),
-    "dwnet_test": Model(_SMALL_STAGES, "dwnet", img_size=64),
-}

@@ -14,32 +14,33 @@ from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
 from torch import Tensor, nn
 
-from kernelbank.atlas import MODELS, Model
-from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone, trunk_arguments
+from kernelbank.model import ModelSpec, ViTTrunk
+from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone
+from kernelbank.nn.build import backbone_arguments
 from kernelbank.nn.mixer import accept_timm_names
 from kernelbank.nn.transform import Placement, move_all
 from kernelbank.spec import Window
 from kernelbank.spec.inventory import Grid, inventory
+from kernelbank.zoo import MODELS
 
 __all__: list[str] = []  # register_model adds every entry point
 
 LARGEST_SIDE = 129  # of a grid that is guessed from a checkpoint without a configuration
 
 
-def _cfg(model: Model) -> dict[str, Any]:
+def _cfg(spec: ModelSpec) -> dict[str, Any]:
     """timm's data configuration: input, crop and normalisation of DeiT and Swin."""
-    side, skeleton = model.img_size, model.skeleton
     shared = {
-        "url": "", "num_classes": 1000, "input_size": (3, side, side), "crop_pct": 0.9, "interpolation": "bicubic",
-        "fixed_input_size": True, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj", "license": "apache-2.0",
+        "url": "", "num_classes": spec.num_classes, "input_size": (spec.in_chans, *spec.image), "crop_pct": 0.9,
+        "interpolation": "bicubic", "fixed_input_size": True, "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD, "first_conv": "patch_embed.proj", "license": "apache-2.0",
     }  # fmt: skip
-    if not skeleton.hierarchical:
+    if isinstance(spec.trunk, ViTTrunk):
         return shared | {"pool_size": None, "classifier": "head"}
-    return shared | {"pool_size": skeleton.stages((side, side))[-1].grid, "classifier": "head.fc"}
+    return shared | {"pool_size": spec.stages[-1].grid, "classifier": "head.fc"}
 
 
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(model) for name, model in MODELS.items()})
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(spec) for name, spec in MODELS.items()})
 
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -88,12 +89,16 @@ def _explains(grid: Grid, state: Mapping[str, Tensor], model: Backbone) -> bool:
     )
 
 
-def _entry_point(name: str, model: Model) -> Callable[..., Backbone]:
-    backbone = HierarchicalBackbone if model.skeleton.hierarchical else PlainBackbone
-    features: dict[str, Any] = {"feature_cls": "getter", "out_indices": 3}
-    if model.skeleton.hierarchical:
-        features = {"flatten_sequential": True, "out_indices": tuple(range(len(model.skeleton.depths)))}
-    arguments = {"mixer": model.mixer, "mlp": model.mlp, **trunk_arguments(model.skeleton)}
+def _entry_point(name: str, spec: ModelSpec) -> Callable[..., Backbone]:
+    backbone: type[Backbone] = HierarchicalBackbone
+    features: dict[str, Any] = {"flatten_sequential": True, "out_indices": tuple(range(len(spec.stages)))}
+    if isinstance(spec.trunk, ViTTrunk):
+        backbone, features = PlainBackbone, {"feature_cls": "getter", "out_indices": 3}
+    arguments = {
+        option: value
+        for option, value in backbone_arguments(spec).items()
+        if option not in ("img_size", "in_chans", "num_classes")  # timm takes them from the data configuration
+    }
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> Backbone:
         chosen = {"out_indices": kwargs.pop("out_indices")} if "out_indices" in kwargs else {}
@@ -103,9 +108,9 @@ def _entry_point(name: str, model: Model) -> Callable[..., Backbone]:
         )  # fmt: skip
 
     entry_point.__name__ = entry_point.__qualname__ = name
-    entry_point.__doc__ = f"{model.mixer} as mixer, {model.mlp} as MLP, images of {model.img_size} x {model.img_size}."
+    entry_point.__doc__ = f"{spec.mixer} as mixer, {spec.mlp} as MLP, images of {spec.image[0]} x {spec.image[1]}."
     return entry_point
 
 
-for _name, _model in MODELS.items():
-    globals()[_name] = register_model(_entry_point(_name, _model))
+for _name, _spec in MODELS.items():
+    globals()[_name] = register_model(_entry_point(_name, _spec))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 from kernelbank.analysis.host import Host
-from kernelbank.atlas import MODELS, Skeleton, Stage
+from kernelbank.model import ModelSpec, Stage, SwinTrunk, Trunk, ViTTrunk
 from kernelbank.spec import (
     STEPS,
     Box,
@@ -23,14 +23,10 @@ from kernelbank.spec import (
     Pool,
     Predict,
     Project,
-    SpecError,
     Static,
     TwoStep,
-    read_mlps,
-    read_stages,
 )
 from kernelbank.spec.inventory import Grid, inventory, reduced
-from kernelbank.text import suggest
 
 LAYER_NORM, BATCH_NORM = 3, 1
 """Multiplies per element: the square, 1/std and the affine; in evaluation BatchNorm is one scale."""
@@ -164,61 +160,70 @@ def _kernel(host: Host) -> Iterator[Cost]:
 # ---- backbones -------------------------------------------------------------------------------------------
 
 
-def model_cost(name: str) -> Cost:
-    """The cost of a registered model, 1000 classes. Raises SpecError for an unknown name."""
-    if name not in MODELS:
-        raise SpecError(f"unknown model {name!r}{suggest(name, MODELS)}; legal: {', '.join(MODELS)}")
-    model = MODELS[name]
-    size = (model.img_size, model.img_size)
-    return backbone_cost(model.skeleton, model.mixer, model.mlp, size, 3, 1000)
+def model_cost(spec: ModelSpec) -> Cost:
+    """The cost of a model on one image, its head included.
 
-
-def backbone_cost(
-    skeleton: Skeleton, mixer: str, mlp: str, img_size: tuple[int, int], in_chans: int, num_classes: int
-) -> Cost:
-    """The cost of a backbone: `mixer` and `mlp` are records' texts, one or one a stage; mlp ``none`` removes it.
-
-    num_classes=0 leaves out the head. Raises SpecError for sizes the patches do not fill.
+    Raises:
+        SpecError: If the trunk is a stock model of timm, or the specs do not fit it.
     """
-    parts = _backbone(skeleton, mixer, mlp, img_size=img_size, in_chans=in_chans, num_classes=num_classes)
-    return sum(parts, Cost())
+    return sum([*_embedding(spec), *_blocks(spec), *_head(spec)], Cost())
 
 
-def _backbone(
-    skeleton: Skeleton, mixer: str, mlp: str, *, img_size: tuple[int, int], in_chans: int, num_classes: int
-) -> Iterator[Cost]:
-    stages = skeleton.stages(img_size)
-    first, last = stages[0], stages[-1]
-    yield _linear(math.prod(first.grid), in_chans * skeleton.patch_size**2, first.dim, bias=True)
-    if skeleton.hierarchical:
-        yield _layer_norm(math.prod(first.grid), first.dim)
+def _embedding(spec: ModelSpec) -> Iterator[Cost]:
+    trunk, first = spec.trunk, spec.stages[0]
+    positions = math.prod(first.grid)
+    if isinstance(trunk, SwinTrunk):
+        yield _linear(positions, spec.in_chans * math.prod(trunk.patch_size), first.dim, bias=True)
+        yield _layer_norm(positions, first.dim)
+        return
+    assert isinstance(trunk, ViTTrunk)
+    yield _linear(positions, spec.in_chans * math.prod(trunk.patch_size), first.dim, bias=not trunk.pre_norm)
     yield Cost(params=first.prefix * first.dim)
-    if skeleton.pos_embed == "learn":
-        yield Cost(params=(first.prefix + math.prod(first.grid)) * first.dim)
-    records = zip(read_stages(mixer, len(stages)), read_mlps(mlp, len(stages)), strict=True)
+    if trunk.pos_embed == "learn":
+        yield Cost(params=(positions + (0 if trunk.no_embed_class else first.prefix)) * first.dim)
+    if trunk.pre_norm:
+        yield _layer_norm(first.prefix + positions, first.dim)
+
+
+def _blocks(spec: ModelSpec) -> Iterator[Cost]:
     merged = None
-    for stage, (mixer_spec, mlp_spec) in zip(stages, records, strict=True):
+    for stage in spec.stages:
         if merged is not None:
             yield _layer_norm(math.prod(stage.grid), 4 * merged)
             yield _linear(math.prod(stage.grid), 4 * merged, stage.dim, bias=False)
         merged = stage.dim
-        for block in range(stage.depth):
-            yield from _block(mixer_spec, mlp_spec, block, stage)
-    yield _layer_norm(last.prefix + math.prod(last.grid), last.dim)
-    if num_classes:
-        yield _linear(1, last.dim, num_classes, bias=True)
+        for index in range(stage.depth):
+            yield from _block(stage, index, spec.trunk)
 
 
-def _block(mixer: MixerSpec, mlp: MixerSpec | None, index: int, stage: Stage) -> Iterator[Cost]:
+def _block(stage: Stage, index: int, trunk: Trunk) -> Iterator[Cost]:
     """A block: a mixer in frame bn_relu has no norm before it, and BatchNorm before the MLP."""
-    normed = mixer.frame == "bn_relu"
-    positions = stage.prefix + math.prod(stage.grid)
-    if not normed:
+    mixer, mlp = stage.mixer.at_block(index), None if stage.mlp is None else stage.mlp.at_block(index)
+    host = (stage.dim, stage.num_heads, stage.grid, stage.prefix)
+    positions, norm_inside = stage.prefix + math.prod(stage.grid), mixer.frame == "bn_relu"
+    qk_norm = isinstance(trunk, ViTTrunk) and trunk.qk_norm
+    if not norm_inside:
         yield _layer_norm(positions, stage.dim)
-    yield cost(mixer.at_block(index), stage.dim, stage.num_heads, stage.grid, stage.prefix)
+    yield cost(mixer, *host, qk_norm)
     if mlp is not None:
-        yield _batch_norm(positions, stage.dim) if normed else _layer_norm(positions, stage.dim)
-        yield cost(mlp.at_block(index), stage.dim, stage.num_heads, stage.grid, stage.prefix)
+        yield _batch_norm(positions, stage.dim) if norm_inside else _layer_norm(positions, stage.dim)
+        yield cost(mlp, *host)
+    if isinstance(trunk, ViTTrunk) and trunk.init_values:
+        branches = 1 if mlp is None else 2
+        yield Cost(params=branches * stage.dim, multiplies=branches * positions * stage.dim)
+
+
+def _head(spec: ModelSpec) -> Iterator[Cost]:
+    trunk, last = spec.trunk, spec.stages[-1]
+    positions = last.prefix + math.prod(last.grid)
+    if isinstance(trunk, ViTTrunk):
+        after_pooling = trunk.global_pool in ("avg", "avgmax", "max") if trunk.fc_norm is None else trunk.fc_norm
+        if trunk.final_norm:
+            yield _layer_norm(1 if after_pooling else positions, last.dim)
+    else:
+        yield _layer_norm(positions, last.dim)
+    if spec.num_classes:
+        yield _linear(1, last.dim, spec.num_classes, bias=True)
 
 
 def _linear(positions: int, of: int, out: int, bias: bool) -> Cost:

@@ -18,10 +18,11 @@ from rich.text import Text
 
 from kernelbank.analysis.cost import Cost, model_cost
 from kernelbank.analysis.explain import describe, render
-from kernelbank.atlas import MODELS, ROWS
+from kernelbank.atlas import ROWS
 from kernelbank.commands.options import read_options
 from kernelbank.errors import UsageError, require
 from kernelbank.spec import MixerSpec
+from kernelbank.zoo import MODELS, published_figure
 
 COLUMNS = ("bank", "support", "mix", "kernel", "size", "activation", "position", "frame")
 LAYOUTS = (
@@ -134,12 +135,12 @@ def _dash(text: str) -> str:
 
 
 def _show_models(as_json: bool) -> None:
-    costs = {name: model_cost(name) for name in MODELS}
+    costs = {name: model_cost(spec) for name, spec in MODELS.items()}
     if as_json:
         _print_json([
             {"model": name, "mixer": MODELS[name].mixer, "mlp": MODELS[name].mlp, **asdict(cost),
              "parameter_bytes": cost.parameter_bytes(), "activation_bytes": cost.activation_bytes(),
-             "published": None if (figure := MODELS[name].figure) is None else asdict(figure)}
+             "published": None if (figure := published_figure(name)) is None else asdict(figure)}
             for name, cost in costs.items()
         ])  # fmt: skip
         return
@@ -163,7 +164,7 @@ def _console_for(tables: list[Table]) -> Console:
 
 def _stated(name: str) -> str:
     """What the source of a model states: ``DeiT-S: 22.05 M, 4.61 G``."""
-    figure = MODELS[name].figure
+    figure = published_figure(name)
     if figure is None:
         return "-"
     return f"{figure.model}: {figure.params} M, {figure.macs} G"
@@ -171,7 +172,7 @@ def _stated(name: str) -> str:
 
 MODEL_COLUMNS: tuple[tuple[str, Literal["left", "right"], Callable[[str, Cost], str | Text]], ...] = (
     ("model", "left", lambda name, cost: Text(name, style="bold")),
-    ("mixer", "left", lambda name, cost: MODELS[name].mixer),
+    ("mixer", "left", lambda name, cost: MODELS[name].mixer or ""),
     ("params", "right", lambda name, cost: f"{cost.params:,}"),
     ("MACs", "right", lambda name, cost: f"{cost.macs / 1e9:.3f} G"),
     ("of modules", "right", lambda name, cost: f"{cost.macs_modules / 1e9:.3f} G"),

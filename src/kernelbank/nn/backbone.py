@@ -17,7 +17,6 @@ from timm.models.swin_transformer import SwinTransformer, resolve_stage_window_s
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from kernelbank.atlas import Skeleton
 from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageRecords, TokenGrid
 from kernelbank.nn.edit.stock import check_head_norm
 from kernelbank.nn.mixer import Mixer
@@ -215,25 +214,6 @@ class HierarchicalBackbone(SwinTransformer):
 
 
 Backbone = PlainBackbone | HierarchicalBackbone
-
-
-def build(skeleton: Skeleton, mixer: str, mlp: str = "ffn", **arguments: Any) -> Backbone:
-    """The backbone of `skeleton` with records `mixer` and `mlp`; `arguments` are those of its class."""
-    if skeleton.hierarchical:
-        return HierarchicalBackbone(mixer, mlp, **(trunk_arguments(skeleton) | arguments))
-    return PlainBackbone(mixer, mlp, **(trunk_arguments(skeleton) | arguments))
-
-
-def trunk_arguments(skeleton: Skeleton) -> dict[str, Any]:
-    """`skeleton` as the arguments of its class."""
-    size = {"patch_size": skeleton.patch_size, "embed_dim": skeleton.dim}
-    if skeleton.hierarchical:
-        return size | {"depths": skeleton.depths, "num_heads": skeleton.num_heads}
-    return size | {
-        "depth": skeleton.depths[0], "num_heads": skeleton.num_heads[0], "class_token": skeleton.class_token,
-        "global_pool": "token" if skeleton.class_token else "avg", "pos_embed": skeleton.pos_embed,
-        "reg_tokens": skeleton.reg_tokens,
-    }  # fmt: skip
 
 
 def _with_windows(records: Sequence[StageRecords], window_size: int | Sequence[Any] | None) -> list[StageRecords]:

@@ -1,0 +1,69 @@
+"""`build`: the one function that makes a model of its description."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import partial
+from typing import Any, cast
+
+import timm
+from timm.layers import LayerNorm
+from torch import nn
+
+from kernelbank.errors import InputError, SpecError
+from kernelbank.model import ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk
+from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone
+from kernelbank.nn.edit.replace import replace_mixers
+
+
+def build(spec: ModelSpec, **options: Any) -> nn.Module:
+    """The model of `spec`. `options` are further arguments of its class that change no weight's shape: dropout and drop
+    path rates, ``dynamic_img_size``, ``weight_init``, ``device``, ``dtype``.
+
+    A `TimmTrunk` is created by timm; a mixer of the spec then replaces those that it has (see `replace_mixers`).
+
+    Raises:
+        SpecError: If the specs do not fit the trunk.
+        InputError: If timm refuses the name or the arguments of a stock model.
+    """
+    if isinstance(spec.trunk, TimmTrunk):
+        model = _create(spec, spec.trunk, options)
+        return model if spec.mixer is None else replace_mixers(model, spec.mixer)
+    return build_backbone(spec, **options)
+
+
+def build_backbone(spec: ModelSpec, **options: Any) -> Backbone:
+    """`build` for a trunk of ours."""
+    if isinstance(spec.trunk, ViTTrunk):
+        return PlainBackbone(**(backbone_arguments(spec) | options))
+    return HierarchicalBackbone(**(backbone_arguments(spec) | options))
+
+
+def backbone_arguments(spec: ModelSpec) -> dict[str, Any]:
+    """`spec` as the arguments of its backbone class. All but a norm with an unusual epsilon are plain values, so that
+    timm can keep them in a configuration file.
+
+    Raises:
+        SpecError: If the trunk is a stock model of timm.
+    """
+    trunk = spec.trunk
+    if isinstance(trunk, TimmTrunk):
+        raise SpecError(f"invalid trunk={trunk.name}; expected a {ViTTrunk.family} or {SwinTrunk.family} trunk")
+    arguments = {f.name: getattr(trunk, f.name) for f in fields(trunk) if f.name != "norm_eps"}
+    arguments |= {name: getattr(spec, name) for name in ("mixer", "mlp", "img_size", "in_chans", "num_classes")}
+    if trunk.norm_eps != type(trunk).norm_eps:
+        arguments["norm_layer"] = partial(LayerNorm, eps=trunk.norm_eps)
+    return arguments
+
+
+def _create(spec: ModelSpec, trunk: TimmTrunk, options: dict[str, Any]) -> nn.Module:
+    arguments = {**trunk.arguments, "num_classes": spec.num_classes, "in_chans": spec.in_chans, **options}
+    if spec.img_size is not None:
+        arguments["img_size"] = spec.img_size
+    try:
+        return cast(nn.Module, timm.create_model(trunk.name, **arguments))
+    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        if isinstance(error, (SpecError, InputError)):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"model {trunk.name} cannot be built with {arguments}: {reason}") from None
