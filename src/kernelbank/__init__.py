@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kernelbank.ops.plan import mix, use_path
     from kernelbank.spec import MixerSpec, SpecError
     from kernelbank.weights.from_timm import from_timm
-    from kernelbank.weights.saved import load
+    from kernelbank.weights.load import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ _HOMES = {
     "accelerate": "kernelbank.nn.accelerate",
     "dynamize": "kernelbank.nn.edit.dynamize",
     "from_timm": "kernelbank.weights.from_timm",
-    "load": "kernelbank.weights.saved",
+    "load": "kernelbank.weights.load",
     "mix": "kernelbank.ops.plan",
     "replace_mixers": "kernelbank.nn.edit.replace",
     "use_path": "kernelbank.ops.plan",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from kernelbank.errors import SpecError
 from kernelbank.schema import decode
 from kernelbank.spec import MixerSpec, Window, read_mlps, read_stages
 from kernelbank.spec.axes import COUNT
+from kernelbank.spec.text import finite
 
 Grid = tuple[int, int]
 MODEL_VERSION = 2
@@ -34,6 +35,28 @@ class Stage:
     prefix: int
     mixer: MixerSpec
     mlp: MixerSpec | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """The dropout rates of a model under timm's names; `drop_path_rate` is that of the last block, rising linearly from
+    zero in the first.
+
+    Raises:
+        SpecError: If a rate is not a number with 0 <= rate < 1.
+    """
+
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for rate in fields(self):
+            value = getattr(self, rate.name)
+            if not finite(value) or not 0 <= value < 1:
+                raise SpecError(f"invalid {rate.name}={value!r}; expected 0 <= {rate.name} < 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +87,8 @@ class ViTTrunk:
     fc_norm: bool | None = None
     init_values: float | None = None
     qk_norm: bool = False
+    dynamic_img_size: bool = False
+    dynamic_img_pad: bool = False
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -110,6 +135,7 @@ class SwinTrunk:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     global_pool: Literal["avg", "avgmax", "max", ""] = "avg"
+    dynamic_img_size: bool = False
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -168,6 +194,7 @@ class ModelSpec:
     img_size: Grid | None = None
     in_chans: int = 3
     num_classes: int = 1000
+    dropout: Dropout = Dropout()
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -223,7 +250,8 @@ class ModelSpec:
 
     def to_document(self) -> dict[str, Any]:
         """The description as plain JSON values, with a ``model_version`` and the ``family`` of the trunk."""
-        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trunk"}
+        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trunk", "dropout")}
+        document["dropout"] = asdict(self.dropout)
         trunk = {f.name: getattr(self.trunk, f.name) for f in fields(self.trunk)}
         return {"model_version": MODEL_VERSION, "family": self.trunk.family, "trunk": _plain(trunk), **_plain(document)}
 

@@ -68,7 +68,8 @@ def _grid(model: Backbone) -> Grid:
 def _source_grid(state: Mapping[str, Tensor], model: Backbone) -> Grid:
     """The grid of patches of a checkpoint: what its configuration says, else the model's own, else a square, whichever
     explains the shapes. The model's own where none does: what does not load is then named."""
-    stated = getattr(model, "pretrained_model_args", {}).get("img_size") or model.pretrained_cfg["input_size"][-2:]
+    config = getattr(model, "pretrained_cfg", {"input_size": model.patch_embed.img_size})
+    stated = getattr(model, "pretrained_model_args", {}).get("img_size") or config["input_size"][-2:]
     patch = state["patch_embed.proj.weight"].shape[-2:] if "patch_embed.proj.weight" in state else (1, 1)
     height, width = (side // step for side, step in zip(to_2tuple(stated), patch, strict=True))
     own = _grid(model)

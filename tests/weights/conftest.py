@@ -15,11 +15,11 @@ from tiny_models import PLAIN, STAGES, drawn
 def drawn_models() -> dict[str, Any]:
     """One of each family with a head, without one, and what only some dialects have."""
     return {
-        "plain": drawn(VisionTransformer(**PLAIN)),
-        "hierarchical": drawn(SwinTransformer(**STAGES)),
-        "plain headless": drawn(VisionTransformer(**PLAIN | {"num_classes": 0})),
-        "hierarchical headless": drawn(SwinTransformer(**STAGES | {"num_classes": 0})),
-        "plain scaled": drawn(VisionTransformer(**PLAIN, init_values=0.1)),
+        "vit": drawn(VisionTransformer(**PLAIN)),
+        "swin": drawn(SwinTransformer(**STAGES)),
+        "vit headless": drawn(VisionTransformer(**PLAIN | {"num_classes": 0})),
+        "swin headless": drawn(SwinTransformer(**STAGES | {"num_classes": 0})),
+        "vit scaled": drawn(VisionTransformer(**PLAIN, init_values=0.1)),
     }
 
 

@@ -14,13 +14,13 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny_models import PLAIN, STAGES, drawn
 
 from kernelbank.errors import InputError
-from kernelbank.weights import tables
-from kernelbank.weights.architecture import infer
+from kernelbank.weights.changes import UNFOLD
 from kernelbank.weights.convert import convert_state, differing, read, write
-from kernelbank.weights.dialects import DIALECTS, Dialect, detect
-from kernelbank.weights.from_timm import backbone_of, create, read_model
-from kernelbank.weights.libraries import LIBRARIES, Absent, model_of
+from kernelbank.weights.dialects import DIALECTS, Dialect, MissingLibraryError, detect, huggingface
+from kernelbank.weights.from_timm import create, read_model, with_state
+from kernelbank.weights.infer import Inferred, infer
 from kernelbank.weights.proof import TOLERANCE, prove
+from kernelbank.weights.stock import build_stock
 
 ids = [f"{d.name}-{d.family}" for d in DIALECTS]
 Models = dict[str, Any]
@@ -28,7 +28,7 @@ Models = dict[str, Any]
 
 def fitting(dialect: Dialect, models: Models) -> Any:
     """A model that the dialect has a place for."""
-    headless = " headless" if dialect.name.endswith("-bare") else ""
+    headless = " headless" if dialect.bare else ""
     scaled = " scaled" if dialect.name == "facebook" else ""
     return models[dialect.family + headless + scaled]
 
@@ -51,7 +51,7 @@ def test_there_and_back_is_bit_equal(dialect: Dialect, dtype: torch.dtype, model
     there = write(source, dialect)
     assert differing(source, there, dialect) == []
     again = read(there)
-    assert again.dialect == dialect and again.architecture.arguments == source.architecture.arguments
+    assert again.dialect == dialect and again.spec.trunk == source.spec.trunk
     assert same(write(again, source.dialect), state)
     assert same(write(again, dialect), there)
     assert len({t.untyped_storage().data_ptr() for t in there.values()}) == len(there), "tensors share memory"
@@ -63,13 +63,10 @@ def test_the_library_computes_the_same(dialect: Dialect, models: Models) -> None
     model = fitting(dialect, models)
     source = read(model.state_dict())
     there = write(source, dialect)
-    if dialect.name == "kernelbank":
-        proof = prove(lambda: model, lambda: backbone_of(source.architecture, source.pivot), source.architecture)
-    else:
-        try:
-            proof = prove(lambda: model, lambda: model_of(dialect, source.architecture, there), source.architecture)
-        except Absent as reason:
-            pytest.skip(f"not proved: {reason}")
+    try:
+        proof = prove(lambda: model, lambda: dialect.model(source.spec, there), source.spec)
+    except MissingLibraryError as reason:
+        pytest.skip(f"not proved: {reason}")
     assert proof.difference <= TOLERANCE * proof.scale and proof.scale > 0.1
 
 
@@ -81,7 +78,7 @@ def test_a_model_of_torchvision_comes_over_whole() -> None:
     state = theirs.state_dict()
     source = read(state)
     assert source.dialect.name == "torchvision" and len(source.derived) == 6
-    ours = source.architecture.build()
+    ours = build_stock(source.spec)
     ours.load_state_dict(source.pivot)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-6)
@@ -109,10 +106,10 @@ def test_a_model_of_transformers_comes_over_whole(name: str) -> None:
     bare = "-bare" if name.endswith("Model") else ""
     assert source.dialect.name == ("huggingface" if version == "5" else "huggingface4") + bare
     assert set(source.dropped) == ({"pooler.dense.weight", "pooler.dense.bias"} if name == "ViTModel" else set())
-    ours = source.architecture.build()
+    ours = build_stock(source.spec)
     ours.load_state_dict(source.pivot)
-    images = torch.randn(2, 3, *source.architecture.image)
-    theirs_out = LIBRARIES["huggingface"].call(theirs, images)
+    images = torch.randn(2, 3, *source.spec.image)
+    theirs_out = huggingface.DIALECTS[0].library.call(theirs, images)
     if name == "ViTModel":
         theirs_out = theirs(images).last_hidden_state[:, 0]
     torch.testing.assert_close(ours(images), theirs_out, rtol=1e-5, atol=1e-5)
@@ -149,14 +146,14 @@ def test_microsoft_by_hand() -> None:
 
 
 def test_files_of_microsoft_without_buffers_are_read_too(models: Models) -> None:
-    state = models["hierarchical"].state_dict()
+    state = models["swin"].state_dict()
     theirs = convert_state(state, "microsoft")
     stripped = {k: v for k, v in theirs.items() if "attn_mask" not in k and "position_index" not in k}
     assert same(convert_state({"model": stripped}, "timm"), state)
 
 
 def test_buffers_that_the_architecture_does_not_give_are_refused(models: Models) -> None:
-    theirs = convert_state(models["hierarchical"].state_dict(), "microsoft")
+    theirs = convert_state(models["swin"].state_dict(), "microsoft")
     key = "layers.0.blocks.1.attn.relative_position_index"
     with pytest.raises(InputError, match=r"layers\.0\.blocks\.1\.attn\.relative_position_index: not what images of 32"):
         convert_state({**theirs, key: theirs[key].flip(0)}, "timm")
@@ -173,12 +170,12 @@ HF_BLOCK = {  # timm's name of the part, transformers 5's, transformers 4's: ViT
 
 
 @pytest.mark.parametrize(("dialect", "family", "block", "column", "qkv"), [
-    ("huggingface", "plain", "vit.layers.1.", 0, ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
-    ("huggingface4", "plain", "vit.encoder.layer.1.", 1,
+    ("huggingface", "vit", "vit.layers.1.", 0, ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
+    ("huggingface4", "vit", "vit.encoder.layer.1.", 1,
      ("attention.attention.query", "attention.attention.key", "attention.attention.value")),
-    ("huggingface", "hierarchical", "swin.encoder.layers.1.blocks.1.", 0,
+    ("huggingface", "swin", "swin.encoder.layers.1.blocks.1.", 0,
      ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
-    ("huggingface4", "hierarchical", "swin.encoder.layers.1.blocks.1.", 2,
+    ("huggingface4", "swin", "swin.encoder.layers.1.blocks.1.", 2,
      ("attention.self.query", "attention.self.key", "attention.self.value")),
 ])  # fmt: skip
 def test_hugging_face_by_hand(
@@ -186,19 +183,19 @@ def test_hugging_face_by_hand(
 ) -> None:
     timms = models[family].state_dict()
     theirs = convert_state(timms, dialect)
-    ours = "blocks.1." if family == "plain" else "layers.1.blocks.1."
+    ours = "blocks.1." if family == "vit" else "layers.1.blocks.1."
     for name, columns in HF_BLOCK.items():
         assert torch.equal(theirs[block + columns[column]], timms[ours + name])
     for part, name in zip(timms[f"{ours}attn.qkv.weight"].chunk(3), qkv, strict=True):
         assert torch.equal(theirs[f"{block}{name}.weight"], part)
-    head = "head" if family == "plain" else "head.fc"
+    head = "head" if family == "vit" else "head.fc"
     assert torch.equal(theirs["classifier.bias"], timms[f"{head}.bias"])
-    trunk = "vit" if family == "plain" else "swin"
+    trunk = "vit" if family == "vit" else "swin"
     assert torch.equal(
         theirs[f"{trunk}.embeddings.patch_embeddings.projection.weight"], timms["patch_embed.proj.weight"]
     )
     assert torch.equal(theirs[f"{trunk}.layernorm.weight"], timms["norm.weight"])
-    if family == "hierarchical":
+    if family == "swin":
         table = {"huggingface": "relative_position_bias.relative_position_bias_table",
                  "huggingface4": "self.relative_position_bias_table"}[dialect]  # fmt: skip
         assert torch.equal(theirs[f"{block}attention.{table}"], timms[f"{ours}attn.relative_position_bias_table"])
@@ -207,7 +204,7 @@ def test_hugging_face_by_hand(
 
 
 def test_mmpretrain_by_hand(models: Models) -> None:
-    plain, stages = models["plain scaled"].state_dict(), models["hierarchical"].state_dict()
+    plain, stages = models["vit scaled"].state_dict(), models["swin"].state_dict()
     theirs, theirs_stages = convert_state(plain, "mmpretrain"), convert_state(stages, "mmpretrain")
     for their_key, key in {
         "backbone.cls_token": "cls_token", "backbone.patch_embed.projection.bias": "patch_embed.proj.bias",
@@ -233,7 +230,7 @@ def test_mmpretrain_by_hand(models: Models) -> None:
 def test_mmpretrain_merges_patches_by_unfold(models: Models) -> None:
     """A merging written with nn.Unfold, as mmcv's, with the converted tensors gives what timm's gives; with the
     unconverted it does not."""
-    state = models["hierarchical"].state_dict()
+    state = models["swin"].state_dict()
     theirs = convert_state(state, "mmpretrain")
     merging = PatchMerging(16, 32)
     merging.load_state_dict(
@@ -253,50 +250,50 @@ def test_mmpretrain_merges_patches_by_unfold(models: Models) -> None:
 
 def test_a_wrong_permutation_does_not_pass(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right keys and shapes, wrong order of merged channels: only the proof sees it."""
-    model = models["hierarchical"]
+    model = models["swin"]
     source = read(model.state_dict())
     wrong = dict(source.pivot)
     key = "layers.1.downsample.reduction.weight"
-    wrong[key] = tables.MM_MERGING["layers.{i+1}.downsample.reduction.weight"].back((wrong[key],), [None])[0]
+    wrong[key] = UNFOLD.back((wrong[key],), [None])[0]
 
     def broken() -> Any:
-        other = source.architecture.build()
+        other = build_stock(source.spec)
         other.load_state_dict(wrong)
         return other
 
     with pytest.raises(InputError, match=r"not equal: max \|difference\|"):
-        prove(lambda: model, broken, source.architecture)
+        prove(lambda: model, broken, source.spec)
 
 
 def test_outputs_of_zeros_prove_nothing(models: Models) -> None:
-    model = models["plain"]
+    model = models["vit"]
     source = read(model.state_dict())
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.zero_()
-    with pytest.raises(Absent, match="all zero"):
-        prove(lambda: model, lambda: model, source.architecture)
+    with pytest.raises(MissingLibraryError, match="all zero"):
+        prove(lambda: model, lambda: model, source.spec)
 
 
 # ---- detection and architecture --------------------------------------------------------------------------
 
 
 def test_unknown_and_ambiguous_keys_are_one_error(models: Models) -> None:
-    with pytest.raises(InputError, match=r"unknown dialect: the keys are conv1\.weight; looked for .*\(torchvision\)"):
+    with pytest.raises(InputError, match=r"unknown dialect with the keys conv1\.weight; .*\(torchvision\)"):
         detect({"conv1.weight"})
     with pytest.raises(InputError, match="several dialects: timm, mmpretrain-bare"):
-        detect([*models["plain"].state_dict(), "layers.0.ln1.weight"])
+        detect([*models["vit"].state_dict(), "layers.0.ln1.weight"])
     with pytest.raises(InputError, match=r"unknown dialect 'torchvison'; did you mean 'torchvision'\?"):
-        convert_state(models["hierarchical"].state_dict(), "torchvison")
-    with pytest.raises(InputError, match="torchvision has no plain models; legal: timm"):
-        convert_state(models["plain"].state_dict(), "torchvision")
+        convert_state(models["swin"].state_dict(), "torchvison")
+    with pytest.raises(InputError, match="torchvision has no vit models; expected one of timm"):
+        convert_state(models["vit"].state_dict(), "torchvision")
 
 
 @pytest.mark.parametrize(("dialect", "left"), [
     ("huggingface", r"blocks\.0\.ls1\.gamma"), ("huggingface4-bare", r"head\.weight, head\.bias"),
 ])  # fmt: skip
 def test_what_a_dialect_has_no_place_for_is_named(dialect: str, left: str, models: Models) -> None:
-    model = models["plain scaled" if "ls1" in left else "plain"]
+    model = models["vit scaled" if "ls1" in left else "vit"]
     with pytest.raises(InputError, match=f"{dialect}: no place for {left}"):
         convert_state(model.state_dict(), dialect)
 
@@ -308,11 +305,11 @@ def test_what_a_dialect_has_no_place_for_is_named(dialect: str, left: str, model
 ])  # fmt: skip
 def test_published_architectures_are_read_off_their_shapes(name: str) -> None:
     model = create(name, meta=True)
-    shapes = infer("hierarchical" if name.startswith("swin") else "plain", model.state_dict())
+    shapes = infer("swin" if name.startswith("swin") else "vit", model.state_dict()).spec
     of_model = read_model(model)
-    differ = {k for k, v in of_model.arguments.items() if shapes.arguments.get(k, v) != v}
-    assert not differ and shapes.norm_eps == of_model.norm_eps
-    assert shapes.records() == of_model.records()
+    trunk = replace(of_model.trunk, **{"dynamic_img_size": False})
+    assert (shapes.trunk, shapes.canonical().mixer, shapes.mlp) == (trunk, of_model.canonical().mixer, of_model.mlp)
+    assert (shapes.img_size, shapes.num_classes) == (of_model.img_size, of_model.num_classes)
 
 
 def test_registers_pooling_and_images_are_read_off_the_shapes() -> None:
@@ -322,25 +319,22 @@ def test_registers_pooling_and_images_are_read_off_the_shapes() -> None:
                  {"img_size": (32, 32), "in_chans": 1, "no_embed_class": True}):  # fmt: skip
         model = VisionTransformer(**PLAIN | more)
         source = read(model.state_dict())
-        assert source.architecture.build().state_dict().keys() == model.state_dict().keys()
+        assert build_stock(source.spec).state_dict().keys() == model.state_dict().keys()
     with pytest.raises(InputError, match="pos_embed has 7 positions"):
         read(VisionTransformer(**PLAIN | {"img_size": (16, 24)}).state_dict())
     oblong = VisionTransformer(**PLAIN | {"img_size": (16, 24)}).state_dict()
-    assert read(oblong, lambda family, pivot: infer(family, pivot, (16, 24))).architecture.grids() == ((2, 3),)
-    assert (
-        "square images" in read(VisionTransformer(**PLAIN | {"img_size": (16, 64)}).state_dict()).architecture.assumed
-    )
+    assert read(oblong, lambda family, pivot: infer(family, pivot, (16, 24))).spec.stages[0].grid == (2, 3)
+    assert "square images" in read(VisionTransformer(**PLAIN | {"img_size": (16, 64)}).state_dict()).assumed
 
 
 def test_wrong_families_and_images_are_refused(models: Models) -> None:
-    plain, stages = read(models["plain"].state_dict()), read(models["hierarchical"].state_dict())
-    with pytest.raises(InputError, match="those of a plain model"):
-        read(models["plain"].state_dict(), lambda *_: stages.architecture)
-    odd = replace(plain.architecture, arguments={**plain.architecture.arguments, "img_size": (30, 32)})
+    plain, stages = read(models["vit"].state_dict()), read(models["swin"].state_dict())
+    with pytest.raises(InputError, match="those of a vit model"):
+        read(models["vit"].state_dict(), lambda *_: Inferred(stages.spec))
     with pytest.raises(ValueError, match=r"img_size=\(30, 32\).*divisible by the patch"):
-        read(models["plain"].state_dict(), lambda *_: odd)
-    with pytest.raises(InputError, match="cannot be read off the shapes"):
-        infer("plain", {"patch_embed.proj.weight": torch.ones(3)})
+        replace(plain.spec, img_size=(30, 32))
+    with pytest.raises(InputError, match="the shapes do not tell the model"):
+        infer("vit", {"patch_embed.proj.weight": torch.ones(3)})
 
 
 @pytest.mark.parametrize(("side", "pads"), [(32, ""), (28, "mmpretrain")])
@@ -349,22 +343,22 @@ def test_windows_that_do_not_fill_the_grid_keep_the_librarys_numbers(side: int, 
     from torchvision.models.swin_transformer import SwinTransformer as Theirs
 
     theirs = drawn(Theirs([2, 2], 16, [2, 2, 2], [2, 4, 4], [4, 4], num_classes=5)).double()
-    source = read(theirs.state_dict(), lambda family, pivot: infer(family, pivot, (side, side)))
-    backbone = backbone_of(source.architecture, source.pivot)
+
+    def describe(family: Any, pivot: Any) -> Inferred:
+        return infer(family, pivot, (side, side))
+
+    source = read(theirs.state_dict(), describe)
+    backbone = with_state(source.spec, convert_state(theirs.state_dict(), "kernelbank", describe))
     images = torch.randn(2, 3, side, side, dtype=torch.float64)
     torch.testing.assert_close(backbone(images), theirs(images), rtol=1e-9, atol=1e-9)
-    assert pads in source.architecture.records()[0]
+    assert pads in (source.spec.mixer or "")
     if pads:
-        timms = source.architecture.build().double()
+        timms = build_stock(source.spec).double()
         timms.load_state_dict(source.pivot)
         assert (timms(images) - theirs(images)).abs().max() > 1e-4
 
 
-def test_every_dialect_of_a_library_can_be_run_or_says_why() -> None:
-    assert {dialect.library for dialect in DIALECTS} - {"kernelbank"} == LIBRARIES.keys()
-
-
 def test_timm_takes_what_is_written_for_it(models: Models) -> None:
-    theirs = convert_state(models["hierarchical"].state_dict(), "torchvision")
+    theirs = convert_state(models["swin"].state_dict(), "torchvision")
     model = timm.create_model("swin_tiny_patch4_window7_224", **STAGES)
     model.load_state_dict(convert_state(theirs, "timm"), strict=True)

@@ -125,7 +125,7 @@ def test_paths_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(InputError, match="not a file"):
         read_state(tmp_path / "folder.pth")
-    for path, match in [(tmp_path / "x.pth", r"legal: \.safetensors"), (tmp_path / "folder.safetensors", "a folder"),
+    for path, match in [(tmp_path / "x.pth", r"expected \.safetensors"), (tmp_path / "folder.safetensors", "a folder"),
                         (tmp_path / "none" / "x.safetensors", "no such folder"),
                         (tmp_path / ("x" * 400 + ".safetensors"), "cannot be written")]:  # fmt: skip
         with pytest.raises(InputError, match=match):

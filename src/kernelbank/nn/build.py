@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, cast
 
@@ -17,8 +17,8 @@ from kernelbank.nn.edit.replace import replace_mixers
 
 
 def build(spec: ModelSpec, **options: Any) -> nn.Module:
-    """The model of `spec`. `options` are further arguments of its class that change no weight's shape: dropout and drop
-    path rates, ``dynamic_img_size``, ``weight_init``, ``device``, ``dtype``.
+    """The model of `spec`. `options` are further arguments of its class that its description does not hold:
+    ``weight_init``, ``device``, ``dtype``, and ``pretrained`` of a stock model.
 
     A `TimmTrunk` is created by timm; a mixer of the spec then replaces those that it has (see `replace_mixers`).
 
@@ -34,14 +34,21 @@ def build(spec: ModelSpec, **options: Any) -> nn.Module:
 
 def build_backbone(spec: ModelSpec, **options: Any) -> Backbone:
     """`build` for a trunk of ours."""
-    if isinstance(spec.trunk, ViTTrunk):
-        return PlainBackbone(**(backbone_arguments(spec) | options))
-    return HierarchicalBackbone(**(backbone_arguments(spec) | options))
+    arguments = backbone_arguments(spec) | dropout_arguments(spec) | options
+    return PlainBackbone(**arguments) if isinstance(spec.trunk, ViTTrunk) else HierarchicalBackbone(**arguments)
+
+
+def dropout_arguments(spec: ModelSpec) -> dict[str, float]:
+    """The dropout rates of `spec` as arguments of its backbone class. Raises SpecError for one that it lacks."""
+    rates = asdict(spec.dropout)
+    if isinstance(spec.trunk, SwinTrunk) and (rate := rates.pop("pos_drop_rate")):
+        raise SpecError(f"invalid pos_drop_rate={rate}; expected 0, since a {SwinTrunk.family} trunk has no positions")
+    return rates
 
 
 def backbone_arguments(spec: ModelSpec) -> dict[str, Any]:
-    """`spec` as the arguments of its backbone class. All but a norm with an unusual epsilon are plain values, so that
-    timm can keep them in a configuration file.
+    """`spec` as the arguments of its backbone class, without dropout. All but a norm with an unusual epsilon are plain
+    values, so that timm can keep them in a configuration file.
 
     Raises:
         SpecError: If the trunk is a stock model of timm.
@@ -57,7 +64,8 @@ def backbone_arguments(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _create(spec: ModelSpec, trunk: TimmTrunk, options: dict[str, Any]) -> nn.Module:
-    arguments = {**trunk.arguments, "num_classes": spec.num_classes, "in_chans": spec.in_chans, **options}
+    rates = {name: rate for name, rate in asdict(spec.dropout).items() if rate}
+    arguments = {**trunk.arguments, "num_classes": spec.num_classes, "in_chans": spec.in_chans, **rates, **options}
     if spec.img_size is not None:
         arguments["img_size"] = spec.img_size
     try:

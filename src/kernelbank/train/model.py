@@ -1,163 +1,191 @@
-"""The model of a run from plain words: what a run's folder keeps, and what any of its weights can be loaded into."""
+"""The model of a run: its description from the words of a command, and the weights that it starts from."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from timm.models import load_state_dict
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import kernelbank.models  # noqa: F401  (registers ours with timm)
-from kernelbank.atlas import MODELS, SKELETONS
-from kernelbank.errors import InputError
-from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, build
-from kernelbank.nn.block import StageRecords
+from kernelbank.errors import InputError, SpecError
+from kernelbank.model import Dropout, ModelSpec, TimmTrunk, by_stage
+from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
+from kernelbank.nn.build import build
 from kernelbank.nn.edit.replace import replace_mixers
-from kernelbank.ops.plan import use_path
+from kernelbank.schema import decode
 from kernelbank.text import suggest
+from kernelbank.weights.file import read_model_file
+from kernelbank.zoo import NAMED, find
 
-OURS = {**MODELS, **SKELETONS}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A model that timm can create, or a skeleton of the atlas for small images (plain, hierarchical).
-
-    `mixer` and `mlp` are records as text. In a stock model of timm, or one that starts from weights, `mixer` replaces
-    the mixers that it has. `arguments` go to the model's constructor.
-    """
-
-    name: str
-    mixer: str | None = None
-    mlp: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    num_classes: int = 1000
-    in_chans: int = 3
-    img_size: int | None = None
+DROPOUT = tuple(f.name for f in fields(Dropout))
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where weights come from before training: a file, timm's own, or nowhere."""
+class InitialWeights:
+    """Where the weights come from before training: a file, timm's published weights, or a random draw."""
 
     checkpoint: str | None = None
     pretrained: bool = False
 
     @property
     def given(self) -> bool:
-        """Whether there are any."""
+        """Whether there are any besides a random draw."""
         return self.pretrained or self.checkpoint is not None
 
 
+# ---- the description -------------------------------------------------------------------------------------
+
+
 def check_model(name: str) -> None:
-    """Raises InputError for a model that there is not."""
-    if name not in SKELETONS and not timm.is_model(name.split(".", maxsplit=1)[0].rsplit("/", maxsplit=1)[-1]):
-        known = [*OURS, *timm.list_models()]
-        raise InputError(f"model: unknown model {name!r}{suggest(name, known)}; legal: {', '.join(OURS)}, and timm's")
+    """Raise InputError unless `name` is a model of ours or of timm, with one of timm's weight tags or none."""
+    if name in NAMED:
+        return
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        known = [*NAMED, *timm.list_models()]
+        raise InputError(f"unknown model {name!r}{suggest(name, known)}; expected one of {', '.join(NAMED)}, or a "
+                         "model of timm (timm.list_models)")  # fmt: skip
+    if tag and (cfg := timm.get_pretrained_cfg(name, allow_unregistered=False)) is None and not cfg:
+        raise InputError(f"unknown weights {tag!r} of model {base}; expected a tag of timm.list_pretrained({base!r})")
 
 
 def expected_input(name: str) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
-    """The input size, mean and standard deviation that the model was made for."""
-    config = None if name in SKELETONS else timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config is None:
-        return (3, 224, 224), timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    """The input size (C, H, W), mean and standard deviation that the model was made for."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if name in NAMED or config is None:
+        size = (NAMED[name].in_chans, *NAMED[name].image) if name in NAMED else (3, 224, 224)
+        return size, timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     return tuple(config.input_size), tuple(config.mean), tuple(config.std)
 
 
-def create(spec: ModelSpec, start: Start, *, seed: int, drop_path: float = 0.0) -> tuple[nn.Module, list[str]]:
-    """The model with its weights, and what is worth telling about them. Raises InputError and SpecError."""
-    if start.checkpoint is None:
-        if spec.mixer is None or (spec.name in OURS and not start.pretrained):
-            return _construct(spec, seed, drop_path, start.pretrained), []
-        model = _construct(replace(spec, mixer=None), seed, drop_path, start.pretrained)
-        return model, _replaced(model, spec.mixer)
-    state, source = read_weights(Path(start.checkpoint))
-    mixer, mlp = (None, None) if source is None else (source.mixer, source.mlp)
-    before = replace(spec, mixer=mixer, mlp=spec.mlp or mlp)
-    if source is not None and source.name != spec.name:
-        raise InputError(f"initial_checkpoint: {start.checkpoint} holds {source.name}, not {spec.name}")
-    model = _construct(before, seed, drop_path, False)
-    notes = load_weights(model, state, start.checkpoint)
-    if spec.mixer is not None:
+def describe(
+    name: str,
+    *,
+    mixer: str | None = None,
+    mlp: str | None = None,
+    img_size: tuple[int, int] | None = None,
+    in_chans: int = 3,
+    num_classes: int = 1000,
+    arguments: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """The model `name` with other specs and sizes. `arguments` are timm's arguments of its constructor: those of our
+    trunks by the names of their fields, those of a stock model as timm takes them, and the dropout rates of both.
+
+    Raises:
+        InputError: If there is no such model, or an argument is unknown or of another type.
+        SpecError: If the description cannot be built.
+    """
+    check_model(name)
+    given = dict(arguments or {})
+    try:
+        dropout = decode(Dropout, {key: given.pop(key) for key in DROPOUT if key in given}, "model_args")
+        if name not in NAMED:
+            if mlp is not None:
+                raise SpecError(f"invalid mlp={mlp!r}; expected none for {name}, a stock model of timm")
+            trunk = TimmTrunk(name=name, arguments=given)
+            return ModelSpec(trunk=trunk, mixer=mixer, img_size=img_size, in_chans=in_chans, num_classes=num_classes,
+                             dropout=dropout, name=name)  # fmt: skip
+        spec = find(name)
+        return replace(
+            spec, trunk=_with_arguments(spec, given), mixer=mixer or spec.mixer, mlp=mlp or spec.mlp,
+            img_size=img_size or spec.img_size, in_chans=in_chans, num_classes=num_classes, dropout=dropout,
+        )  # fmt: skip
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _with_arguments(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
+    """The trunk of `spec` with other fields. Raises ValueError naming an unknown one, or one of another type."""
+    known = [f.name for f in fields(spec.trunk)]
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"unknown model_args {key!r}{suggest(key, known)}; expected one of {', '.join(known)}, "
+                             f"{', '.join(DROPOUT)}")  # fmt: skip
+    values = {f.name: getattr(spec.trunk, f.name) for f in fields(spec.trunk)} | dict(arguments)
+    if isinstance(values["patch_size"], int):
+        values["patch_size"] = (values["patch_size"],) * 2
+    return decode(type(spec.trunk), {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+                  "model_args")  # fmt: skip
+
+
+def described(spec: ModelSpec, model: nn.Module) -> ModelSpec:
+    """`spec` with the mixers and MLPs that `model` has in the end."""
+    mixer, mlp = specs_of(model)
+    return replace(spec, mixer=mixer, mlp=mlp)
+
+
+def specs_of(model: nn.Module) -> tuple[str | None, str | None]:
+    """The specs of the model's mixers and MLPs as text, by stage where they differ; None for what it has none of."""
+    if isinstance(model, PlainBackbone):
+        blocks = [cast(Any, model.blocks)[0]]
+    elif isinstance(model, HierarchicalBackbone):
+        blocks = [cast(Any, stage).blocks[0] for stage in model.layers]
+    else:
+        report = getattr(model, "replaced", None)
+        return (None if report is None else _joined(map(str, report.records))), None
+    stages = [block.records for block in blocks]
+    return _joined(str(s.mixer) for s in stages), _joined("none" if s.mlp is None else str(s.mlp) for s in stages)
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return by_stage(list(texts))
+
+
+# ---- the model -------------------------------------------------------------------------------------------
+
+
+def create(spec: ModelSpec, weights: InitialWeights, *, seed: int) -> tuple[nn.Module, list[str]]:
+    """The model with its weights, and notes on what became of them.
+
+    Raises:
+        InputError: If the weights cannot be read or do not fit; nothing is loaded then.
+        SpecError: If a mixer does not fit.
+    """
+    if weights.checkpoint is None:
+        if weights.pretrained and not isinstance(spec.trunk, TimmTrunk):
+            raise InputError(f"invalid pretrained=True; expected a file, since there are no weights of {spec.name}")
+        model = _seeded(replace(spec, mixer=None) if weights.pretrained else spec, seed, weights.pretrained)
+        replaced = weights.pretrained and spec.mixer is not None
+        return model, _replaced(model, spec.mixer) if replaced and spec.mixer else []
+    state, source = read_model_file(Path(weights.checkpoint))
+    before = spec if source is None else replace(spec, mixer=source.mixer, mlp=source.mlp)
+    if source is not None and type(source.trunk) is not type(spec.trunk):
+        raise InputError(f"initial_checkpoint: {weights.checkpoint} holds a model with a {source.trunk.family} trunk; "
+                         f"expected a {spec.trunk.family} trunk, as {spec.name} has")  # fmt: skip
+    if isinstance(before.trunk, TimmTrunk) and source is None:
+        before = replace(before, mixer=None)
+    model = _seeded(before, seed, False)
+    notes = load_weights(model, state, weights.checkpoint)
+    if spec.mixer is not None and spec.mixer != before.mixer:
         notes += _replaced(model, spec.mixer)
     return model, notes
 
 
-def _construct(spec: ModelSpec, seed: int, drop_path: float, pretrained: bool) -> nn.Module:
-    arguments: dict[str, Any] = {**spec.arguments, "num_classes": spec.num_classes, "in_chans": spec.in_chans}
-    if drop_path:
-        arguments["drop_path_rate"] = drop_path
-    if spec.img_size is not None:
-        arguments["img_size"] = spec.img_size
-    if spec.name in OURS:
-        arguments |= {name: text for name, text in (("mixer", spec.mixer), ("mlp", spec.mlp)) if text is not None}
+def _seeded(spec: ModelSpec, seed: int, pretrained: bool) -> nn.Module:
+    options = {"pretrained": True} if pretrained else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            if spec.name in SKELETONS:
-                if spec.img_size is None:
-                    raise InputError(f"img_size: {spec.name} is made for any size; legal: --img-size")
-                size = arguments.pop("img_size")
-                mixer, mlp = arguments.pop("mixer", "vit"), arguments.pop("mlp", "ffn")
-                return build(SKELETONS[spec.name], mixer, mlp, img_size=size, **arguments)
-            return timm.create_model(spec.name, pretrained=pretrained, **arguments)
-        except (TypeError, RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"model: {spec.name} cannot be built with {arguments}: {' '.join(str(error).split())}"
-            ) from None
+        return build(spec, **options)
 
 
 def _replaced(model: nn.Module, mixer: str) -> list[str]:
     return str(replace_mixers(model, mixer).replaced).splitlines()
 
 
-def records_of(model: nn.Module) -> tuple[str | None, str | None]:
-    """The records of the model's mixers and MLPs as text, by stage where they differ; None for what it has none of."""
-    if isinstance(model, PlainBackbone):
-        stages = [cast(StageRecords, model.blocks[0].records)]
-    elif isinstance(model, HierarchicalBackbone):
-        stages = [cast(StageRecords, cast(Any, stage).blocks[0].records) for stage in model.layers]
-    else:
-        replaced = getattr(model, "replaced", None)
-        return (None if replaced is None else _joined(map(str, replaced.records))), None
-    return _joined(str(s.mixer) for s in stages), _joined("none" if s.mlp is None else str(s.mlp) for s in stages)
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
+    """Put `state` into `model`, resampled to its resolution as timm does; a head of other classes stays new. Returns
+    notes on what stays new.
 
-
-def _joined(texts: Iterable[str]) -> str:
-    by_stage = list(texts)
-    return by_stage[0] if len(set(by_stage)) == 1 else " | ".join(by_stage)
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], ModelSpec | None]:
-    """The weights in a file, and the model they are of where a run wrote them. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"initial_checkpoint: {path} is no file")
-    try:
-        if path.suffix != ".safetensors":
-            return load_state_dict(str(path)), None
-        with safe_open(path, framework="pt") as file:
-            spec = (file.metadata() or {}).get("model")
-            state = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(
-            f"initial_checkpoint: {path} holds no weights that can be read: {type(error).__name__}"
-        ) from None
-    return state, None if spec is None else ModelSpec(**json.loads(spec))
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> list[str]:
-    """Put `state` into `model`, resampled to its resolution as timm does; a head of other classes stays new.
-
-    Raises InputError for anything else that does not fit, naming it: nothing is loaded then.
+    Raises:
+        InputError: If a tensor is missing, unknown or of another shape; nothing is loaded then.
     """
     fitted = dict(_filter(model)(dict(state), model))
     own = model.state_dict()
@@ -165,40 +193,22 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> li
     head = {name for name, module in model.named_modules() if module is classifier}
     notes = []
     for name in [name for name in fitted if name.rpartition(".")[0] in head]:
-        if fitted[name].shape != own[name].shape:
-            notes.append(f"{name}: {list(fitted[name].shape)} in {what}, {list(own[name].shape)} here: new")
+        if name in own and fitted[name].shape != own[name].shape:
+            notes.append(f"{name}: {list(fitted[name].shape)} in {source}, {list(own[name].shape)} here: new")
             fitted[name] = own[name]
     wrong = [*(f"{name} is missing" for name in own if name not in fitted),
              *(f"{name} is unknown" for name in fitted if name not in own),
              *(f"{name} has shape {list(fitted[name].shape)}, not {list(own[name].shape)}"
                for name in own if name in fitted and fitted[name].shape != own[name].shape)]  # fmt: skip
     if wrong:
-        raise InputError(f"initial_checkpoint: {what} does not fit {type(model).__name__}: {'; '.join(wrong[:3])}"
+        raise InputError(f"initial_checkpoint: {source} does not fit {type(model).__name__}: {'; '.join(wrong[:3])}"
                          + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))  # fmt: skip
     model.load_state_dict(fitted)
     return notes
 
 
 def _filter(model: nn.Module) -> Any:
-    """timm's filter of the model's family; one that changes nothing for a model that timm did not create."""
-    if not hasattr(model, "pretrained_cfg"):
-        return lambda state, model: state
+    """timm's checkpoint filter of the model's family, or one that changes nothing where the family has none."""
     ours = isinstance(model, (PlainBackbone, HierarchicalBackbone))
     module = import_module("kernelbank.models" if ours else type(model).__module__)
     return getattr(module, "checkpoint_filter_fn", lambda state, model: state)
-
-
-def spec_metadata(spec: ModelSpec) -> dict[str, str]:
-    """The metadata of a weights file, which `read_weights` reads."""
-    return {"model": json.dumps(asdict(spec), sort_keys=True)}
-
-
-def multiply_adds(model: nn.Module, spec: ModelSpec, size: tuple[int, int]) -> int:
-    """Multiply-adds of one image, as torch's counter counts the model. Static convs run as F.linear for it: the
-    counter does not know oneDNN's own, and the fastest form differs by machine."""
-    was_training = model.training
-    images = torch.zeros(1, spec.in_chans, *size, dtype=next(model.parameters()).dtype)
-    with torch.no_grad(), use_path("linear"), FlopCounterMode(display=False) as counter:
-        model.eval()(images)
-    model.train(was_training)
-    return int(counter.get_total_flops()) // 2

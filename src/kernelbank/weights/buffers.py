@@ -7,40 +7,38 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from kernelbank.spec.inventory import Grid
-from kernelbank.weights.architecture import Architecture
+from kernelbank.model import Grid, ModelSpec
 from kernelbank.weights.keymap import Pattern, State
+from kernelbank.weights.stock import windows
 
 MASKED = -100.0
 """What microsoft's Swin adds to the logits of pairs in different windows."""
 
 
-def indices(pattern: str, architecture: Architecture) -> State:
+def indices(pattern: str, spec: ModelSpec) -> State:
     """relative_position_index of every block, (N, N) for the N positions of its window (a, b): the row of the table
     for query i and key j, (y_i - y_j + a - 1)(2b - 1) + x_i - x_j + b - 1."""
-    return dict(_blocks(pattern, architecture, lambda stage, _: _index(architecture.windows()[stage])))
+    return dict(_blocks(pattern, spec, lambda stage, _: _index(windows(spec)[stage])))
 
 
-def flat_indices(pattern: str, architecture: Architecture) -> State:
+def flat_indices(pattern: str, spec: ModelSpec) -> State:
     """`indices`, flattened (N N)."""
-    return {key: index.flatten() for key, index in indices(pattern, architecture).items()}
+    return {key: index.flatten() for key, index in indices(pattern, spec).items()}
 
 
-def attn_masks(pattern: str, architecture: Architecture) -> State:
+def attn_masks(pattern: str, spec: ModelSpec) -> State:
     """attn_mask of every shifted block, (windows, N, N): 0 where query and key are in one region of the rolled grid,
     else -100."""
 
     def mask(stage: int, block: int) -> Tensor | None:
-        grid, window = architecture.grids()[stage], architecture.windows()[stage]
+        grid, window = spec.stages[stage].grid, windows(spec)[stage]
         return _mask(grid, window[0]) if block % 2 and min(grid) > min(window) else None
 
-    return dict(_blocks(pattern, architecture, mask))
+    return dict(_blocks(pattern, spec, mask))
 
 
-def _blocks(
-    pattern: str, architecture: Architecture, make: Callable[[int, int], Tensor | None]
-) -> Iterator[tuple[str, Tensor]]:
-    for stage, depth in enumerate(architecture.depths):
+def _blocks(pattern: str, spec: ModelSpec, make: Callable[[int, int], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+    for stage, depth in enumerate(stage.depth for stage in spec.stages):
         for block in range(depth):
             tensor = make(stage, block)
             if tensor is not None:

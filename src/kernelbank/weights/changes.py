@@ -13,7 +13,7 @@ def _shaped(tensor: Tensor, pattern: tuple[int | None, ...]) -> Tensor:
     """`tensor`, if its shape fits; None fits any length. Raises Misfit."""
     if len(pattern) != tensor.ndim or any(p not in (None, n) for p, n in zip(pattern, tensor.shape, strict=True)):
         text = ", ".join("n" if length is None else str(length) for length in pattern)
-        raise Misfit(f"shape {tuple(tensor.shape)} is not legal; legal: ({text})")
+        raise Misfit(f"invalid shape {tuple(tensor.shape)}; expected ({text})")
     return tensor
 
 
@@ -29,7 +29,7 @@ def _to_taps_first(tensor: Tensor, shape: Shape | None) -> Tensor:
 
 def _merged(tensor: Tensor, parts: tuple[int, int, int], order: tuple[int, int, int]) -> Tensor:
     if not tensor.ndim or tensor.shape[-1] % 4:
-        raise Misfit(f"shape {tuple(tensor.shape)} is not legal; legal: four times as many channels")
+        raise Misfit(f"invalid shape {tuple(tensor.shape)}; expected four times as many channels")
     lead = tuple(range(tensor.ndim - 1))
     return tensor.unflatten(-1, parts).permute(*lead, *(len(lead) + axis for axis in order)).flatten(-3)
 

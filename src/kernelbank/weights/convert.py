@@ -9,37 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
-from kernelbank.nn.backbone import check_image
-from kernelbank.weights.architecture import Architecture, Family, infer
+from kernelbank.model import ModelSpec, check_image
 from kernelbank.weights.dialects import Dialect, detect, named
 from kernelbank.weights.file import unwrap
-from kernelbank.weights.from_timm import CLASSES
+from kernelbank.weights.infer import Family, Inferred, infer
 from kernelbank.weights.keymap import Shapes, State, cover, listed
+from kernelbank.weights.stock import build_stock, with_padding
 
 
 @dataclass(frozen=True)
-class Source:
-    """A state that was read: `pivot` is the same under timm's keys, without what was `dropped` (with the reason) and
-    the `derived` buffers."""
+class SourceState:
+    """A state as it was read: `pivot` is the same under timm's keys, without what was `dropped` (with the reason) and
+    without the `derived` buffers; `spec` describes its model, and `assumed` lists what of it was assumed."""
 
     state: State
     dialect: Dialect
     pivot: State
-    architecture: Architecture
+    spec: ModelSpec
+    assumed: tuple[str, ...]
     dropped: Mapping[str, str]
     derived: tuple[str, ...]
 
 
-Architect = Callable[[Family, State], Architecture]
-"""Tells the architecture of a state under timm's keys."""
+Describe = Callable[[Family, State], Inferred]
+"""The description of a state under timm's keys."""
 
 
-def read(state: State, architect: Architect = infer) -> Source:
-    """Find the dialect of `state`, and take it under timm's keys; `architect` tells the architecture, by default off
-    the shapes.
+def read(state: State, describe: Describe = infer) -> SourceState:
+    """Detect the dialect of `state` and take it under timm's keys; `describe` gives the description of its model, by
+    default from the shapes.
 
-    Raises InputError naming tensors that are missing, left over or of another shape, or buffers that are not what
-    the architecture gives.
+    Raises:
+        InputError: If a tensor is missing, left over or of another shape, or a buffer is not what the model gives.
     """
     dialect = detect(state)
     derived = tuple(key for key in state if dialect.is_derived(key))
@@ -47,70 +48,64 @@ def read(state: State, architect: Architect = infer) -> Source:
         pivot, dropped = dialect.keys.into({key: tensor for key, tensor in state.items() if key not in derived})
     except InputError as error:
         raise InputError(f"{dialect.name}: {error}") from None
-    architecture = architect(dialect.family, pivot)
-    if architecture.family != dialect.family:
-        raise InputError(f"the tensors are those of a {dialect.family} model ({dialect.name}), not of a "
-                         f"{architecture.family} one")  # fmt: skip
-    architecture = replace(architecture, pad=dialect.pad or architecture.pad)
-    check_image(architecture.image, architecture.arguments["patch_size"])
-    cover(pivot, pivot_shapes(architecture), f"{dialect.name} against timm's model")
-    buffers = dialect.buffers(architecture)
+    inferred = describe(dialect.family, pivot)
+    spec = inferred.spec
+    if spec.trunk.family != dialect.family:
+        raise InputError(f"the tensors are those of a {dialect.family} model ({dialect.name}); expected those of a "
+                         f"{spec.trunk.family} model")  # fmt: skip
+    if dialect.pad is not None:
+        spec = with_padding(spec, dialect.pad)
+    check_image(spec.image, getattr(spec.trunk, "patch_size", (1, 1)))
+    if wrong := [key for key, tensor in pivot.items() if not tensor.is_floating_point()]:
+        raise InputError(f"{listed(wrong)}: invalid dtype {pivot[wrong[0]].dtype}; expected floating point")
+    cover(pivot, pivot_shapes(spec), f"{dialect.name} against timm's model")
+    buffers = dialect.buffers(spec)
     wrong = [
         key for key in derived if key not in buffers or not _equal(state[key].to(buffers[key].dtype), buffers[key])
     ]
     if wrong:
-        raise InputError(f"{listed(wrong)}: not what images of {architecture.image[0]} x {architecture.image[1]} give")
-    return Source(state, dialect, pivot, architecture, dropped, derived)
+        raise InputError(f"{listed(wrong)}: not what images of {spec.image[0]} x {spec.image[1]} give")
+    return SourceState(state, dialect, pivot, spec, inferred.assumed, dropped, derived)
 
 
-def write(source: Source, to: Dialect) -> State:
+def write(source: SourceState, to: Dialect) -> State:
     """The state of `source` in another dialect, its derived buffers made anew. Raises InputError naming tensors that
     it has no place for."""
     try:
-        made = to.keys.back(source.pivot, our_shapes(source.architecture) if to.name == "kernelbank" else None)
+        state = to.keys.back(source.pivot, to.shapes(source.spec))
     except InputError as error:
         raise InputError(f"{to.name}: {error}") from None
-    return made | to.buffers(source.architecture)
+    return state | to.buffers(source.spec)
 
 
-def convert_state(state: Mapping[str, object], to: str, architect: Architect = infer) -> State:
+def convert_state(state: Mapping[str, object], to: str, describe: Describe = infer) -> State:
     """A state dict, or what wraps one in a checkpoint, in another dialect by its name.
 
     ``convert_state(torch.load(path, weights_only=True), "timm")``. Raises InputError as `read` and `write`.
     """
-    source = read(unwrap(state, "state"), architect)
+    source = read(unwrap(state, "state"), describe)
     return write(source, named(to, source.dialect.family))
 
 
-def differing(source: Source, state: State, to: Dialect) -> list[str]:
+def differing(source: SourceState, state: State, to: Dialect) -> list[str]:
     """Which tensors of `source` are not bit by bit what comes back from `state`, its dropped ones apart."""
-    kept = {key: tensor for key, tensor in state.items() if not to.is_derived(key)}
-    pivot, _ = to.keys.into(kept)
-    again = source.dialect.keys.back(
-        pivot, our_shapes(source.architecture) if source.dialect.name == "kernelbank" else None
-    )
-    buffers = source.dialect.buffers(source.architecture)
+    remaining = {key: tensor for key, tensor in state.items() if not to.is_derived(key)}
+    pivot, _ = to.keys.into(remaining)
+    again = source.dialect.keys.back(pivot, source.dialect.shapes(source.spec))
+    buffers = source.dialect.buffers(source.spec)
     again |= {key: buffer.to(source.state[key].dtype) for key, buffer in buffers.items() if key in source.state}
-    there = {key: tensor for key, tensor in source.state.items() if key not in source.dropped}
+    before = {key: tensor for key, tensor in source.state.items() if key not in source.dropped}
     return sorted(
         key
-        for key in there.keys() | again.keys()
-        if key not in there or key not in again or not _equal(there[key], again[key])
+        for key in before.keys() | again.keys()
+        if key not in before or key not in again or not _equal(before[key], again[key])
     )
 
 
-def pivot_shapes(architecture: Architecture) -> Shapes:
-    """What timm's model of this architecture holds."""
+def pivot_shapes(spec: ModelSpec) -> Shapes:
+    """The shapes of timm's model of `spec`."""
     with torch.device("meta"):
-        return _shapes(architecture.build())
-
-
-def our_shapes(architecture: Architecture) -> Shapes:
-    """What our backbone of this architecture holds."""
-    backbone = CLASSES[architecture.family](
-        *architecture.records(), **architecture.trunk(), weight_init="skip", device="meta"
-    )
-    return _shapes(backbone)
+        return _shapes(build_stock(replace(spec, name="")))
 
 
 def _shapes(model: nn.Module) -> Shapes:

@@ -1,7 +1,12 @@
-"""Weights from and to files. A pickle is only ever read as weights: code in it is never run."""
+"""Weights from and to files, with the one metadata schema of every file we write.
+
+A pickle is only ever read as weights: code in it is never run. A safetensors file of ours holds in its metadata, under
+``kernelbank``, a JSON object with ``file_version``, ``model`` (`ModelSpec.to_document`) and ``source``.
+"""
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -16,9 +21,11 @@ from torch import Tensor
 
 from kernelbank.errors import InputError
 from kernelbank.files import replace_file
+from kernelbank.model import ModelSpec
 from kernelbank.text import suggest
 from kernelbank.weights.keymap import State, listed
 
+ENTRY, FILE_VERSION = "kernelbank", 2
 SAFETENSORS, PICKLES = ".safetensors", (".pth", ".pt", ".bin")
 SUFFIXES = (SAFETENSORS, *PICKLES)
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "module")
@@ -34,7 +41,7 @@ def read_state(path: Path) -> tuple[State, dict[str, str]]:
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}{suggest(path.suffix, SUFFIXES)}; "
-                         f"legal: {', '.join(SUFFIXES)}")  # fmt: skip
+                         f"expected {', '.join(SUFFIXES)}")  # fmt: skip
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     loaded, metadata = _read_safetensors(path) if path.suffix == SAFETENSORS else (_read_pickle(path), {})
@@ -80,6 +87,10 @@ def unwrap(loaded: object, what: str) -> State:
     if strange := [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]:
         raise InputError(f"{what}: {listed(strange)} {'is no tensor' if len(strange) == 1 else 'are no tensors'}")
     state = {str(key): value.detach() for key, value in loaded.items()}
+    if complex_ones := [key for key, value in state.items() if value.is_complex()]:
+        raise InputError(f"{what}: {listed(complex_ones)}: complex numbers; expected real ones")
+    if empty := [key for key, value in state.items() if value.numel() == 0]:
+        raise InputError(f"{what}: {listed(empty)}: no numbers; expected at least one")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -89,7 +100,7 @@ def unwrap(loaded: object, what: str) -> State:
 def check_destination(path: Path) -> None:
     """Raises InputError unless `path` can become a safetensors file."""
     if path.suffix != SAFETENSORS:
-        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; legal: {SAFETENSORS}")
+        raise InputError(f"{path}: unknown kind of file {path.suffix!r}; expected {SAFETENSORS}")
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder")
@@ -118,3 +129,43 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         replace_file(path, fill)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+# ---- files of ours ---------------------------------------------------------------------------------------
+
+
+def save_model(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec, source: str = "") -> None:
+    """Write a state with the description of its model, whole or not at all, for `kernelbank.load`. `source` says where
+    the weights came from. Raises InputError if the file cannot be written."""
+    document = {"file_version": FILE_VERSION, "model": spec.to_document(), "source": source}
+    write_state(Path(path), state, {ENTRY: json.dumps(document, sort_keys=True)})
+
+
+def read_model_file(path: Path) -> tuple[State, ModelSpec | None]:
+    """The tensors of a weights file, and the description of their model in a file of ours, else None.
+
+    Raises:
+        InputError: If the file cannot be read, or its entry is damaged or of another version.
+    """
+    state, metadata = read_state(path)
+    return state, read_entry(metadata, str(path))
+
+
+def read_entry(metadata: Mapping[str, str], source: str) -> ModelSpec | None:
+    """The description in the metadata of a file; None in a file that is not ours. Raises InputError as
+    `read_model_file`."""
+    if ENTRY not in metadata:
+        return None
+    try:
+        document = json.loads(metadata[ENTRY])
+        if not isinstance(document, dict):
+            raise ValueError(f"expected a JSON object, got {type(document).__name__}")
+        version = document.get("file_version", document.get("version"))
+        if version != FILE_VERSION:
+            raise InputError(f"{source}: invalid file_version={version!r}; expected {FILE_VERSION}; convert the "
+                             "weights again")  # fmt: skip
+        return ModelSpec.from_document(document.get("model"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: the kernelbank entry of its metadata is damaged: {error}") from None

@@ -154,6 +154,12 @@ def rule(theirs: str | Sequence[str], ours: str | Sequence[str], change: Change 
     return Rule(sides[0], sides[1], change)
 
 
+Names = dict[str, str | tuple[str, ...]]
+"""A pattern of timm's keys -> the pattern of a library's; three where timm has q, k and v in one tensor."""
+Changes = dict[str, Change]
+"""A pattern of timm's keys -> what its tensor becomes."""
+
+
 # ---- maps ------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +193,17 @@ class KeyMap:
     def back(self, state: Mapping[str, Tensor], shapes: Shapes | None = None) -> State:
         """The pivot's state under the dialect's keys. Raises InputError as `into`."""
         return _translate(state, [rule.inverse for rule in self.rules], shapes or {})
+
+
+def key_map(names: Names, changes: Changes | None = None, dropped: Mapping[str, str] | None = None) -> KeyMap:
+    """The key map of a table of names. Three names for one are joined, unless `changes` says otherwise; `dropped` maps
+    patterns without a counterpart to the reason."""
+    changes = changes or {}
+    rules = (
+        rule(theirs, timm, changes.get(timm, JOIN if isinstance(theirs, tuple) else SAME))
+        for timm, theirs in names.items()
+    )
+    return KeyMap(tuple(rules), tuple(Dropped(Pattern(key), reason) for key, reason in (dropped or {}).items()))
 
 
 def _translate(state: Mapping[str, Tensor], rules: Iterable[Rule], shapes: Shapes) -> State:

@@ -1,4 +1,4 @@
-"""A proof that two models are the same: the same random images through both."""
+"""A proof that two models compute the same: the same random images through both."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from kernelbank.errors import InputError
-from kernelbank.weights.architecture import Architecture
-from kernelbank.weights.libraries import Absent
+from kernelbank.model import ModelSpec
+from kernelbank.weights.dialects import MissingLibraryError
 
 IMAGES, SEED, TOLERANCE = 2, 0, 1e-5
-Model = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """max |difference| between the outputs of two models, and the largest |output|, over so many images."""
+    """The largest absolute difference between the outputs of two models and the largest absolute output."""
 
     difference: float
     scale: float
@@ -26,18 +26,19 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within `TOLERANCE` of the largest output, and there is an output at all."""
+        """Whether the difference is within `TOLERANCE` of the largest output, and the outputs are not all zero."""
         return self.difference <= TOLERANCE * self.scale and self.scale > 0
 
 
-def prove(source: Callable[[], Model], target: Callable[[], Model], architecture: Architecture) -> Proof:
+def prove(source: Callable[[], Run], target: Callable[[], Run], spec: ModelSpec) -> Proof:
     """Run `IMAGES` random images through both models, built one after the other.
 
-    Raises Absent where a library is not there, InputError where the difference is above `TOLERANCE`.
+    Raises:
+        MissingLibraryError: If a library is missing, or the outputs are all zero.
+        InputError: If the outputs differ by more than `TOLERANCE` of the largest.
     """
-    height, width = architecture.image
     generator = torch.Generator().manual_seed(SEED)
-    images = torch.randn(IMAGES, architecture.arguments["in_chans"], height, width, generator=generator)
+    images = torch.randn(IMAGES, spec.in_chans, *spec.image, generator=generator)
     outputs = []
     with torch.inference_mode():
         for model in (source, target):
@@ -46,8 +47,8 @@ def prove(source: Callable[[], Model], target: Callable[[], Model], architecture
         raise InputError(f"not equal: outputs {tuple(outputs[0].shape)} and {tuple(outputs[1].shape)}")
     proof = Proof((outputs[0] - outputs[1]).abs().max().item(), outputs[0].abs().max().item())
     if proof.scale == 0:
-        raise Absent("the outputs are all zero: nothing can be compared")
+        raise MissingLibraryError("the outputs are all zero, so that nothing can be compared")
     if not proof.holds:
         raise InputError(f"not equal: max |difference| {proof.difference:.1e} on {IMAGES} random images, outputs up to "
-                         f"{proof.scale:.1e}; legal: {TOLERANCE:g} of the largest output")  # fmt: skip
+                         f"{proof.scale:.1e}; expected at most {TOLERANCE:g} of the largest output")  # fmt: skip
     return proof

@@ -1,0 +1,139 @@
+"""What a dialect is: how one library names the tensors of one family, and how its model is built and run."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from kernelbank.errors import InputError
+from kernelbank.model import ModelSpec
+from kernelbank.weights.file import write_state
+from kernelbank.weights.infer import Family
+from kernelbank.weights.keymap import KeyMap, Pattern, Shapes, State
+
+Derivation = Callable[[str, ModelSpec], State]
+"""The buffers whose keys follow a pattern, from the description of the model."""
+Run = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) -> logits, or the features before the head where there is none: (B, n)."""
+
+
+class MissingLibraryError(Exception):
+    """A library that is not installed, or cannot be imported or build the model; the message says what to do."""
+
+
+def load_strictly(model: nn.Module, state: State) -> nn.Module:
+    """`model` with `state`. Raises InputError for a tensor that is missing, left over or of another shape."""
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise InputError(f"the library refuses the tensors: {one_line(error)}") from None
+    return model
+
+
+def call_plainly(model: nn.Module, images: Tensor) -> Tensor:
+    """The output of a model that takes images alone."""
+    output: Tensor = model(images)
+    return output
+
+
+def write_plainly(path: Path, state: State, spec: ModelSpec, source: str) -> None:
+    """Write the tensors without a description: the library has no place for one."""
+    write_state(path, state, {"source": source})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """Whose model it is: `build` makes it, `load` gives it a state, `call` runs it, `write` writes its files; `install`
+    says what to do where it is missing. `holds_specs` says whether its files can hold any mixer."""
+
+    install: str
+    build: Callable[[ModelSpec, Dialect], nn.Module]
+    call: Callable[[nn.Module, Tensor], Tensor] = call_plainly
+    load: Callable[[nn.Module, State], nn.Module] = load_strictly
+    write: Callable[[Path, State, ModelSpec, str], None] = write_plainly
+    holds_specs: bool = False
+
+
+def _no_shapes(spec: ModelSpec) -> Shapes | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one library names the tensors of one family. `marks` are keys that its states always hold, `unmarked` keys
+    that they never hold; `derived` are buffers by the pattern of their keys, made anew when a state is written.
+
+    `pad` is what its code does at windows that the grid does not fill (see `spec.axes.Window`), None where the
+    description says it; `shapes` gives the shapes that its tensors must get where a change of tensors needs them.
+    """
+
+    name: str
+    family: Family
+    library: Library
+    keys: KeyMap
+    marks: tuple[str, ...]
+    unmarked: tuple[str, ...] = ()
+    derived: Mapping[str, Derivation] = field(default_factory=dict)
+    pad: str | None = None
+    shapes: Callable[[ModelSpec], Shapes | None] = _no_shapes
+
+    @property
+    def owner(self) -> str:
+        """The name of the library: that of the dialect without what it says of the head."""
+        return self.name.partition("-")[0]
+
+    @property
+    def bare(self) -> bool:
+        """Whether its models have no head."""
+        return self.name.endswith("-bare")
+
+    def buffers(self, spec: ModelSpec) -> State:
+        """Every derived buffer of a model."""
+        state = State()
+        for pattern, derive in self.derived.items():
+            state |= derive(pattern, spec)
+        return state
+
+    def is_derived(self, key: str) -> bool:
+        """Whether `key` names a derived buffer."""
+        return any(Pattern(pattern).match(key) is not None for pattern in self.derived)
+
+    def matches(self, keys: Collection[str]) -> bool:
+        """Whether `keys` are of this dialect."""
+        return all(mark in keys for mark in self.marks) and not any(mark in keys for mark in self.unmarked)
+
+    def model(self, spec: ModelSpec, state: State) -> Run:
+        """The library's own model with the weights of `state`, in eval mode and float32.
+
+        Raises:
+            MissingLibraryError: If the library is missing.
+            InputError: If the library refuses the state.
+        """
+        library = self.library
+        wide = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+        try:
+            with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")  # of other libraries, about themselves
+                model = library.load(library.build(spec, self), wide)
+        except (ImportError, AssertionError) as error:
+            raise MissingLibraryError(f"{library.install} ({one_line(error)})") from None
+        model.eval()
+        return lambda images: library.call(model, images)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
+def need(module: str) -> None:
+    """Raise ImportError unless `module` is installed."""
+    if find_spec(module) is None:
+        raise ImportError(f"no module {module}")

@@ -1,0 +1,36 @@
+"""Our names of the tensors in a backbone: timm's trunk with the names of `spec.inventory` in its blocks."""
+
+from __future__ import annotations
+
+from kernelbank.weights.changes import FC1, FC1_BIAS, FC2, TABLE
+from kernelbank.weights.keymap import SAME, Changes, KeyMap, Names, key_map
+from kernelbank.weights.pivot import BLOCK, STAGE_BLOCK, SWIN, VIT
+
+_QKV = ("q", "key", "value")
+_FC = {"fc1": "key", "fc2": "value"}
+_FFN = {"fc1.weight": FC1, "fc1.bias": FC1_BIAS, "fc2.weight": FC2, "fc2.bias": SAME}
+"""The FFN: one head, keys and values are fc1 and fc2."""
+_TABLE = f"{STAGE_BLOCK}.attn.relative_position_bias_table"
+
+
+def _names(timm: Names, block: str) -> Names:
+    """timm's names with mixers in `block`: weights and biases of the FFN have rules of their own, as they differ."""
+    renamed = {key: name for key, name in timm.items() if not key.startswith(f"{block}.mlp.")}
+    renamed[f"{block}.attn.qkv.{{p}}"] = tuple(f"{block}.attn.{name}.{{p}}" for name in _QKV)
+    renamed[f"{block}.attn.proj.{{p}}"] = f"{block}.attn.out.{{p}}"
+    ffn = {f"{fc}.{kind}": f"{name}.{kind}" for fc, name in _FC.items() for kind in ("weight", "bias")}
+    return renamed | {f"{block}.mlp.{theirs}": f"{block}.mlp.{ours}" for theirs, ours in ffn.items()}
+
+
+def _changes(block: str) -> Changes:
+    return {f"{block}.mlp.{name}": change for name, change in _FFN.items()}
+
+
+KEYS: dict[str, KeyMap] = {
+    "vit": key_map(_names(VIT, BLOCK), _changes(BLOCK)),
+    "swin": key_map(
+        {**_names(SWIN, STAGE_BLOCK), _TABLE: f"{STAGE_BLOCK}.attn.table.weight"},
+        {**_changes(STAGE_BLOCK), _TABLE: TABLE},
+    ),
+}
+"""Between our keys and timm's, by the family of the trunk."""

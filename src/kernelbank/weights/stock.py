@@ -1,0 +1,152 @@
+"""timm's own VisionTransformer and SwinTransformer from the description of a model: what conversions are checked
+against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+from timm.layers import LayerNorm
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from kernelbank.errors import InputError
+from kernelbank.model import ModelSpec, Stage, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
+from kernelbank.spec import Channels, MixerSpec, Static, Window
+
+VIT, SWIN, FFN = MixerSpec.parse("vit"), MixerSpec.parse("swin"), MixerSpec.parse("ffn")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+"""Activations of an MLP that timm and a spec both have, by their name in both."""
+
+
+def build_stock(spec: ModelSpec, **options: Any) -> Any:
+    """timm's model of `spec` in eval mode; `options` are further arguments of its class. Raises InputError as
+    `stock_arguments`."""
+    kind = VisionTransformer if isinstance(spec.trunk, ViTTrunk) else SwinTransformer
+    return kind(**stock_arguments(spec), weight_init="skip", **options).eval()  # type: ignore[no-untyped-call]
+
+
+def stock_arguments(spec: ModelSpec) -> dict[str, Any]:
+    """`spec` as arguments of timm's VisionTransformer or SwinTransformer.
+
+    Raises:
+        InputError: If a mixer is not softmax attention (with Swin's windows in a Swin), an MLP is not fc1, activation,
+            fc2, or the trunk is a stock model already.
+    """
+    trunk = spec.trunk
+    if isinstance(trunk, TimmTrunk):
+        raise InputError(f"invalid trunk={trunk.name}; expected a {ViTTrunk.family} or {SwinTrunk.family} trunk")
+    stages = spec.stages
+    ratios = [mlp_width(stage) / stage.dim for stage in stages]
+    arguments = {
+        "img_size": spec.image, "patch_size": trunk.patch_size, "in_chans": spec.in_chans,
+        "num_classes": spec.num_classes, "global_pool": trunk.global_pool, "embed_dim": trunk.embed_dim,
+        "mlp_ratio": one_of_all(ratios, "mlp_ratio") if isinstance(trunk, ViTTrunk) else unless_equal(ratios),
+        "qkv_bias": one_of_all([stage.mixer.bias for stage in stages], "bias"),
+        "norm_layer": partial(LayerNorm, eps=trunk.norm_eps), "dynamic_img_size": trunk.dynamic_img_size,
+    }  # fmt: skip
+    activation = one_of_all([mlp_activation(stage) for stage in stages], "activation")
+    mlp_bias = one_of_all([cast(MixerSpec, stage.mlp).bias for stage in stages], "bias")
+    if isinstance(trunk, SwinTrunk):
+        if (activation, mlp_bias) != ("gelu", True):
+            raise InputError(f"invalid mlp={spec.mlp!r} for timm's SwinTransformer; expected gelu, with bias")
+        sides = [window_side(stage) for stage in stages]
+        return arguments | {
+            "depths": trunk.depths, "num_heads": trunk.num_heads, "window_size": tuple((side, side) for side in sides),
+        }  # fmt: skip
+    for stage in stages:
+        if replace(stage.mixer, bias=True, resets=()) != VIT:
+            raise InputError(f"invalid mixer={str(stage.mixer)!r} for timm's VisionTransformer; expected 'vit'")
+    same = (
+        "depth", "num_heads", "class_token", "reg_tokens", "pos_embed", "no_embed_class", "pool_include_prefix",
+        "pre_norm", "final_norm", "fc_norm", "init_values", "qk_norm", "dynamic_img_pad",
+    )  # fmt: skip
+    return arguments | {name: getattr(trunk, name) for name in same} | {
+        "act_layer": activation, "proj_bias": mlp_bias,
+    }  # fmt: skip
+
+
+def is_stock(spec: ModelSpec) -> bool:
+    """Whether timm's own classes can hold the model."""
+    try:
+        stock_arguments(spec)
+    except InputError:
+        return False
+    return True
+
+
+def window_side(stage: Stage) -> int:
+    """M of a stage of Swin. Raises InputError for another mixer than Swin's window attention."""
+    support = stage.mixer.support
+    if isinstance(support, Window):
+        plain = replace(stage.mixer, bias=True, support=replace(support, M=7, pad="masked"))
+        if plain == SWIN:
+            return support.M
+    raise InputError(f"invalid mixer={str(stage.mixer)!r} for timm's SwinTransformer; expected 'swin', with any window")
+
+
+def windows(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """(a, b) in tokens by stage: the window, cut to the grid."""
+    return tuple((min(window_side(stage), stage.grid[0]), min(window_side(stage), stage.grid[1]))
+                 for stage in spec.stages)  # fmt: skip
+
+
+def mlp_width(stage: Stage) -> int:
+    """The hidden channels of the MLP. Raises InputError for another MLP than fc1, activation, fc2."""
+    mlp = stage.mlp
+    if mlp is None or not isinstance(mlp.bank, Static):
+        raise InputError(f"invalid mlp={'none' if mlp is None else str(mlp)!r} for timm; expected 'ffn'")
+    if replace(mlp, bank=FFN.bank, activation=FFN.activation, bias=True) != FFN:
+        raise InputError(f"invalid mlp={str(mlp)!r} for timm; expected 'ffn', with any bank, activation and bias")
+    return mlp.bank.K.of(stage.dim) if isinstance(mlp.bank.K, Channels) else mlp.bank.K
+
+
+def mlp_activation(stage: Stage) -> str:
+    """timm's name of the activation of the MLP. Raises InputError for one that timm does not have."""
+    mlp_width(stage)
+    steps = cast(MixerSpec, stage.mlp).activation
+    name = "" if len(steps) != 1 or steps[0].argument is not None else steps[0].name
+    if name not in ACTIVATIONS:
+        raise InputError(f"invalid mlp={str(stage.mlp)!r} for timm; expected activation {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def mlp_text(dim: int, width: int, activation: str, bias: bool) -> str:
+    """The spec of an MLP with `width` hidden channels at `dim` channels."""
+    kernels = f"{width // dim}C" if width % dim == 0 else str(width)
+    return str(MixerSpec.parse(f"ffn bank=static({kernels}) activation={activation} bias={bias}"))
+
+
+def with_padding(spec: ModelSpec, pad: str) -> ModelSpec:
+    """`spec` with a library's padding of the windows that the grid does not fill, and none where it fills them."""
+    texts = []
+    for stage in spec.stages:
+        support = stage.mixer.support
+        if isinstance(support, Window):
+            cut = any(length > support.M and length % support.M for length in stage.grid)
+            support = replace(support, pad=pad if cut else "masked")
+            texts.append(str(replace(stage.mixer, support=support)))
+        else:
+            texts.append(str(stage.mixer))
+    return replace(spec, mixer=by_stage(texts))
+
+
+def one_of_all(values: Sequence[Any], name: str) -> Any:
+    """The one value that all stages have. Raises InputError where they differ."""
+    if len(set(values)) != 1:
+        listed = ", ".join(map(str, dict.fromkeys(values)))
+        raise InputError(f"invalid {name}={listed} over the stages; expected one value for all, as this library has")
+    return values[0]
+
+
+def unless_equal(values: Sequence[Any]) -> Any:
+    """The value of all stages where it is one, else a tuple of them."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def unless_equal_text(texts: list[str]) -> str:
+    """Specs of the stages as one text."""
+    return texts[0] if len(set(texts)) == 1 else " | ".join(texts)
