@@ -49,7 +49,7 @@ PAPER = "Zhou, Loy, Dai: Interpret Vision Transformers as ConvNets with Dynamic 
 
 _DEIT = "facebookresearch/deit README and timm results at aa4b585"
 _SWIN = "microsoft/Swin-Transformer README at f82860b"
-_VIL = "microsoft/vision-longformer README, ViL-Small skeleton"
+_VIL = "microsoft/vision-longformer README, ViL-Small backbone"
 _TIMM = "timm results-imagenet at aa4b585"
 _DWN = "Atten4Vis/DemystifyLocalViT README at ce7c0b7"
 
@@ -102,7 +102,7 @@ ROWS: dict[str, Row] = {
             Published("NAT-T", 28.0, 4.3, 83.2, "SHI-Labs/Neighborhood-Attention-Transformer README"),
             Published("NAT-S", 51.0, 7.8, 83.7, "SHI-Labs/Neighborhood-Attention-Transformer README"),
         ),
-        note="published in a skeleton of its own (overlapping convolutional stem)",
+        note="published in a backbone of its own (overlapping convolutional stem)",
     ),
     "strided_bank": Row(
         title="self-attention whose bank is generated on the 2 x 2 pooled grid",

@@ -31,11 +31,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "run a study of the paper: a grid of records, trained and compared",
     ),
     "train": (
-        "kernelbank.commands.train:train_main",
+        "kernelbank.commands.train:main",
         "train a model by a recipe, on one processor or many machines; stop it and go on",
     ),
     "evaluate": (
-        "kernelbank.commands.train:evaluate_main",
+        "kernelbank.commands.evaluate:main",
         "loss, top-1 and top-5 of a run or of any weights, over every image exactly once",
     ),
     "compare": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -82,3 +83,17 @@ def sole_user(folder: Path, outputs: Iterable[str] = ()) -> Iterator[None]:
                 if _STALE.search(left.name) and left.is_file() and not left.is_symlink():
                     left.unlink(missing_ok=True)
         yield
+
+
+def read_json(path: Path) -> object:
+    """The JSON document at `path`.
+
+    Raises:
+        ValueError: If the file is not JSON in UTF-8, or is nested too deeply. OSError if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("expected JSON in UTF-8") from None

@@ -1,34 +1,36 @@
 """RunRecord: one training run as numbers, with everything that identifies it, in one JSON file. Imports no torch.
 
-A record is strict: an unknown, missing or mistyped field is an error, a file cut in the middle too. Percentages
-and losses are stored unrounded; a number that is not finite is stored as "nan", "inf" or "-inf", so that the
-file is plain JSON everywhere.
+A run record is strict: an unknown, missing or mistyped field is an error, and so is a file that was cut. Percentages
+and losses are stored unrounded; a number that is not finite is stored as "nan", "inf" or "-inf", so that the file is
+plain JSON everywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import subprocess
-import types
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import kernelbank
 from kernelbank.errors import InputError
-from kernelbank.files import replace_text
+from kernelbank.files import read_json, replace_text
+from kernelbank.model import ModelSpec, SwinTrunk, Trunk, ViTTrunk
+from kernelbank.schema import decode, encode
+from kernelbank.zoo import NAMED
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 class RecordError(InputError):
-    """A file that is not a record: the message names the file and what is wrong with it."""
+    """A file that is not a run record; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def _commit(folder: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where it ran: processor, cores, versions, the threads that torch was given, the accelerator if there was one,
-    and how many processes shared the work."""
+class MachineIdentity:
+    """Where a run was computed: processor, cores, versions, the threads of torch, the accelerator if there was one, and
+    how many processes shared the work."""
 
     cpu: str
     cores: int
@@ -101,10 +103,10 @@ class Machine:
     processes: int = 1
 
     @staticmethod
-    def here(threads: int, accelerator: str | None = None, processes: int = 1) -> Machine:
+    def here(threads: int, accelerator: str | None = None, processes: int = 1) -> MachineIdentity:
         """The running machine."""
         versions = version("torch"), platform.python_version()
-        return Machine(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes)
+        return MachineIdentity(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes)
 
 
 def _cpu() -> str:
@@ -118,27 +120,37 @@ def _cpu() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run, of a study or of ``kernelbank train`` (`study` ``train``, `row` its folder's name, `skeleton` its
-    model, `sizes` what the model was built with). `mixer` and `mlp` are records as text; `test_*` are read once, after
-    the last epoch. A run that diverged has a `failure`, the epochs before it, and no test numbers."""
+    """One run of a study (`row` is its row) or of ``kernelbank train`` (`study` is ``train``, `row` the name of its
+    folder). `model` is the model as it was trained, with the mixers it had in the end. `macs` are the multiply-adds of
+    one image in closed form, all products counted (`analysis.cost`); `linear_form` is how linear layers were computed.
+    `test_*` are read once, after the last epoch. A run that diverged has a `failure`, the epochs before it, and no test
+    numbers."""
 
     study: str
     row: str
-    skeleton: str
-    sizes: dict[str, Any]
-    mixer: str
-    mlp: str
+    model: ModelSpec
     recipe: dict[str, Any]
     data: DataIdentity
     seed: int
     code: CodeIdentity
-    machine: Machine
+    machine: MachineIdentity
     params: int
     macs: int
-    epochs: tuple[EpochResult, ...]
-    test_loss: float | None
-    test_top1: float | None
-    failure: str | None
+    epochs: tuple[EpochResult, ...] = ()
+    test_loss: float | None = None
+    test_top1: float | None = None
+    failure: str | None = None
+    linear_form: str = "linear"
+
+    @property
+    def mixer(self) -> str:
+        """The specs of the mixers as text; empty for a stock model that keeps its own."""
+        return self.model.mixer or ""
+
+    @property
+    def mlp(self) -> str:
+        """The specs of the MLPs as text; empty for a stock model."""
+        return self.model.mlp or ""
 
     @property
     def best_val_top1(self) -> float | None:
@@ -150,77 +162,66 @@ class RunRecord:
         """The time of all epochs, validation included."""
         return sum(epoch.seconds for epoch in self.epochs)
 
+    def to_document(self) -> dict[str, Any]:
+        """The run record as plain JSON values, with a ``record_version``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        plain = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in values.items()
+        }
+        plain["epochs"] = [asdict(epoch) for epoch in self.epochs]
+        return {"record_version": RECORD_VERSION, "model": self.model.to_document(), **encode(plain)}
+
     def to_json(self) -> str:
-        """The record as JSON with sorted keys and a ``record_version``."""
-        document = {"record_version": RECORD_VERSION, **_encode(asdict(self))}
-        return json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n"
+        """`to_document` as text with sorted keys."""
+        return json.dumps(self.to_document(), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the record: the file at `path` is whole or was never there."""
+        """Write the run record: the file at `path` is whole or was never there."""
         replace_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:
-        """The record at `path`. Raises RecordError for a file that is cut, foreign, or of another version."""
+        """The run record at `path`. Raises RecordError for a file that is damaged, foreign, or of another version."""
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(document, dict):
-                raise ValueError(f"a JSON object is expected, not {type(document).__name__}")
-            found = document.pop("record_version", None)
-            if found != RECORD_VERSION:
-                raise ValueError(f"record_version {found}; legal: {RECORD_VERSION}")
-            return cls.from_document(document)
+            return cls.from_document(read_json(path))
         except (OSError, ValueError) as error:
             raise RecordError(f"{path} is not a run record: {error}") from None
 
     @classmethod
-    def from_document(cls, document: dict[str, Any]) -> RunRecord:
-        """The record whose fields are in `document`. Raises ValueError naming what is wrong."""
-        record = _decode(cls, document, "record")
-        assert isinstance(record, cls)
-        return record
+    def from_document(cls, document: object) -> RunRecord:
+        """The run record of a JSON object. Raises ValueError naming the field that is wrong."""
+        if not isinstance(document, Mapping):
+            raise ValueError(f"expected a JSON object, got {type(document).__name__}")
+        values = dict(document)
+        version = values.pop("record_version", None)
+        if version == 1:
+            values = _from_version_1(values)
+        elif version != RECORD_VERSION:
+            raise ValueError(f"invalid record_version={version!r}; expected {RECORD_VERSION}")
+        return decode(cls, values, "record")
 
 
-# ---- values to JSON and back -------------------------------------------------------------------------------
-
-_SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _encode(inner) for key, inner in value.items()}
-    return [_encode(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _decode(kind: Any, value: Any, name: str) -> Any:
-    """`value` as a `kind`. Raises ValueError naming the field."""
-    if kind is Any:
-        return value
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        return _decode_fields(kind, value, name)
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decode(inner[0], item, f"{name}[{index}]") for index, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return value
-    if origin in (types.UnionType, Union):
-        return None if value is None else _decode(inner[0], value, name)
-    if kind is float and isinstance(value, str) and value in _SPECIAL:
-        return _SPECIAL[value]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{name}={value!r} is not legal; legal: {getattr(kind, '__name__', kind)}")
-    return value
-
-
-def _decode_fields(kind: type, value: dict[str, Any], name: str) -> Any:
-    hints, names = get_type_hints(kind), [f.name for f in fields(kind)]
-    needed = [f.name for f in fields(kind) if f.default is MISSING]
-    if unknown := sorted(set(value) - set(names)):
-        raise ValueError(f"{name} has an unknown field {unknown[0]!r}")
-    if missing := [field for field in needed if field not in value]:
-        raise ValueError(f"{name} lacks the field {missing[0]!r}")
-    return kind(**{field: _decode(hints[field], value[field], f"{name}.{field}") for field in names if field in value})
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run record as version 1 stated them: the model by its name and the sizes of its trunk."""
+    try:
+        name, sizes = values.pop("skeleton"), dict(values.pop("sizes"))
+        mixer, mlp, digits = values.pop("mixer"), values.pop("mlp"), values["data"]["name"] == "digits"
+        if name not in NAMED:
+            raise ValueError(f"invalid skeleton={name!r} in a run record of version 1")
+        base = NAMED[name]
+        side, patch = sizes.pop("img_size", base.image[0]), sizes.pop("patch_size", 16)
+        sizes.pop("window_size", None)
+        heads, depths = sizes.pop("num_heads"), sizes.pop("depths")
+        width = sizes.pop("dim", None) or sizes.pop("embed_dim")
+        trunk: Trunk
+        if isinstance(base.trunk, ViTTrunk):
+            trunk = replace(base.trunk, patch_size=(patch, patch), embed_dim=width, depth=depths[0], num_heads=heads[0],
+                            **sizes)  # fmt: skip
+        else:
+            trunk = SwinTrunk(patch_size=(patch, patch), embed_dim=width, depths=tuple(depths), num_heads=tuple(heads))
+        model = ModelSpec(trunk=trunk, mixer=mixer, mlp=mlp, img_size=(side, side), in_chans=1 if digits else 3,
+                          num_classes=10, name=name)  # fmt: skip
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"invalid run record of version 1 ({type(error).__name__}: {error})") from None
+    return {**values, "model": model.to_document()}

@@ -24,7 +24,7 @@ from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
 from kernelbank.ops.path import Call
 from kernelbank.ops.plan import plan, verdicts
-from kernelbank.records import CodeIdentity, Machine
+from kernelbank.records import CodeIdentity, MachineIdentity
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.inventory import check_host
 
@@ -196,7 +196,7 @@ def _record(options: Options, rows: list[Row], found: list[Growth], ceiling: flo
     return {
         "record_version": RECORD_VERSION,
         "code": asdict(CodeIdentity.here()),
-        "machine": asdict(Machine.here(torch.get_num_threads())),
+        "machine": asdict(MachineIdentity.here(torch.get_num_threads())),
         "probe": machine().describe(),
         "options": chosen,
         "ceiling_macs_per_second": ceiling,

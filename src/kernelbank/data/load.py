@@ -17,21 +17,23 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the command line needs t
     from kernelbank.data.images import Loading
 
 # name -> module:function that makes it
-DATASETS: dict[str, str] = {"digits": "kernelbank.data.digits:digits"}
+NAMED_DATA: dict[str, str] = {"digits": "kernelbank.data.digits:digits"}
+PREFIXES = ("torch", "hfds", "wds")
+"""The prefixes of data sets by library: torchvision, Hugging Face, WebDataset."""
 VALIDATION = 0.1
 """The share of the training images that is held out where a data set has no validation split."""
 
 
 def check_name(name: str) -> None:
     """Raises InputError when there is no data set of this name."""
-    if name not in DATASETS:
-        raise InputError(f"data: unknown data set {name!r}{suggest(name, DATASETS)}; legal: {', '.join(DATASETS)}")
+    if name not in NAMED_DATA:
+        raise InputError(f"data: unknown data set {name!r}{suggest(name, NAMED_DATA)}; legal: {', '.join(NAMED_DATA)}")
 
 
 def load(name: str) -> Dataset:
     """The data set in memory `name`. Raises InputError when there is none of this name."""
     check_name(name)
-    module, _, function = DATASETS[name].partition(":")
+    module, _, function = NAMED_DATA[name].partition(":")
     return cast("Callable[[], Dataset]", getattr(import_module(module), function))()
 
 
@@ -44,7 +46,7 @@ def open_data(
     An archive is unpacked once below `cache`. A tenth of every training class, by hash of the file name, becomes the
     validation split where there is none. Raises InputError.
     """
-    if text in DATASETS:
+    if text in NAMED_DATA:
         return load(text)
     from kernelbank.data.shards import sharded_splits  # noqa: PLC0415
     from kernelbank.data.sources import hugging_face_split, torchvision_split  # noqa: PLC0415
@@ -60,7 +62,7 @@ def open_data(
     path = Path(text).expanduser()
     if not path.exists():
         raise InputError(
-            f"data: {text!r} is no data set and no path{suggest(text, DATASETS)}; legal: {', '.join(DATASETS)}, "
+            f"data: {text!r} is no data set and no path{suggest(text, NAMED_DATA)}; legal: {', '.join(NAMED_DATA)}, "
             "a folder, a tar archive, torch/NAME, hfds/NAME, wds/PATH"
         )
     digest = None

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -52,8 +55,28 @@ class Machine:
 _probed: dict[tuple[str, int], Machine] = {}
 
 
+_fixed = threading.local()
+
+
+@contextmanager
+def unprobed() -> Iterator[None]:
+    """No choice in this thread follows from a probe while the context is open: linear layers run as F.linear.
+
+    A training run computes the same numbers on a loaded and an idle machine, and in whichever process probed.
+    """
+    depth = getattr(_fixed, "depth", 0)
+    _fixed.depth = depth + 1
+    try:
+        yield
+    finally:
+        _fixed.depth = depth
+
+
 def machine(device: str = "cpu") -> Machine:
-    """The machine behind `device` with the threads that torch has now, probed at the first call."""
+    """The machine behind `device` with the threads that torch has now, probed at the first call; without gains inside
+    `unprobed`."""
+    if getattr(_fixed, "depth", 0):
+        return Machine(device, torch.get_num_threads(), reason="the run fixes the form of linear layers")
     return _probed[device, _probe_once(device)]
 
 

@@ -234,7 +234,7 @@ def _planned(s: Setting, call: Call) -> Plan:
     forced = {PATHS[name].slot: name for name in _forced}
     if call.compiling:
         return plan(s, call, here, forced)
-    key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, call, here.threads, *_forced)
+    key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, call, here, *_forced)
     if key not in _PLANS:
         if len(_PLANS) > 4096:
             _PLANS.clear()

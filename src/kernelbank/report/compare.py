@@ -75,8 +75,12 @@ def grouped(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
 
 def _identity(run: RunRecord) -> dict[str, Any]:
     """What a run is, besides its seed, as one flat dictionary."""
-    flat = {"model": run.skeleton, "mixer": run.mixer, "mlp": run.mlp, "data": f"{run.data.name} {run.data.sha256[:8]}"}
-    return flat | {f"model {k}": v for k, v in run.sizes.items()} | {f"recipe {k}": v for k, v in run.recipe.items()}
+    model = run.model.to_document()
+    flat = {"model": run.model.name, "mixer": run.mixer, "mlp": run.mlp}
+    flat |= {"data": f"{run.data.name} {run.data.sha256[:8]}"}
+    flat |= {f"model {name}": value for name, value in model["trunk"].items()}
+    flat |= {f"model {name}": model[name] for name in ("img_size", "in_chans", "num_classes", "dropout")}
+    return flat | {f"recipe {name}": value for name, value in run.recipe.items()}
 
 
 def _label(identity: dict[str, Any], others: list[dict[str, Any]], name: str) -> str:

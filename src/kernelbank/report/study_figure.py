@@ -1,4 +1,4 @@
-"""Records to the figure of a study: convergence curves, one panel per skeleton. Imports no torch."""
+"""Records to the figure of a study: convergence curves, one panel per model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 
 def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
     """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
-    skeletons = [name for name in study.skeletons if any(record.skeleton == name for record in records)]
-    figure = Figure(figsize=(1.0 + 5.6 * len(skeletons), 5.0), layout="constrained")
+    models = [name for name in study.models if any(record.model.name == name for record in records)]
+    figure = Figure(figsize=(1.0 + 5.6 * len(models), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(skeletons), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     panels[0].set_yscale("function", functions=(_stretch, _shrink))
-    ends = [_curves(panel, study, [record for record in records if record.skeleton == skeleton])
-            for panel, skeleton in zip(panels, skeletons, strict=True)]  # fmt: skip
+    ends = [_curves(panel, study, [record for record in records if record.model.name == model])
+            for panel, model in zip(panels, models, strict=True)]  # fmt: skip
     panels[0].set_ylim(top=100)
     panels[0].set_yticks([tick for tick in TICKS if tick >= panels[0].get_ylim()[0]])
-    for panel, skeleton, named in zip(panels, skeletons, ends, strict=True):
-        _frame(panel, skeleton)
+    for panel, model, named in zip(panels, models, ends, strict=True):
+        _frame(panel, model)
         _label_ends(panel, named)
     panels[0].set_ylabel("validation top-1, %  (stretched towards 100)")
     seeds = len({record.seed for record in records})
@@ -64,8 +64,8 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
     return ends
 
 
-def _frame(panel: Axes, skeleton: str) -> None:
-    panel.set_title(skeleton, fontsize=11)
+def _frame(panel: Axes, model: str) -> None:
+    panel.set_title(model, fontsize=11)
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(axis="y", color="0.9", linewidth=0.6)

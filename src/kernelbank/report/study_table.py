@@ -11,7 +11,7 @@ from typing import Any
 from kernelbank.records import CodeIdentity, RunRecord
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES
-from kernelbank.studies.study import Study, stages
+from kernelbank.studies.study import Study
 from kernelbank.train.recipe import stated
 
 EPOCHS_TO_BASELINE = (
@@ -22,10 +22,10 @@ EPOCHS_TO_BASELINE = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row in one skeleton. `changed` are the cells that differ from the baseline's, as (field, text); numbers
+    """One row in one model. `changed` are the cells that differ from the baseline's, as (field, text); numbers
     are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one)."""
 
-    skeleton: str
+    model: str
     row: str
     what: str
     mixer: str
@@ -45,12 +45,12 @@ def tabulate(study: Study, records: Sequence[RunRecord]) -> tuple[TableRow, ...]
     """The rows of the table, in the study's order, of those that have records."""
     cells: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
-        cells.setdefault((record.skeleton, record.row), []).append(record)
+        cells.setdefault((record.model.name, record.row), []).append(record)
     return tuple(
-        _row(study, cells[skeleton, row.label], cells.get((skeleton, study.baseline), []))
-        for skeleton in study.skeletons
+        _row(study, cells[model, row.label], cells.get((model, study.baseline), []))
+        for model in study.models
         for row in study.rows
-        if (skeleton, row.label) in cells
+        if (model, row.label) in cells
     )
 
 
@@ -60,13 +60,14 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
     test = [record.test_top1 for record in done if record.test_top1 is not None]
     curve, goal = mean_curve(records), mean_curve(baseline)
     reached = [epoch for epoch, value in enumerate(curve, 1) if goal and value >= goal[-1]]
-    specs = stages(first.skeleton, first.mixer)
+    specs = tuple(stage.mixer for stage in first.model.stages)
+    baseline_specs = study.model(first.model.name, study.row(study.baseline)).stages
     return TableRow(
-        skeleton=first.skeleton,
+        model=first.model.name,
         row=first.row,
         what=study.row(first.row).what,
         mixer=first.mixer,
-        changed=_changed(specs, stages(first.skeleton, study.row(study.baseline).mixers[first.skeleton])),
+        changed=_changed(specs, tuple(stage.mixer for stage in baseline_specs)),
         roles=tuple(role for role in ROLES if any(role in spec.roles for spec in specs)),
         params=first.params,
         macs=first.macs,
@@ -132,7 +133,7 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
         yield f"the baseline {study.baseline!r} is not among the rows: nothing is compared with it"
     for row in rows:
         for failure in row.failures:
-            yield f"diverged: {row.skeleton} {row.row}, {failure}"
+            yield f"diverged: {row.model} {row.row}, {failure}"
     images = f"{first.data.test} test images"
     if top1:
         error = 100 * math.sqrt(mean(top1) * (100 - mean(top1)) / 1e4 / first.data.test)
@@ -144,12 +145,12 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
 
 
 def markdown(study: Study, records: Sequence[RunRecord]) -> str:
-    """The study as Markdown: its questions, a table for each skeleton, notes, the figure."""
+    """The study as Markdown: its questions, a table per model, notes, the figure."""
     rows = tabulate(study, records)
     lines = [f"# {study.title}", "", *(f"- {question}" for question in study.questions), ""]
-    for skeleton in dict.fromkeys(row.skeleton for row in rows):
-        lines += [f"## {skeleton}", "", _line(COLUMNS), _line(["---:" if name in RIGHT else "---" for name in COLUMNS])]
-        lines += [_line(cells_of(row, study)) for row in rows if row.skeleton == skeleton]
+    for model in dict.fromkeys(row.model for row in rows):
+        lines += [f"## {model}", "", _line(COLUMNS), _line(["---:" if name in RIGHT else "---" for name in COLUMNS])]
+        lines += [_line(cells_of(row, study)) for row in rows if row.model == model]
         lines.append("")
     lines += ["Rows:", "", *(f"- `{row.row}`: {row.what}" for row in {row.row: row for row in rows}.values()), ""]
     lines += [*(f"- {note}" for note in notes(study, records, rows)), "", "![validation top-1 by epoch](study.png)", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernelbank.studies.study import WINDOW, Study, StudyRow, both
 
-# The extent of an H x H grid is 2H - 1: 7 on the 4 x 4 grid of both skeletons, 3 on the 2 x 2 grid of the last stage.
+# The extent of an H x H grid is 2H - 1: 7 on the 4 x 4 grid of both models, 3 on the 2 x 2 grid of the last stage.
 TIED = "dwconv kernel=grouped(host) size={} frame=linear"
 FREE = "dwconv size={} frame=linear"
 
@@ -35,7 +35,7 @@ def depthwise() -> Study:
         StudyRow("gate-window", "its gate alone, the kernels of shifted windows",
                  both(f"dwsa_window {WINDOW} position=none", f"dwsa_window {WINDOW} position=none")),
         StudyRow("position", "its positional term alone: a static convolution, tied inside a head, over the whole "
-                 "grid in both skeletons; drawn and biased as a convolution is",
+                 "grid in both models; drawn and biased as a convolution is",
                  both(tied(7), tied(7) + last + tied(3))),
         StudyRow("dwconv-grid", "the same with a kernel per channel: a static depth-wise convolution over the grid",
                  both(free(7), free(7) + last + free(3))),

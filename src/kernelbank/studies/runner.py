@@ -1,4 +1,4 @@
-"""Runs to records, one process or several: what is finished is not repeated, what was interrupted goes on."""
+"""Runs to run records, in one process or several: what is finished is not repeated, what was interrupted goes on."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class RunDone:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to tell: a broken file that was set aside."""
+    """A line for the user, such as a broken file that was set aside."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Crash:
-    """A worker met an error that is a bug: the error in a line, and its traceback."""
+    """A worker hit an error that is a bug: the error in one line, and its traceback."""
 
     run: Run
     error: str
@@ -59,19 +59,19 @@ class Crash:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A worker met an error that is the user's to mend: it is raised in the parent as it is."""
+class InputFailure:
+    """A worker hit an error that the user can fix: it is raised in the parent as it is."""
 
     error: InputError | OSError
 
 
-Event = EpochDone | RunDone | Note | Crash | Refused
+Event = EpochDone | RunDone | Note | Crash | InputFailure
 Sink = Callable[[Event], None]
 
 
-def finished(runs: Sequence[Run], folder: Path, tell: Callable[[str], None]) -> dict[Run, RunRecord]:
-    """The records that are there. A file that is no record, or not the whole record of its run, is named, set
-    aside, and its run is not finished."""
+def finished(runs: Sequence[Run], folder: Path, notify: Callable[[str], None]) -> dict[Run, RunRecord]:
+    """The run records in the folder. A file that is not a run record, or not the whole record of its run, is named and
+    set aside, and its run counts as unfinished."""
     records: dict[Run, RunRecord] = {}
     for run in runs:
         path = run.record_path(folder)
@@ -81,7 +81,7 @@ def finished(runs: Sequence[Run], folder: Path, tell: Callable[[str], None]) -> 
             record = RunRecord.load(path)
             _check(record, run, path)
         except RecordError as error:
-            tell(f"{' '.join(str(error).split())}; set aside as {set_aside(path).name}, the run is repeated")
+            notify(f"{' '.join(str(error).split())}; set aside as {set_aside(path).name}, the run is repeated")
         else:
             records[run] = record
     return records
@@ -104,7 +104,7 @@ def _check(record: RunRecord, run: Run, path: Path) -> None:
 
 
 def run_all(runs: Sequence[Run], folder: Path, workers: int, sink: Sink) -> None:
-    """Execute `runs`, telling `sink` what happens: in this process for one worker, else in spawned ones.
+    """Execute `runs` and send what happens to `sink`: in this process for one worker, else in spawned ones.
 
     Raises WorkerError when a worker crashed or was killed; what was recorded stays.
     """
@@ -119,7 +119,7 @@ def run_all(runs: Sequence[Run], folder: Path, workers: int, sink: Sink) -> None
 
 
 def _run_one(run: Run, folder: Path, sink: Sink) -> None:
-    record = execute(run, _dataset(run.data.name), folder, lambda *told: sink(EpochDone(run, *told)))
+    record = execute(run, _dataset(run.data.name), folder, lambda *result: sink(EpochDone(run, *result)))
     sink(RunDone(run, record))
 
 
@@ -132,18 +132,18 @@ def _dataset(name: str) -> Dataset:
 
 
 def _run_spawned(pending: deque[Run], folder: Path, workers: int, sink: Sink) -> None:
-    """A worker holds one pipe and takes one run at a time. Either end learns of the other's death from the pipe."""
+    """A worker has one pipe and takes one run at a time. Either end learns from the pipe that the other died."""
     context = get_context("spawn")
     crew: dict[Connection, BaseProcess] = {}
     try:
         for _ in range(workers):
-            here, there = context.Pipe()
-            process: BaseProcess = context.Process(target=_serve, args=(there, folder), daemon=True)
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_serve, args=(theirs, folder), daemon=True)
             with _interrupts_ignored():  # a worker inherits it: Ctrl-C while it imports is not its own
                 process.start()
-            there.close()
-            crew[here] = process
-            _send(here, process, pending.popleft())
+            theirs.close()
+            crew[ours] = process
+            _send(ours, process, pending.popleft())
         while crew:
             for pipe in wait(list(crew)):
                 assert isinstance(pipe, Connection)
@@ -185,7 +185,7 @@ def _receive(pipe: Connection, process: BaseProcess) -> Event:
         event: Event = pipe.recv()
     except (EOFError, ConnectionResetError):
         raise _ended(process) from None
-    if isinstance(event, Refused):
+    if isinstance(event, InputFailure):
         raise event.error
     if isinstance(event, Crash):
         raise WorkerError(f"{event.run} crashed: {event.error}", event.traceback)
@@ -194,12 +194,12 @@ def _receive(pipe: Connection, process: BaseProcess) -> Event:
 
 def _ended(process: BaseProcess) -> WorkerError:
     process.join(5)
-    return WorkerError(f"a worker process ended unasked (exit code {process.exitcode})")
+    return WorkerError(f"a worker process ended by itself (exit code {process.exitcode})")
 
 
 def _serve(pipe: Connection, folder: Path) -> None:
     """A worker: runs until its parent closes the pipe, whether by intent or by dying."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     with _warnings_to(pipe.send):
         while True:
             try:
@@ -211,7 +211,7 @@ def _serve(pipe: Connection, folder: Path) -> None:
             except BrokenPipeError:
                 return
             except (InputError, OSError) as error:
-                pipe.send(Refused(error))
+                pipe.send(InputFailure(error))
                 return
             except Exception as error:
                 pipe.send(Crash(run, f"{type(error).__name__}: {error}", traceback.format_exc()))

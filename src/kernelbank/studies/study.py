@@ -1,21 +1,21 @@
-"""What a study is: rows of records in each skeleton, one of them the baseline, and questions. Imports no torch."""
+"""What a study is: rows of specs in each of its models, one of them the baseline, and questions. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from kernelbank.atlas import SKELETONS
-from kernelbank.spec import MixerSpec, read_stages
+from kernelbank.model import ModelSpec
+from kernelbank.zoo import find
 
 WINDOW = "support=window(2, alternate)"
-"""Swin's windows on the 4 x 4 grid of the hierarchical skeleton: half of it."""
+"""Swin's windows on the 4 x 4 grid of the hierarchical model: half of it."""
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row: its label, what it isolates, and its mixer as text in each skeleton."""
+    """One row: its label, what it isolates, and its mixer as text in each model, by the model's name."""
 
     label: str
     what: str
@@ -24,9 +24,11 @@ class StudyRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid of rows x skeletons and the questions it answers. `quick` are the labels of the short version.
+    """A grid of rows x models and the questions that it answers. `quick` are the labels of the short version.
 
-    Raises SpecError for a mixer that is no record, ValueError for labels that do not fit together.
+    Raises:
+        SpecError: If a mixer is not a spec.
+        ValueError: If labels are not unique, or do not include the baseline and the quick rows.
     """
 
     name: str
@@ -40,30 +42,23 @@ class Study:
     def __post_init__(self) -> None:
         labels = [row.label for row in self.rows]
         if len(set(labels)) < len(labels) or not {self.baseline, *self.quick} <= set(labels):
-            raise ValueError(f"study {self.name}: labels must be unique and hold the baseline and the quick rows")
+            raise ValueError(f"study {self.name}: labels must be unique and include the baseline and the quick rows")
         for row in self.rows:
-            for skeleton, mixer in row.mixers.items():
-                stages(skeleton, mixer)
+            for model in row.mixers:
+                self.model(model, row)
 
     @property
-    def skeletons(self) -> tuple[str, ...]:
-        """The skeletons that the rows have mixers for."""
-        return tuple(dict.fromkeys(skeleton for row in self.rows for skeleton in row.mixers))
+    def models(self) -> tuple[str, ...]:
+        """The names of the models that the rows have mixers for."""
+        return tuple(dict.fromkeys(model for row in self.rows for model in row.mixers))
+
+    def model(self, name: str, row: StudyRow) -> ModelSpec:
+        """The model `name` with the mixer of `row`, its specs as they print themselves."""
+        return replace(find(name), mixer=row.mixers[name], mlp=self.mlp).canonical()
 
     def row(self, label: str) -> StudyRow:
         """The row of this label."""
         return next(row for row in self.rows if row.label == label)
-
-
-def stages(skeleton: str, mixer: str) -> tuple[MixerSpec, ...]:
-    """The record of every stage of `skeleton`."""
-    return read_stages(mixer, len(SKELETONS[skeleton].dims))
-
-
-def canonical(skeleton: str, mixer: str) -> str:
-    """`mixer` as the records print themselves, once if all stages share it."""
-    texts = [str(spec) for spec in stages(skeleton, mixer)]
-    return texts[0] if len(set(texts)) == 1 else " | ".join(texts)
 
 
 def activation_rows(rows: Iterable[tuple[str, str, str]]) -> tuple[StudyRow, ...]:
@@ -75,5 +70,5 @@ def activation_rows(rows: Iterable[tuple[str, str, str]]) -> tuple[StudyRow, ...
 
 
 def both(plain: str, hierarchical: str) -> Mapping[str, str]:
-    """The mixers of a row in the two skeletons."""
+    """The mixers of a row in the two models."""
     return MappingProxyType({"plain": plain, "hierarchical": hierarchical})

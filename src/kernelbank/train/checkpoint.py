@@ -152,9 +152,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """What differs, as "seed is 3, not 4", the first few; "a.b" is b inside a."""
-    told = list(_differing("", found, expected))
-    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-    return "; ".join(told[:3]) + more
+    lines = list(_differing("", found, expected))
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return "; ".join(lines[:3]) + more
 
 
 def _differing(path: str, found: Any, expected: Any) -> list[str]:

@@ -18,6 +18,7 @@ from kernelbank.data.dataset import UNREADABLE, Dataset, Split
 from kernelbank.data.order import Update, derive, epoch_length, epoch_rows, in_order, updates
 from kernelbank.errors import InputError
 from kernelbank.nn.mixer import Mixer
+from kernelbank.ops.machine import unprobed
 from kernelbank.records import EpochResult
 from kernelbank.spec import Predict
 from kernelbank.train import checkpoint as checkpoints
@@ -26,8 +27,8 @@ from kernelbank.train.engine import Engine, deterministic, own_randomness, resee
 from kernelbank.train.optimiser import build_optimiser, build_scheduler
 from kernelbank.train.recipe import Recipe
 
-LOOK = 20
-"""How many updates lie between two looks at the losses where a look makes the processor wait for others."""
+SYNC_EVERY = 20
+"""Updates between two reads of the losses where reading them waits for a GPU or for other processes."""
 
 
 class DivergedError(RuntimeError):
@@ -40,7 +41,7 @@ class DivergedError(RuntimeError):
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and did after writing its checkpoint; the message says where."""
+    """The run was asked to stop, and stopped after writing its checkpoint; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class History:
 
 
 @dataclass(frozen=True)
-class StepTold:
-    """Where a running epoch is: `step` of `steps`, the mean loss so far, the learning rate, and the pace."""
+class StepReport:
+    """Where a running epoch is: `step` of `steps`, the mean loss so far, the learning rate, and the speed."""
 
     epoch: int
     step: int
@@ -83,21 +84,21 @@ def train(
     engine: Engine | None = None,
     checkpoint: Path | None = None,
     on_epoch: Callable[[EpochResult, bool], None] | None = None,
-    on_step: Callable[[StepTold], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> History:
     """Train `model` in place and return its curves.
 
     Images, augmentation, mixing and drop path of an update follow from (seed, epoch, step, process) alone, so a run
-    that goes on from `checkpoint` ends bit-identical to one that was never interrupted. `on_epoch` is told every
-    epoch, those read from the checkpoint first, and whether it was read; `on_step` every look at the losses. Once
-    `stop` says so, the run writes its checkpoint and ends with `Stopped`.
+    that goes on from `checkpoint` ends bit-identical to one that was never interrupted. `on_epoch` gets every
+    epoch, those read from the checkpoint first, and whether it was read; `on_step` gets a report whenever the losses
+    are read. Once `stop()` is true, the run writes its checkpoint and raises `Stopped`.
 
     Raises DivergedError when a loss is not finite, InputError for a batch that the data or the processes cannot fill
     and for the checkpoint of another run.
     """
     engine = engine or Engine()
-    with own_randomness(), deterministic(engine.hardware.deterministic):
+    with own_randomness(), deterministic(engine.hardware.deterministic), unprobed():
         run = _Run(model, data, recipe, seed, engine, checkpoint)
         run.resume(on_epoch)
         for epoch in range(len(run.progress.epochs), recipe.epochs):
@@ -112,7 +113,7 @@ def train(
 
 
 class _Run:
-    """A run on its way: what `train` is made of."""
+    """A run in progress: the parts of `train`."""
 
     def __init__(
         self, model: nn.Module, data: Dataset, recipe: Recipe, seed: int, engine: Engine, checkpoint: Path | None
@@ -122,7 +123,8 @@ class _Run:
         self.steps = epoch_length(len(data.train), recipe.repeats, recipe.batch_size, recipe.drop_last)
         if not self.steps:
             raise InputError(
-                f"recipe: batch_size={recipe.batch_size} is not legal for {len(data.train)} training images"
+                f"recipe: invalid batch_size={recipe.batch_size} for {len(data.train)} training images; expected at "
+                "most their number"
             )
         self.owner = checkpoints.owner(model, recipe, seed)
         self.model, plain, ema = engine.prepare(model, recipe.ema)
@@ -131,7 +133,7 @@ class _Run:
         self.scheduler = build_scheduler(self.optimiser, recipe, self.steps)
         self.state = State(plain, self.optimiser, ema, Progress())
         self.mixup = _mixup(recipe, data.num_classes)
-        self.look = 1 if engine.device.type == "cpu" and engine.part.world == 1 else LOOK
+        self.sync_every = 1 if engine.device.type == "cpu" and engine.part.world == 1 else SYNC_EVERY
 
     @property
     def progress(self) -> Progress:
@@ -143,29 +145,29 @@ class _Run:
                 on_epoch(result, True)
 
     def train_epoch(
-        self, epoch: int, on_step: Callable[[StepTold], None] | None, stop: Callable[[], bool] | None
+        self, epoch: int, on_step: Callable[[StepReport], None] | None, stop: Callable[[], bool] | None
     ) -> None:
         """The updates of `epoch` from where the progress stands."""
         begun, seconds, images = perf_counter(), self.progress.seconds, self.progress.images
-        told: list[tuple[Tensor, float]] = []  # the loss and the rate of the updates since the last look
+        pending: list[tuple[Tensor, float]] = []  # the loss and the rate of the updates since the last read
         anneal(self.state.model, self.recipe, epoch)
         self.model.train()
         plan, batches = self._batches(epoch)
         for step, update in plan:
-            told.append((self._update(epoch, step, update, batches), self.rate))
+            pending.append((self._update(epoch, step, update, batches), self.rate))
             self.progress.step = step + 1
-            if (step + 1) % self.look and step + 1 < self.steps:
+            if (step + 1) % self.sync_every and step + 1 < self.steps:
                 continue
-            wanted = self._look(epoch, told, bool(stop and stop()))
-            told.clear()
+            stop_requested = self._read_losses(epoch, pending, bool(stop and stop()))
+            pending.clear()
             elapsed = perf_counter() - begun
             self.progress.seconds = seconds + elapsed
             if on_step:
                 pace = (self.progress.images - images) / max(elapsed, 1e-9)
                 mean = self.progress.loss / self.progress.images
-                on_step(StepTold(epoch, step + 1, self.steps, mean, self.rate, pace))
+                on_step(StepReport(epoch, step + 1, self.steps, mean, self.rate, pace))
             if step + 1 < self.steps:
-                self.stop_if(wanted, agreed=True)
+                self.stop_if(stop_requested, agreed=True)
 
     @property
     def rate(self) -> float:
@@ -173,7 +175,7 @@ class _Run:
         return max(float(group["lr"]) for group in self.optimiser.param_groups)
 
     def _batches(self, epoch: int) -> tuple[Iterator[tuple[int, Update]], Iterator[tuple[Tensor, Tensor]]]:
-        """What is left of the epoch: its updates with their steps, and the micro-batches of all of them."""
+        """The rest of the epoch: its updates with their steps, and the micro-batches of all of them."""
         recipe, first = self.recipe, self.progress.step
         rows = epoch_rows(len(self.data.train), recipe.repeats, self.seed, epoch)
         seeds = np.random.default_rng(derive(self.seed, epoch, "augmentation")).integers(2**62, size=len(rows))
@@ -191,13 +193,15 @@ class _Run:
             begun = perf_counter()
             batch = next(batches)
             self.progress.waited += perf_counter() - begun
+            batch, empty = _readable(*batch, even=self.mixup is not None)
             images, labels = engine.to_device(*batch, self.dtype)
             if self.mixup:
-                images, labels = self.mixup(images, labels)
+                images, labels = self.mixup(images, labels.clamp(min=0))
             with engine.training():
-                loss = F.cross_entropy(
-                    self.model(images), labels, label_smoothing=0 if self.mixup else recipe.label_smoothing
-                )
+                logits = self.model(images)
+                loss = logits.sum() * 0 if empty else F.cross_entropy(
+                    logits, labels, label_smoothing=0 if self.mixup else recipe.label_smoothing
+                )  # fmt: skip
             with engine.accumulating(self.model, index + 1 < len(update.shares)):
                 # gradients are averaged over processes: times `world` it is the mean over the update's images
                 (loss * (share.real * part.world / update.size)).backward()
@@ -211,10 +215,10 @@ class _Run:
         self.progress.images += update.size
         return summed
 
-    def _look(self, epoch: int, told: list[tuple[Tensor, float]], stop: bool) -> bool:
+    def _read_losses(self, epoch: int, pending: list[tuple[Tensor, float]], stop: bool) -> bool:
         """Add the losses of the last updates, of all processes, to the progress; whether any process is to stop.
         Raises DivergedError."""
-        losses, rates = zip(*told, strict=True)
+        losses, rates = zip(*pending, strict=True)
         *sums, stops = self.engine.sum(torch.stack([*losses, torch.tensor(float(stop), device=losses[0].device)]))
         for step, (value, rate) in enumerate(zip(sums, rates, strict=True), self.progress.step - len(sums) + 1):
             if not math.isfinite(value):
@@ -250,9 +254,9 @@ class _Run:
         self._save()
         return result
 
-    def stop_if(self, wanted: bool, agreed: bool = False) -> None:
-        """Write the checkpoint and raise Stopped where any process wants to."""
-        if not (wanted if agreed else self.engine.sum([float(wanted)])[0]):
+    def stop_if(self, requested: bool, agreed: bool = False) -> None:
+        """Write the checkpoint and raise Stopped if any process was asked to stop."""
+        if not (requested if agreed else self.engine.sum([float(requested)])[0]):
             return
         if self.path:
             self._save()
@@ -267,9 +271,20 @@ class _Run:
             checkpoints.save(self.path, self.owner, self.state, self.engine)
 
     def close(self) -> None:
-        """What training alone needs is taken back from the model."""
+        """Remove from the model what training alone needs."""
         anneal(self.state.model, self.recipe, self.recipe.epochs, done=True)
         self.engine.release(self.model)
+
+
+def _readable(images: Tensor, labels: Tensor, even: bool) -> tuple[tuple[Tensor, Tensor], bool]:
+    """The images of a micro-batch that could be read, an `even` number of them if asked, and whether there are none:
+    the batch is then as it was, so that every process computes along."""
+    readable = labels != UNREADABLE
+    if bool(readable.all()):
+        return (images, labels), False
+    rows = readable.nonzero()[:, 0]
+    rows = rows[: len(rows) - len(rows) % 2] if even else rows
+    return ((images[rows], labels[rows]), False) if len(rows) else ((images, labels), True)
 
 
 @torch.no_grad()
@@ -281,11 +296,12 @@ def evaluate(model: nn.Module, split: Split, *, engine: Engine | None = None, ba
     model.eval()
     shares = list(in_order(len(split), batch_size, engine.part))
     sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
-    for share, batch in zip(shares, split.batches(shares, None), strict=True):
-        images, labels = engine.to_device(*batch, dtype)
-        with engine.accelerator.autocast():
-            logits = model(images)
-        sums += _counts(logits[: share.real].double(), labels[: share.real])
+    with unprobed():
+        for share, batch in zip(shares, split.batches(shares, None), strict=True):
+            images, labels = engine.to_device(*batch, dtype)
+            with engine.accelerator.autocast():
+                logits = model(images)
+            sums += _counts(logits[: share.real].double(), labels[: share.real])
     model.train(was_training)
     loss, top1, top5, count, unreadable = engine.sum(sums)
     if not count:
@@ -321,11 +337,11 @@ def _micro_batch(recipe: Recipe, engine: Engine) -> int:
     """The images of one forward pass on one process. Raises InputError for what does not fit the recipe's batch."""
     share, rest = divmod(recipe.batch_size, engine.part.world)
     if rest:
-        raise InputError(f"recipe: batch_size={recipe.batch_size} is not legal on {engine.part.world} processes; "
-                         "legal: a multiple of their number")  # fmt: skip
-    wanted = engine.hardware.micro_batch
-    micro = share if wanted is None else min(wanted, share)
+        raise InputError(f"recipe: invalid batch_size={recipe.batch_size} on {engine.part.world} processes; "
+                         "expected a multiple of their number")  # fmt: skip
+    requested = engine.hardware.micro_batch
+    micro = share if requested is None else min(requested, share)
     if micro < 1 or (recipe.mixes and (micro % 2 or share % micro % 2)):
-        raise InputError(f"hardware: micro_batch={wanted} is not legal for {share} images a "
-                         "process; legal: a whole number >= 1, even with Mixup or CutMix")  # fmt: skip
+        raise InputError(f"hardware: invalid micro_batch={requested} for {share} images per process; "
+                         "expected a whole number >= 1, even with Mixup or CutMix")  # fmt: skip
     return micro

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from kernelbank.records import EpochResult
-from kernelbank.train.loop import StepTold
+from kernelbank.train.loop import StepReport
 
 WAITING = 0.05
-"""The share of an epoch spent waiting for data from which it is told."""
+"""The share of an epoch spent waiting for data from which it is report."""
 
 
 class Watch:
-    """Is told steps and epochs, and shows them."""
+    """Shows the steps and epochs of a run."""
 
     def __init__(self, console: Console, epochs: int, bars: Progress | None) -> None:
         self.console, self.epochs, self.bars = console, epochs, bars
@@ -25,16 +25,16 @@ class Watch:
         self.start, self.top1 = monotonic(), ""
         self.task = None if bars is None else bars.add_task("", total=epochs)
 
-    def step(self, told: StepTold) -> None:
-        """A look at a running epoch."""
-        position = told.epoch + told.step / told.steps
+    def step(self, report: StepReport) -> None:
+        """Show where a running epoch is."""
+        position = report.epoch + report.step / report.steps
         if self.first is None:
-            self.first = told.epoch
+            self.first = report.epoch
         if self.bars is None or self.task is None:
             return
         parts = [
-            f"epoch {told.epoch + 1}/{self.epochs}", f"loss {told.loss:.3f}", self.top1,
-            f"{told.images_per_second:,.0f} images/s", self._left(position),
+            f"epoch {report.epoch + 1}/{self.epochs}", f"loss {report.loss:.3f}", self.top1,
+            f"{report.images_per_second:,.0f} images/s", self._left(position),
         ]  # fmt: skip
         self.bars.update(self.task, completed=position, description=" · ".join(filter(None, parts)))
 

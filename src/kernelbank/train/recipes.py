@@ -194,7 +194,7 @@ _STATED_SWIN = "original settings of Swin"
 _OURS = "ours; no effect without a predict(softmax) mixer"
 
 
-def beside(name: str, recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+def with_origins(name: str, recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """(field, value, origin) for every field of `recipe`, a resolved form of the recipe `name`.
 
     The origin of a field that was overridden says so; else it is the paper's statement, or where the value is from.

@@ -1,21 +1,35 @@
-"""The folder of a run: what it is (run.json), what happened (log.jsonl), where it stands (checkpoint.safetensors), what
-came of it (weights.safetensors, ema.safetensors, record.json). Imports no torch."""
+"""The folder of a run: its description (run.json), its events (log.jsonl), its state (checkpoint.safetensors) and its
+results (weights.safetensors, ema.safetensors, record.json). Imports no torch."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kernelbank.errors import InputError
-from kernelbank.files import replace_text
+from kernelbank.files import read_json, replace_text
 from kernelbank.records import EpochResult, RecordError, RunRecord
+from kernelbank.schema import decode
 
-RUN_VERSION = 1
+log = logging.getLogger(__name__)
+RUN_VERSION = 2
 OUTPUTS = ("run.json", "checkpoint*.safetensors", "weights.safetensors", "ema.safetensors", "record.json")
 """What a run writes below its folder by renaming."""
+
+
+_FIELDS: dict[str, type] = {
+    "id": str, "model": dict, "start": dict, "recipe": dict, "seed": int, "data": dict, "record": dict, "options": dict,
+}  # fmt: skip
+"""What run.json holds."""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)
@@ -49,15 +63,22 @@ class RunFolder:
         return self.path / "record.json"
 
     def read_config(self) -> dict[str, Any]:
-        """What `write_config` wrote. Raises InputError for a folder without a run."""
+        """What `write_config` wrote. Raises InputError for a folder without a run, or a run.json that is damaged or of
+        another version."""
+        if not self.config.exists():
+            raise InputError(f"run: {self.path} is not the folder of a run (it has no run.json)")
         try:
-            document = json.loads(self.config.read_text(encoding="utf-8"))
-            if document.pop("run_version") != RUN_VERSION:
-                raise ValueError("another version")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}" if self.config.exists() else "it has no run.json"
-            raise InputError(f"run: {self.path} is not the folder of a run ({reason})") from None
-        assert isinstance(document, dict)
+            document = read_json(self.config)
+            if not isinstance(document, dict):
+                raise ValueError(f"expected a JSON object, got {type(document).__name__}")
+            version = document.pop("run_version", None)
+            if version != RUN_VERSION:
+                raise ValueError(f"invalid run_version={version!r}; expected {RUN_VERSION}")
+            for name, kind in _FIELDS.items():
+                if not isinstance(document.get(name), kind):
+                    raise ValueError(f"invalid {name}={_short(document.get(name))}; expected {kind.__name__}")
+        except (OSError, ValueError) as error:
+            raise InputError(f"run: {self.config} is damaged: {error}") from None
         return document
 
     def write_config(self, document: dict[str, Any]) -> None:
@@ -66,16 +87,19 @@ class RunFolder:
         replace_text(self.config, text + "\n")
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The log's lines, in order; lines that a killed process left half-written are passed over."""
+        """The log's lines, in order. A line that cannot be read (a killed process leaves one half-written) is skipped,
+        with a warning."""
         if not self.log.exists():
             return
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+        for number, line in enumerate(self.log.read_bytes().splitlines(), 1):
             try:
                 event = json.loads(line)
-            except ValueError:
+                if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                    raise ValueError("not an event")
+            except (ValueError, RecursionError):
+                log.warning("%s: line %d cannot be read and is skipped", self.log, number)
                 continue
-            if isinstance(event, dict):
-                yield event
+            yield event
 
 
 class Log:
@@ -97,20 +121,27 @@ class Log:
 
 
 def read_run(path: Path) -> RunRecord:
-    """The record of the run in a folder, finished or on its way, or the record in a file. Raises InputError."""
+    """The run record of the run in a folder, finished or in progress, or the run record in a file. Raises
+    InputError."""
     if path.is_file():
         return RunRecord.load(path)
     folder = RunFolder(path)
     if folder.record.exists():
         return RunRecord.load(folder.record)
     config = folder.read_config()
-    told = {event["epoch"]: event for event in folder.events() if event["event"] == "epoch"}
-    epochs = []
-    for number in sorted(told):
-        values = {name: value for name, value in told[number].items() if name not in ("event", "epoch")}
-        epochs.append(asdict(EpochResult(**values)))
-    document = {**config["record"], "epochs": epochs, "test_loss": None, "test_top1": None, "failure": None}
+    epochs: dict[int, EpochResult] = {}
+    for event in folder.events():
+        if event["event"] == "epoch":
+            values = {name: value for name, value in event.items() if name not in ("event", "epoch")}
+            try:
+                number = event["epoch"]
+                if type(number) is not int:
+                    raise ValueError(f"invalid epoch={number!r}; expected int")
+                epochs[number] = decode(EpochResult, values, "epoch")
+            except (ValueError, KeyError) as error:
+                log.warning("%s: an epoch cannot be read and is skipped: %s", folder.log, error)
     try:
-        return RunRecord.from_document(document)
+        record = RunRecord.from_document(config["record"])
     except ValueError as error:
-        raise RecordError(f"{path} does not hold a run of this version: {error}") from None
+        raise RecordError(f"{folder.config} does not hold a run of this version: {error}") from None
+    return replace(record, epochs=tuple(epochs[number] for number in sorted(epochs)))

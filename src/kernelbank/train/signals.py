@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop: training ends after the update, with a checkpoint. Imports no torch."""
+"""Ctrl-C and SIGTERM as a request to stop: training ends after the update, with a checkpoint. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from types import FrameType
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
-class Wish:
-    """Whether a signal asked to stop, and which; calling it says whether."""
+class StopRequest:
+    """Whether a signal asked the run to stop, and which one; call it to ask."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -28,13 +28,13 @@ class Wish:
 
 
 @contextmanager
-def wish_to_stop(say: Callable[[str], None] | None = None) -> Iterator[Wish]:
-    """Catch the first SIGINT or SIGTERM while the context is open; the second is as if there were none. `say` is told
-    of the first at once, from a thread."""
-    wish = Wish()
+def stop_on_signal(notify: Callable[[str], None] | None = None) -> Iterator[StopRequest]:
+    """Catch the first SIGINT or SIGTERM while the context is open; the second has its usual effect. `notify` gets
+    a line about the first at once, from a thread."""
+    request = StopRequest()
 
     def catch(number: int, _: FrameType | None) -> None:
-        wish.signal = number
+        request.signal = number
         restore()
 
     before = {number: signal.getsignal(number) for number in CAUGHT}
@@ -46,16 +46,16 @@ def wish_to_stop(say: Callable[[str], None] | None = None) -> Iterator[Wish]:
     for number in before:
         signal.signal(number, catch)
     try:
-        with _heard(say or (lambda _: None)):
-            yield wish
+        with _notified(notify or (lambda _: None)):
+            yield request
     finally:
         restore()
 
 
 @contextmanager
-def _heard(say: Callable[[str], None]) -> Iterator[None]:
-    """Tell `say` of the first signal when it comes. Python runs handlers between two instructions of the main thread,
-    so after a backward pass, which may take minutes; what it writes to the wakeup descriptor comes at once."""
+def _notified(notify: Callable[[str], None]) -> Iterator[None]:
+    """Call `notify` when the first signal arrives. Python runs handlers between two instructions of the main thread, so
+    only after a backward pass, which may take minutes; what it writes to the wakeup descriptor arrives at once."""
     reader, writer = socket.socketpair()
 
     def listen() -> None:
@@ -63,7 +63,7 @@ def _heard(say: Callable[[str], None]) -> Iterator[None]:
             pass
         if number:
             name = signal.Signals(number).name
-            say(f"{name} received: stopping after the update that is running, with a checkpoint; again: at once")
+            notify(f"{name} received: stopping after the update that is running, with a checkpoint; again: at once")
 
     thread = Thread(target=listen, daemon=True)
     thread.start()

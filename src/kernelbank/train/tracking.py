@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 PROJECT = "kernelbank"
 
 Track = Callable[[Mapping[str, float], int], None]
-"""Told the numbers of an epoch, and which it is."""
+"""Takes the numbers of an epoch, and which epoch it is."""
 
 
 @contextmanager
 def tracking(engine: Engine, folder: Path, identity: str, settings: Mapping[str, Any]) -> Iterator[Track]:
-    """The engine's trackers while the context is open, told `settings`, closed however it ends.
+    """The engine's trackers while the context is open, with `settings`, closed however it ends.
 
     A run that goes on is the same run to them, by `identity`. A tracker that fails later on is a warning: it does not
     end a run. Raises InputError where one cannot be started.
@@ -34,8 +34,8 @@ def tracking(engine: Engine, folder: Path, identity: str, settings: Mapping[str,
         accelerator.init_trackers(PROJECT, scalars(settings), names)
     except Exception as error:  # whatever a foreign service raises: no login, no network, another version
         which = ", ".join(map(str, accelerator.log_with))
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"tracker: {which} cannot be started ({said})") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"tracker: {which} cannot be started ({reason})") from None
 
     def track(values: Mapping[str, float], step: int) -> None:
         try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from timm.layers import LayerNorm
 from timm.models.swin_transformer import SwinTransformer
@@ -18,6 +18,7 @@ from kernelbank.model import ModelSpec, Stage, SwinTrunk, TimmTrunk, ViTTrunk, b
 from kernelbank.spec import Channels, MixerSpec, Static, Window
 
 VIT, SWIN, FFN = MixerSpec.parse("vit"), MixerSpec.parse("swin"), MixerSpec.parse("ffn")
+Padding = Literal["masked", "mmpretrain", "timm"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 """Activations of an MLP that timm and a spec both have, by their name in both."""
 
@@ -26,7 +27,7 @@ def build_stock(spec: ModelSpec, **options: Any) -> Any:
     """timm's model of `spec` in eval mode; `options` are further arguments of its class. Raises InputError as
     `stock_arguments`."""
     kind = VisionTransformer if isinstance(spec.trunk, ViTTrunk) else SwinTransformer
-    return kind(**stock_arguments(spec), weight_init="skip", **options).eval()  # type: ignore[no-untyped-call]
+    return kind(**stock_arguments(spec), weight_init="skip", **options).eval()
 
 
 def stock_arguments(spec: ModelSpec) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def mlp_text(dim: int, width: int, activation: str, bias: bool) -> str:
     return str(MixerSpec.parse(f"ffn bank=static({kernels}) activation={activation} bias={bias}"))
 
 
-def with_padding(spec: ModelSpec, pad: str) -> ModelSpec:
+def with_padding(spec: ModelSpec, pad: Padding) -> ModelSpec:
     """`spec` with a library's padding of the windows that the grid does not fill, and none where it fills them."""
     texts = []
     for stage in spec.stages:

@@ -17,6 +17,7 @@ from kernelbank.model import ModelSpec
 from kernelbank.weights.file import write_state
 from kernelbank.weights.infer import Family
 from kernelbank.weights.keymap import KeyMap, Pattern, Shapes, State
+from kernelbank.weights.stock import Padding
 
 Derivation = Callable[[str, ModelSpec], State]
 """The buffers whose keys follow a pattern, from the description of the model."""
@@ -81,7 +82,7 @@ class Dialect:
     marks: tuple[str, ...]
     unmarked: tuple[str, ...] = ()
     derived: Mapping[str, Derivation] = field(default_factory=dict)
-    pad: str | None = None
+    pad: Padding | None = None
     shapes: Callable[[ModelSpec], Shapes | None] = _no_shapes
 
     @property

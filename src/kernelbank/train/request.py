@@ -1,15 +1,16 @@
-"""The options of ``kernelbank train`` and ``evaluate``. Imports no torch."""
+"""What a training run or an evaluation is asked for: the options of ``kernelbank train`` and ``evaluate``, which a run
+keeps in its folder. Imports no torch."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from kernelbank.commands.options import read_options
-from kernelbank.data.load import DATASETS
+from kernelbank.data.load import NAMED_DATA, PREFIXES
 from kernelbank.errors import UsageError
 from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipe import Recipe
@@ -17,18 +18,28 @@ from kernelbank.train.recipes import RECIPES, published
 
 CACHE = "~/.cache/kernelbank"
 TRACKERS = ("tensorboard", "wandb", "trackio")
+LARGEST_SEED = 2**63 - 1
+
+
+def _at_least(verb: str, options: object, **least: float) -> None:
+    """Raise UsageError for an option below its least value."""
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= minimum:
+            raise UsageError(verb, f"invalid --{name.replace('_', '-')}={value}; expected at least {minimum:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Where images come from and how they are read."""
 
-    data: Annotated[str | None, tyro.conf.arg(metavar=f"{'|'.join(DATASETS)}|PATH|torch/NAME|hfds/NAME|wds/PATH")] = (
-        None
-    )
+    data: Annotated[
+        str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *(f"{p}/NAME" for p in PREFIXES)]))
+    ] = None
     """A data set by name, or a folder or tar archive of train/CLASS/IMAGE, val and test likewise."""
     img_size: int | None = None
-    """Height and width of the images the model sees. Default: the data's if they are in memory, else the model's."""
+    """Height and width of the images that the model sees. Default: the data's if they are in memory, else the
+    model's."""
     cache: str = CACHE
     """Where archives are unpacked, once, and where data sets by name are kept."""
     download: bool = False
@@ -36,9 +47,23 @@ class DataOptions:
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the cores, at most 8)")
     ] = None
-    """Processes that read images, for each training process."""
+    """Processes that read images, per training process."""
     max_broken: float = 1e-3
     """The share of images that may be unreadable before the run stops."""
+
+    def check(self, verb: str) -> None:
+        """Raise UsageError for a value that cannot be used."""
+        if self.data is None:
+            raise UsageError(verb, "--data is missing; expected a data set by name, a folder or an archive")
+        _at_least(verb, self, img_size=1, workers=0, max_broken=0)
+        if self.data in NAMED_DATA and self.img_size is not None:
+            raise UsageError(verb, f"invalid --img-size={self.img_size} with --data {self.data}; expected none, since "
+                                   "its images are in memory at their own size")  # fmt: skip
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where data are kept."""
+        return Path(self.cache).expanduser()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +71,28 @@ class ModelOptions:
     """Which model, and where its weights come from."""
 
     mixer: str | None = None
-    """The record of its mixers; replaces those of a stock model, or of the initial weights."""
+    """The spec of its mixers; replaces those of a stock model, or of the initial weights."""
     mlp: str | None = None
-    """The record of its MLPs, in our models."""
+    """The spec of its MLPs, in our models."""
     model_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Arguments of the model's constructor, values as JSON: patch_size=4 depth=6."""
     initial_checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Weights to start from; a head of other classes starts anew, another resolution is resampled."""
     pretrained: bool = False
     """Start from timm's published weights."""
+
+    def arguments(self, verb: str) -> dict[str, Any]:
+        """`model_args` as a dictionary. Raises UsageError for a word that is not NAME=VALUE."""
+        arguments = {}
+        for word in self.model_args:
+            name, equals, text = word.partition("=")
+            if not equals or not name.isidentifier():
+                raise UsageError(verb, f"invalid --model-args {word!r}; expected NAME=VALUE")
+            try:
+                arguments[name] = json.loads(text)
+            except (ValueError, RecursionError):
+                arguments[name] = text
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +101,13 @@ class TrainOptions:
     resolved recipe is kept with the run."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
-    """A model of ours, of timm's, or plain / hierarchical for small images."""
+    """A model of ours or of timm, or plain / hierarchical for small images."""
     weights: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     recipe: Annotated[str, tyro.conf.arg(metavar="|".join(RECIPES))] = "paper"
     """The recipe that the options below start from."""
     seed: int = 0
-    """Of the weights, the order of images, augmentation and drop path."""
+    """Seed of the weights, the order of images, augmentation and drop path."""
     out: Annotated[
         str | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/MODEL-RECIPE-seedN)")
     ] = None
@@ -83,9 +121,15 @@ class TrainOptions:
     ] = ()
     """Also log to these, through Accelerate."""
     json: bool = False
-    """Print the record as JSON at the end."""
+    """Print the run record as JSON at the end."""
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=lambda: published("paper").recipe)
+
+    def check(self) -> None:
+        """Raise UsageError for a value that cannot be used."""
+        check_seed("train", self.seed)
+        if self.out is not None and not self.out.strip():
+            raise UsageError("train", f"invalid --out={self.out!r}; expected the name of a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,50 +143,23 @@ class EvaluateOptions:
     split: Literal["val", "test", "train"] = "val"
     """Which images."""
     ema: bool = False
-    """The run's averaged weights."""
+    """Evaluate the run's averaged weights."""
     crop_pct: float | None = None
     """The centre share of an image that is looked at. Default: the run's, else 0.875."""
     batch_size: int = 256
-    """Images of a forward pass."""
+    """Images per forward pass."""
     json: bool = False
     """Print the numbers as JSON."""
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
 
-
-def read_train_options(argv: list[str]) -> TrainOptions:
-    """The options, those of the recipe by its name. Raises UsageError and InputError."""
-    name = _given(argv, "--recipe")
-    if name is None:
-        return read_options(TrainOptions, "train", argv)
-    return read_options(TrainOptions, "train", argv, TrainOptions(recipe=name, settings=published(name).recipe))
+    def check(self) -> None:
+        """Raise UsageError for a value that cannot be used."""
+        _at_least("evaluate", self, batch_size=1)
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise UsageError("evaluate", f"invalid --crop-pct={self.crop_pct}; expected 0 < crop_pct <= 1")
 
 
-def _given(argv: list[str], option: str) -> str | None:
-    """The value of `option` in `argv`; None without one."""
-    for word, following in zip(argv, [*argv[1:], None], strict=False):
-        if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
-
-
-def model_arguments(words: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE words as a dictionary. Raises UsageError."""
-    import json  # noqa: PLC0415
-
-    arguments = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError("train", f"--model-args: {word!r} is not legal; legal: NAME=VALUE")
-        try:
-            arguments[name] = json.loads(text)
-        except ValueError:
-            arguments[name] = text
-    return arguments
-
-
-def cache_folder(options: DataOptions) -> Path:
-    """Where data are kept."""
-    return Path(options.cache).expanduser()
+def check_seed(verb: str, seed: int) -> None:
+    """Raise UsageError unless a generator takes the seed."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(verb, f"invalid --seed={seed}; expected 0 to {LARGEST_SEED}")

@@ -1,36 +1,25 @@
-"""The weights of a run as files: plain safetensors with timm's names, and which model they are in the metadata."""
+"""The weights of a run as files for `kernelbank.load`, and from its last checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
-from kernelbank.files import replace_file
-from kernelbank.records import RunRecord
+from kernelbank.model import ModelSpec
 from kernelbank.train import checkpoint as checkpoints
-from kernelbank.train.model import ModelSpec, spec_metadata
 from kernelbank.train.runs import RunFolder
+from kernelbank.weights.file import save_model
 
 
-def write_weights(folder: RunFolder, spec: ModelSpec, record: RunRecord, *, main: bool) -> None:
-    """The weights of the run's last checkpoint, and the averaged ones if there are any."""
-    if not main:
-        return
+def write_weights(folder: RunFolder, spec: ModelSpec) -> None:
+    """The weights of the run's last checkpoint, and the averaged ones if there are any; `spec` describes the model as
+    it was trained."""
     _, tensors = checkpoints.read(folder.checkpoint)
-    final = replace(spec, mixer=record.mixer or None, mlp=record.mlp or None)
     for prefix, path in (("model.", folder.weights), ("ema.", folder.ema)):
         if state := _part(tensors, prefix):
-            _write(path, to_bytes(state, spec_metadata(final)))
-
-
-def _write(path: Path, content: bytes) -> None:
-    replace_file(path, lambda beside: beside.write_bytes(content))
+            save_model(path, state, spec, f"run {folder.path.name}")
 
 
 def read_run_weights(folder: RunFolder, model: nn.Module, ema: bool) -> str:

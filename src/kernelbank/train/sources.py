@@ -1,0 +1,75 @@
+"""The data and the model of a run from its options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from kernelbank.data.dataset import Dataset
+from kernelbank.data.images import FileSplit, Loading
+from kernelbank.data.load import NAMED_DATA, open_data
+from kernelbank.model import ModelSpec
+from kernelbank.train.engine import Engine
+from kernelbank.train.model import describe, expected_input
+from kernelbank.train.request import DataOptions, ModelOptions
+
+ENLARGED = 2
+"""How many times an image is enlarged, at least, where a run says so."""
+
+
+def open_dataset(model: str, options: DataOptions, crop_pct: float, engine: Engine, console: Console) -> Dataset:
+    """The data, unpacked by the first process of every machine while the others wait. Raises InputError."""
+    assert options.data is not None
+    workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    (channels, height, width), mean, std = expected_input(model)
+    size = (channels, options.img_size or height, options.img_size or width)
+    loading = Loading(
+        size=size, mean=mean, std=std, crop_pct=crop_pct, workers=workers, max_broken=options.max_broken
+    )  # fmt: skip
+    with engine.accelerator.local_main_process_first(), _unpacking(console, engine.main) as progress:
+        return open_data(
+            options.data, loading, cache=options.cache_folder, download=options.download, progress=progress
+        )
+
+
+@contextmanager
+def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
+    """A bar for an archive, from the first block that is read."""
+    with ExitStack() as stack:
+        bars: list[tuple[Progress, Any]] = []
+
+        def update(done: int, size: int) -> None:
+            if not shown:
+                return
+            if not bars:
+                bar = stack.enter_context(Progress(console=console, transient=True))
+                bars.append((bar, bar.add_task("reading", total=size)))
+            bars[0][0].update(bars[0][1], completed=done)
+
+        yield update
+
+
+def model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Dataset, verb: str) -> ModelSpec:
+    """The description of the model for `data`. Raises InputError, SpecError and UsageError."""
+    side = source.img_size
+    if source.data in NAMED_DATA:
+        size: tuple[int, int] | None = data.img_size
+    else:
+        size = None if side is None else (side, side)
+    return describe(
+        name, mixer=weights.mixer, mlp=weights.mlp, arguments=weights.arguments(verb), img_size=size,
+        in_chans=data.in_chans, num_classes=data.num_classes,
+    )  # fmt: skip
+
+
+def enlargement(data: Dataset, source: DataOptions) -> Iterator[str]:
+    """A line where images are enlarged to the size that the model happens to have."""
+    size = data.train.first_size() if isinstance(data.train, FileSplit) and source.img_size is None else None
+    if size is not None and ENLARGED * min(size) <= min(data.img_size):
+        first, seen = (f"{height} x {width}" for height, width in (size, data.img_size))
+        yield f"the first image is {first} and is enlarged to the model's {seen}; --img-size N sets another size"
