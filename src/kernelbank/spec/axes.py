@@ -6,8 +6,8 @@ parentheses are ignored, and every value prints the shortest text that reads bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from kernelbank.errors import SpecError
@@ -57,16 +57,18 @@ class Value:
     word: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for name, expected in self.faults({f.name: getattr(self, f.name) for f in fields(self)}):
+        declared = fields(self)  # of the instance: torch.compile, which traces All(), has no fields of a class
+        for name, expected in self.faults(declared, {f.name: getattr(self, f.name) for f in declared}):
             raise SpecError(f"invalid {name} of {self.word}; expected {expected}")
 
     @classmethod
-    def faults(cls, arguments: Mapping[str, Any]) -> Iterator[Fault]:
-        """The invalid ones among all arguments by name; a subclass adds what they must fulfil together."""
-        for f in fields(cls):
-            kind: Argument = f.metadata["argument"]
-            if not kind.accepts(arguments[f.name]):
-                yield f"{f.name}={show_argument(arguments[f.name])}", kind.expected
+    def faults(cls, declared: Iterable[Field[Any]], arguments: Mapping[str, Any]) -> list[Fault]:
+        """Return the invalid ones among all arguments by name; a subclass adds what they must fulfil together."""
+        return [
+            (f"{f.name}={show_argument(arguments[f.name])}", f.metadata["argument"].expected)
+            for f in declared
+            if not f.metadata["argument"].accepts(arguments[f.name])
+        ]
 
     def __str__(self) -> str:
         texts, positional = [], True
@@ -153,11 +155,11 @@ class Window(Value):
         return self.shift
 
     @classmethod
-    def faults(cls, arguments: Mapping[str, Any]) -> Iterator[Fault]:
-        yield from super().faults(arguments)
+    def faults(cls, declared: Iterable[Field[Any]], arguments: Mapping[str, Any]) -> list[Fault]:
         M, shift = arguments["M"], arguments["shift"]
-        if is_whole(M, 2) and is_whole(shift, M):
-            yield f"shift={shift}", f"0 to {M - 1} (below M), or alternate"
+        too_far = is_whole(M, 2) and is_whole(shift, M)
+        joint = [(f"shift={shift}", f"0 to {M - 1} (below M), or alternate")] if too_far else []
+        return super().faults(declared, arguments) + joint
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,7 @@ def _choice(name: str, *examples: Value) -> Axis:
             raise SpecError(f"invalid {name}={text}: empty parentheses; expected {kind.signature()}")
         try:
             arguments = _read_arguments(kind, inside or "")
-            for fault in kind.faults(arguments):
+            for fault in kind.faults(fields(kind), arguments):
                 raise _Fault(*fault)
         except _Fault as fault:
             reason, instead = fault.args
