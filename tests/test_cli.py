@@ -7,16 +7,16 @@ import re
 import resource
 import subprocess
 import sys
-import types
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import kernelbank
 from kernelbank import cli
+from kernelbank.analysis.proofs import Verdict
 from kernelbank.atlas import ROWS
 from kernelbank.commands.atlas import Options
+from kernelbank.text import one_line, printable
 from kernelbank.zoo import MODELS
 
 GOLDEN = Path(__file__).parent / "golden" / "cli.txt"
@@ -118,13 +118,13 @@ def test_all_rows_as_json(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_one_record_as_json(capsys: Capture, row: str) -> None:
+def test_one_spec_as_json(capsys: Capture, row: str) -> None:
     code, out, err = run(capsys, "atlas", row, "--json", "--prefix", "1")
-    assert (code, err) == (0, "") and json.loads(out)["record"] == row
+    assert (code, err) == (0, "") and json.loads(out)["spec"] == row
 
 
 @pytest.mark.parametrize("words", [["vit", "kernel=depthwise", "mix=mean"], ["vit kernel=depthwise mix=mean"]])
-def test_one_record_as_words_or_quoted(capsys: Capture, words: list[str]) -> None:
+def test_one_spec_as_words_or_quoted(capsys: Capture, words: list[str]) -> None:
     code, out, _ = run(capsys, "atlas", *words, "--dim", "64", "--heads", "4", "--grid", "7", "5")
     assert code == 0 and out.startswith("dwsa position=none\n")
     assert "activation: softmax → none" in out and "35 × 64" in out and "o_i = q_i ⊙ mean_j k_j" in out
@@ -142,27 +142,34 @@ def test_a_figure_without_matplotlib_is_one_line(capsys: Capture, monkeypatch: p
 
 
 BAD = [
-    (["atlsa"], "unknown verb 'atlsa'; did you mean 'atlas'?"),
+    (["atlsa"], "unknown verb 'atlsa'; did you mean 'atlas'?; expected one of atlas, "),
     (["atlas", "vti"], "did you mean 'vit'?"),
     (["atlas", "vit", "kernle=full"], "did you mean 'kernel'?"),
-    (["atlas", "vit", "kernel=full"], "kernel=full is not legal here"),
-    (["atlas", "kernel=full"], "has cells only"),
-    (["atlas", ""], "empty record"),
-    (["atlas", "vit", "--heads", "5"], "dim=384 does not divide into 5 heads"),
-    (["atlas", "vit", "--grid", "0", "4"], "grid height=0"),
+    (["atlas", "vit", "kernel=full"], "invalid kernel=full: "),
+    (["atlas", "kernel=full"], "it has cells only"),
+    (["atlas", ""], "invalid spec ''"),
+    (["atlas", "vit", "--heads", "5"], "invalid dim=384; expected a multiple of 5, the number of heads"),
+    (["atlas", "vit", "--grid", "0", "4"], "invalid grid height=0"),
     (["atlas", "vit", "--grid", "14"], "--grid"),
     (["atlas", "vit", "--grid", "a", "b"], "--grid"),
-    (["atlas", "vit", "--prefix", "-1"], "prefix=-1"),
-    (["atlas", "vit", "--dim", "0"], "dim=0"),
-    (["atlas", "vit", "--dim", "wide"], "--dim"),
+    (["atlas", "vit", "--prefix", "-1"], "invalid prefix=-1"),
+    (["atlas", "vit", "--dim", "0"], "invalid dim=0"),
+    (["atlas", "vit", "--dim", "wide"], "invalid --dim 'wide'; expected a whole number"),
+    (["atlas", "--json=true"], "invalid --json=true; expected --json without a value"),
+    (["atlas", "--help=3"], "invalid --help=3; expected --help as --help shows it"),
+    (["atlas", "--spec"], "--spec: expected a value"),
+    (["atlas", "vit", "--spec", "se"], "--spec is given twice, by name and as 'vit'"),
+    (["convert", "--dst", "x.safetensors"], "SRC is missing"),
+    (["convert", "a", "--dst", "x", "--dst", "y"], "--dst is given twice"),
+    (["train", "--modle", "x"], "unknown option --modle; did you mean '--model'?"),
     (["atlas", "vit", "--dim"], "--dim"),
     (["atlas", "vit", "--dimm", "3"], "unknown option --dimm; did you mean '--dim'?"),
     (["atlas", "vit", "--grid", "3", "3", "mix=mean"], "mix=mean"),
-    (["atlas", "--dim", "64"], "--dim belongs to one record"),
-    (["atlas", "--figure", "x.svg"], "--figure draws one record"),
+    (["atlas", "--dim", "64"], "--dim belongs to one spec"),
+    (["atlas", "--figure", "x.svg"], "--figure draws one spec"),
     (["atlas", "vit", "--figure", "x.gif"], ".svg, .png or .pdf"),
-    (["atlas", "vit", "--figure", "/nowhere/x.svg"], "cannot be written"),
-    (["atlas", "vit", "--prove"], "takes no record"),
+    (["atlas", "vit", "--figure", "/nowhere/x.svg"], "it cannot be written"),
+    (["atlas", "vit", "--prove"], "expected no spec"),
 ]
 
 
@@ -171,6 +178,49 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: Capture, argv: list[str],
     code, out, err = run(capsys, *argv)
     assert (code, out) == (2, "")
     assert err.startswith("kernelbank") and ": error: " in err and said in err and err.count("\n") == 1
+
+
+def test_an_error_line_is_printable_and_of_a_sensible_length(capsys: Capture) -> None:
+    code, out, err = run(capsys, "atlas", "vit", "--figure", "a\x1b[31m\u202e\udcff.gif")
+    assert (code, out) == (2, "") and r"a\x1b[31m\u202e\udcff.gif" in err and err.strip().isprintable()
+    for argv in (["x" * 10_000], ["atlas", "vit " + "y" * 10_000], ["atlas", "--" + "z" * 10_000]):
+        code, out, err = run(capsys, *argv)
+        assert (code, out) == (2, "") and len(err) == 501 and err.endswith("...\n")
+
+
+def test_printable_escapes_only_what_a_terminal_would_act_on() -> None:
+    assert printable("naïve 日本 × name.png") == "naïve 日本 × name.png"
+    assert printable("a\nb\tc\x1b]0;title\x07\x85\u2028") == r"a\nb\tc\x1b]0;title\x07\x85\u2028"
+    assert one_line("a\n  b") == "a b" and one_line("c" * 20, 10) == "c" * 7 + "..."
+
+
+@pytest.mark.parametrize(
+    ("by_place", "by_name"),
+    [
+        (["atlas", "se", "--json"], ["atlas", "--spec", "se", "--json"]),
+        (["atlas", "se", "--json"], ["atlas", "--json", "--spec=se"]),
+        (["atlas", "vit", "size=3", "--dim", "48"], ["atlas", "--dim", "48", "--spec", "vit", "size=3"]),
+        (["convert", "a", "b"], ["convert", "--src", "a", "--dst", "b"]),
+        (["convert", "a", "b"], ["convert", "--dst", "b", "--src", "a"]),
+        (["convert", "a", "b"], ["convert", "a", "--dst", "b"]),
+        (["convert", "a", "b"], ["convert", "b", "--src", "a"]),
+    ],
+)
+def test_positional_arguments_may_be_named(capsys: Capture, by_place: list[str], by_name: list[str]) -> None:
+    assert run(capsys, *by_place) == run(capsys, *by_name)
+
+
+POSITIONAL = {
+    "atlas": ["--spec"], "convert": ["--src", "--dst"], "benchmark": ["--subject"], "study": ["--study"],
+    "train": ["--model"], "evaluate": ["--model"], "compare": ["--runs"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "flag"), [(verb, flag) for verb in POSITIONAL for flag in POSITIONAL[verb]])
+def test_every_positional_argument_has_a_name(capsys: Capture, verb: str, flag: str) -> None:
+    """An option that exists is never answered as unknown, and so never suggested as itself."""
+    code, _, err = run(capsys, verb, flag)
+    assert (code, err) == (2, f"kernelbank {verb}: error: {flag}: expected a value\n")
 
 
 @pytest.mark.parametrize("argv", [["--debug", "atlas", "vti"], ["atlas", "vti", "--debug"]])
@@ -182,25 +232,11 @@ def test_debug_shows_the_traceback(argv: list[str]) -> None:
 # ---- proofs ----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class FakeProof:
-    name: str
-    error: float
-    statement: str = "a = b"
-    tolerance: float = 1e-9
-
-    @property
-    def holds(self) -> bool:
-        return self.error <= self.tolerance
-
-
 @pytest.fixture
 def proofs(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     errors = {"one": 0.0, "two": 1e-12}
-    module = types.ModuleType("kernelbank.analysis.proofs")
-    module.PROOFS = errors  # type: ignore[attr-defined]
-    module.prove = lambda name: FakeProof(name, errors[name])  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "kernelbank.analysis.proofs", module)
+    monkeypatch.setattr("kernelbank.analysis.prove.PROOFS", errors)
+    monkeypatch.setattr("kernelbank.analysis.prove.prove", lambda name: Verdict(name, "a = b", errors[name]))
     return errors
 
 

@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in found if kind == language]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=["a record", "models", "speed"])
+@pytest.mark.parametrize("snippet", blocks("python"), ids=["a spec", "models", "speed"])
 def test_the_snippets_run_and_print_what_their_comments_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     exec(compile(snippet, "README.md", "exec"), names)

@@ -131,5 +131,5 @@ def test_a_folder_has_one_user_and_left_overs_are_cleared(tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/out cannot be written to"):
+    with pytest.raises(InputError, match=r"invalid out=.*file/out: it cannot be written to"):
         writable_folder(tmp_path / "file" / "out")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that the cited source states for a whole model; `macs` are multiply-adds in G at 224 x 224,
-    `params` are millions, `top1` is per cent on ImageNet-1K. None where the source states none."""
+    """What the cited source states for a whole model: `params` in millions, `macs` in billions of multiply-adds at
+    224 x 224 pixels, `top1` in per cent on ImageNet-1K. None where the source states no value."""
 
     model: str
     params: float | None
@@ -23,7 +23,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the paper's table 1, extended: eight cells as text (bias is True in every row)."""
+    """A row of the paper's table 1, which is extended: eight cells as text (bias is True in every row)."""
 
     title: str
     bank: str
@@ -49,7 +49,7 @@ PAPER = "Zhou, Loy, Dai: Interpret Vision Transformers as ConvNets with Dynamic 
 
 _DEIT = "facebookresearch/deit README and timm results at aa4b585"
 _SWIN = "microsoft/Swin-Transformer README at f82860b"
-_VIL = "microsoft/vision-longformer README, ViL-Small backbone"
+_VIL = "microsoft/vision-longformer README, ViL-Small trunk"
 _TIMM = "timm results-imagenet at aa4b585"
 _DWN = "Atten4Vis/DemystifyLocalViT README at ce7c0b7"
 
@@ -64,7 +64,7 @@ ROWS: dict[str, Row] = {
             Published("DeiT-S", 22.05, 4.61, 79.9, _DEIT),
             Published("DeiT-B", 86.57, 17.58, 81.8, _DEIT),
         ),
-        note="DeiT-S is 79.9 in one published recipe and 80.69 in another (MMClassification): compare in one recipe",
+        note="DeiT-S reaches 79.9 with one published recipe, 80.69 with MMClassification's: compare within one recipe",
     ),
     "vit_relpos": Row(
         title="self-attention with a relative position bias",
@@ -102,7 +102,7 @@ ROWS: dict[str, Row] = {
             Published("NAT-T", 28.0, 4.3, 83.2, "SHI-Labs/Neighborhood-Attention-Transformer README"),
             Published("NAT-S", 51.0, 7.8, 83.7, "SHI-Labs/Neighborhood-Attention-Transformer README"),
         ),
-        note="published in a backbone of its own (overlapping convolutional stem)",
+        note="published in a trunk of its own, with an overlapping convolutional stem",
     ),
     "strided_bank": Row(
         title="self-attention whose bank is generated on the 2 x 2 pooled grid",
@@ -111,7 +111,7 @@ ROWS: dict[str, Row] = {
         cite="ours; near PVT, Wang et al., arXiv 2102.12122, which reduces by a strided conv and a norm instead",
     ),
     "relu_attention": Row(
-        title="self-attention with ReLU over the number of kernels",
+        title="self-attention with ReLU divided by the number of kernels",
         bank="dynamic", support="all", mix="stack", kernel="two_step",
         size="1", activation="relu,count", position="none", frame="linear",
         cite="Wortsman et al., arXiv 2309.08586",
@@ -130,7 +130,7 @@ ROWS: dict[str, Row] = {
         note="the scale after LayerNorm is ours (1/n): the paper states none",
     ),
     "identity_attention": Row(
-        title="self-attention without an activation: the two kernels fuse into one",
+        title="self-attention without an activation, so that the two kernels fuse into one",
         bank="dynamic", support="all", mix="stack", kernel="two_step",
         size="1", activation="identity,count", position="relative", frame="linear",
         cite=PAPER + ", section 5.3",
@@ -141,7 +141,7 @@ ROWS: dict[str, Row] = {
         bank="dynamic", support="all", mix="mean", kernel="depthwise",
         size="1", activation="none", position="relative", frame="linear",
         cite=PAPER + ", section 5.3",
-        note="the output projection is kept: the paper does not say",
+        note="the output projection is kept; the paper does not state whether",
     ),
     "dwsa_window": Row(
         title="depth-wise self-attention in shifted windows",
@@ -154,7 +154,7 @@ ROWS: dict[str, Row] = {
         bank="static(4)", support="all", mix="predict(softmax, tau=1, r=4)", kernel="full",
         size="3", activation="none", position="none", frame="bare",
         cite="Chen et al., arXiv 1912.03458",
-        note="tau is annealed from 30 to 1 in training; tau of the record is the evaluation value",
+        note="tau is annealed from 30 to 1 in training; the tau of the spec is that of evaluation",
     ),
     "condconv": Row(
         title="conditionally parameterised convolution",
@@ -209,7 +209,7 @@ ROWS: dict[str, Row] = {
         cite="Hu et al., arXiv 1709.01507",
     ),
     "external_attention": Row(
-        title="external attention, its core: a static bank of 64 keys and values",
+        title="core of external attention: a static bank of 64 keys and values",
         bank="static(64)", support="all", mix="stack", kernel="two_step(1)",
         size="1", activation="softmax@positions,l1", position="none", frame="linear",
         cite="Guo et al., arXiv 2105.02358",

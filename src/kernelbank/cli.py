@@ -1,4 +1,4 @@
-"""The command line: one dictionary of verbs, each imported when it is called."""
+"""The command line: the verbs, each imported when it is called, and the one place where errors become one line."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import cast
 
 from kernelbank import __version__
 from kernelbank.errors import InputError, SpecError, UsageError, WorkerError
-from kernelbank.text import suggest
+from kernelbank.text import one_line, suggest
 
-# verb -> (module:function that takes the words after the verb and returns the exit code, help in one line)
+# verb -> (module:function, help in one line); the function takes the words after the verb, returns the exit code.
 VERBS: dict[str, tuple[str, str]] = {
     "atlas": (
         "kernelbank.commands.atlas:main",
-        "print every known mixer as a record, or one in full; draw it; prove the identities",
+        "print the table of all known mixers, or one of them in full; draw it; prove the identities",
     ),
     "convert": (
         "kernelbank.commands.convert:main",
-        "turn a checkpoint of another library into ours, or ours into theirs, and prove it",
+        "convert a checkpoint between kernelbank and other libraries, and prove that it is the same model",
     ),
     "benchmark": (
         "kernelbank.commands.benchmark:main",
-        "time models and records side by side; explain the path that a record takes",
+        "time models and mixers side by side, or explain which implementation a mixer runs on",
     ),
     "study": (
         "kernelbank.commands.study:main",
-        "run a study of the paper: a grid of records, trained and compared",
+        "run a study of the paper: train a grid of mixers and compare them",
     ),
     "train": (
         "kernelbank.commands.train:main",
-        "train a model by a recipe, on one processor or many machines; stop it and go on",
+        "train a model with a recipe, on one processor or on many machines; can be stopped and resumed",
     ),
     "evaluate": (
         "kernelbank.commands.evaluate:main",
-        "loss, top-1 and top-5 of a run or of any weights, over every image exactly once",
+        "measure loss, top-1 and top-5 accuracy of a run or of any weights",
     ),
     "compare": (
         "kernelbank.commands.compare:main",
-        "runs beside each other: curves, and differences with intervals over seeds",
+        "compare runs: convergence curves, and differences with confidence intervals over seeds",
     ),
 }
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
@@ -48,7 +48,7 @@ FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb and returns the exit code. Expected errors are one line on stderr, and exit code 2."""
+    """Run one verb and return the exit code. An expected error is one line on stderr and exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
     debug = "--debug" in words
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # rich leaves so when its reader is gone
+        if isinstance(stop.__context__, BrokenPipeError):  # how rich exits when its reader has closed the pipe
             return CLOSED_PIPE
         raise
     except (InputError, SpecError) as error:
@@ -85,20 +85,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    """Print `message` as one line; returns `code`."""
-    print(" ".join(f"kernelbank{message}".split()), file=sys.stderr)
+    """Print `message` as one line on stderr, escaped and cut to a sensible length, and return `code`."""
+    print(one_line(f"kernelbank{message}"), file=sys.stderr)
     return code
 
 
 def _open_streams() -> None:
-    """A stream that the caller closed (``>&-``) is None in Python: what is written to it goes nowhere."""
+    """Replace streams that the caller closed (``>&-``), which are None in Python, by the null device."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
 def _discard_output() -> None:
-    """Python flushes stdout at exit and would complain once more where that failed: give it somewhere to write."""
+    """Point stdout to the null device if it cannot be flushed, since Python flushes it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -114,7 +114,7 @@ def _run(words: list[str]) -> int:
         print(f"kernelbank {__version__}")
         return 0
     if verb not in VERBS:
-        raise InputError(f"unknown verb {verb!r}{suggest(verb, VERBS)}; legal: {', '.join(VERBS)}")
+        raise InputError(f"unknown verb {verb!r}{suggest(verb, VERBS)}; expected one of {', '.join(VERBS)}")
     module, _, function = VERBS[verb][0].partition(":")
     return cast(Callable[[list[str]], int], getattr(import_module(module), function))(rest)
 
@@ -124,11 +124,12 @@ def _help() -> str:
     return "\n".join([
         "usage: kernelbank VERB [options]",
         "",
-        "Vision backbones seen as dynamic convolutions: every token mixer is one record on a few axes.",
+        "Vision backbones seen as dynamic convolutions: every token mixer is one spec on nine axes.",
         "",
         *(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items()),
         "",
-        "kernelbank VERB --help shows a verb's options; --version the version; --debug, anywhere, full tracebacks.",
+        "kernelbank VERB --help shows the options of a verb, --version the version.",
+        "With --debug anywhere on the line, errors are shown with their full traceback.",
     ])  # fmt: skip
 
 

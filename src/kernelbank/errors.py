@@ -1,4 +1,4 @@
-"""The errors that the command line turns into one line. Imports no torch."""
+"""Errors that the command line prints as one line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from importlib.util import find_spec
 
 
 class SpecError(ValueError):
-    """A spec, cell or value that cannot be built. The message names the field, the value and what is expected."""
+    """A spec, cell or value is invalid. The message names the field, the value and what is expected."""
 
 
 class InputError(ValueError):
-    """Something the user gave that cannot be used: an option, a combination of options, a path."""
+    """Input of the user cannot be used: an option, a combination of options, a path."""
 
 
 class UsageError(InputError):
-    """Options that `verb` of the command line cannot read."""
+    """Options of the command `verb` cannot be read."""
 
     def __init__(self, verb: str, message: str) -> None:
         super().__init__(message)
@@ -30,6 +30,9 @@ class WorkerError(RuntimeError):
 
 
 def require(what: str, extras: str, *modules: str) -> None:
-    """Raises InputError when an optional dependency of `what` is not installed; `extras` bring all of them."""
+    """Check the optional dependencies of `what`, which the extras `extras` install.
+
+    Raises: InputError: If one of `modules` is not installed.
+    """
     if missing := [name for name in modules if find_spec(name) is None]:
         raise InputError(f"{what} needs {', '.join(missing)}: pip install 'kernelbank[{extras}]'")

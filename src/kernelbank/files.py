@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside and renamed, set aside instead of deleted. Imports no torch."""
+"""Files that are either complete or absent: written under another name, then renamed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _STALE = re.compile(rf"\.\d+{re.escape(TEMPORARY)}$")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, then rename it over `path`.
+    """Call `write` with a temporary path in the same folder, flush the file to the disk and rename it to `path`.
 
-    A process killed at any moment leaves the old file or the new one, and at worst a ``*.tmp`` beside it. An
-    OSError names `path`, whatever step it comes from.
+    A process that is killed leaves the old file or the new one, and at worst a ``*.tmp`` beside it.
+
+    Raises: OSError: If a step fails; it names `path`.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         write(beside)
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
         if error.errno is not None:
@@ -39,12 +40,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """`replace_file` with a text in UTF-8."""
+    """Write a text in UTF-8 by `replace_file`."""
     replace_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def set_aside(path: Path) -> Path:
-    """Rename `path` to ``<name>.broken`` (``<name>.broken.2`` if taken, and so on), and return the new path."""
+    """Rename `path` to ``<name>.broken``, or ``<name>.broken.2`` and so on if that exists, and return the new path."""
     first = path.with_name(path.name + ".broken")
     others = (first.with_name(f"{first.name}.{index}") for index in count(2))
     aside = first if not first.exists() else next(other for other in others if not other.exists())
@@ -53,31 +54,37 @@ def set_aside(path: Path) -> Path:
 
 
 def writable_folder(path: Path) -> Path:
-    """Create `path` with its parents. Raises InputError when it is not a folder that can be written to."""
+    """Create the folder `path` with its parents and return it. Raises: InputError: If it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f"out: {path} cannot be written to: {error.strerror or error}") from None
+        raise InputError(
+            f"invalid out={path}: it cannot be written to ({error.strerror or error}); expected another folder"
+        ) from None
     return path
 
 
 @contextmanager
 def sole_user(folder: Path, outputs: Iterable[str] = ()) -> Iterator[None]:
-    """Hold `folder` against other processes, and clear what killed ones left half-written of `outputs`, glob
-    patterns below `folder` of the files that `replace_file` writes there: nothing else is ever deleted.
+    """Lock `folder` against other processes, and delete the temporary files that killed processes left in it.
 
-    The hold ends with the process, however it ends. Raises InputError when another process holds the folder.
+    `outputs` are glob patterns, below `folder`, of the files that `replace_file` writes there; only their temporary
+    files are deleted. The lock ends with the process, however it ends.
+
+    Raises: InputError: If another process has locked the folder.
     """
     with (folder / ".lock").open("a") as lock:
-        if sys.platform != "win32":  # there is no flock there: two writers at once stay possible
+        if sys.platform != "win32":  # Windows has no flock: two writers at once stay possible
             import fcntl  # noqa: PLC0415
 
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"out: {folder} is in use by another run") from None
+                raise InputError(
+                    f"invalid out={folder}: it is in use by another run; expected another folder"
+                ) from None
         for pattern in outputs:
             for left in folder.glob(f"{pattern}.*{TEMPORARY}"):
                 if _STALE.search(left.name) and left.is_file() and not left.is_symlink():

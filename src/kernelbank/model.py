@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from kernelbank.errors import SpecError
 from kernelbank.schema import decode
 from kernelbank.spec import MixerSpec, Window, read_mlps, read_stages
-from kernelbank.spec.axes import COUNT
+from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.text import finite
 
 Grid = tuple[int, int]
@@ -199,7 +199,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not COUNT.accepts(self.in_chans):
-            raise SpecError(f"invalid in_chans={self.in_chans!r}; expected {COUNT.legal}")
+            raise SpecError(f"invalid in_chans={self.in_chans!r}; expected {COUNT.expected}")
         if self.num_classes != 0 and not COUNT.accepts(self.num_classes):
             raise SpecError(f"invalid num_classes={self.num_classes!r}; expected a whole number >= 0")
         if isinstance(self.trunk, TimmTrunk):
@@ -297,7 +297,7 @@ def check_image(img_size: Grid, patch_size: Grid) -> None:
     """Raise SpecError unless both are (height, width) in pixels and the patches fill the image."""
     for option, pair in (("patch_size", patch_size), ("img_size", img_size)):
         if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-            raise SpecError(f"invalid {option}={pair}; expected (height, width), each {COUNT.legal}")
+            raise SpecError(f"invalid {option}={pair}; expected (height, width), each {COUNT.expected}")
     if any(side % step for side, step in zip(img_size, patch_size, strict=True)):
         raise SpecError(f"invalid img_size={img_size}; expected sides divisible by the patch size {patch_size}")
 
@@ -306,7 +306,7 @@ def _check_sizes(patch_size: Grid, **sizes: object) -> None:
     check_image(patch_size, patch_size)
     for option, value in sizes.items():
         if not COUNT.accepts(value):
-            raise SpecError(f"invalid {option}={value!r}; expected {COUNT.legal}")
+            raise SpecError(f"invalid {option}={value!r}; expected {COUNT.expected}")
 
 
 def _check_option(option: str, value: object, expected: tuple[str, ...]) -> None:

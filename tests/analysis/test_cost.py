@@ -1,12 +1,13 @@
-"""Cost in closed form against published sizes, systems.md 1.7, and loops over the definition."""
+"""Cost in closed form against published sizes and loops over the definition."""
 
 import itertools
 import math
 
 import pytest
 
-from kernelbank.analysis.cost import Cost, backbone_cost, cost
-from kernelbank.atlas import ROWS, Skeleton
+from kernelbank.analysis.cost import Cost, cost, model_cost
+from kernelbank.atlas import ROWS
+from kernelbank.model import ModelSpec, SwinTrunk, Trunk, ViTTrunk
 from kernelbank.spec import STEPS, All, MixerSpec, Neighborhood, Own, SpecError, Window
 from kernelbank.spec.inventory import inventory
 from kernelbank.spec.support import sees, selections, visible_pairs, visible_range
@@ -18,24 +19,25 @@ SUPPORTS = [
 GRIDS = [(1, 1), (4, 4), (5, 7), (8, 3), (7, 14)]
 
 
-def plain(dim: int, heads: int, **options: object) -> Skeleton:
-    return Skeleton(16, dim, (12,), (heads,), **options)  # type: ignore[arg-type]
+def plain(dim: int, heads: int) -> ViTTrunk:
+    return ViTTrunk(embed_dim=dim, num_heads=heads, class_token=False, pos_embed="none", global_pool="avg")
 
 
-def deit(dim: int, heads: int) -> Skeleton:
-    return plain(dim, heads, class_token=True, pos_embed="learn")
+def deit(dim: int, heads: int) -> ViTTrunk:
+    return ViTTrunk(embed_dim=dim, num_heads=heads)
 
 
-def swin(dim: int, third: int, head: int = 32) -> Skeleton:
-    return Skeleton(4, dim, (2, 2, third, 2), tuple(dim * 2**stage // head for stage in range(4)))
+def swin(dim: int, third: int, head: int = 32) -> SwinTrunk:
+    heads = tuple(dim * 2**stage // head for stage in range(4))
+    return SwinTrunk(embed_dim=dim, depths=(2, 2, third, 2), num_heads=heads)
 
 
-def at_224(skeleton: Skeleton, mixer: str, mlp: str = "ffn") -> Cost:
-    return backbone_cost(skeleton, mixer, mlp, (224, 224), 3, 1000)
+def at_224(trunk: Trunk, mixer: str, mlp: str = "ffn") -> Cost:
+    return model_cost(ModelSpec(trunk=trunk, mixer=mixer, mlp=mlp, img_size=(224, 224)))
 
 
 @pytest.mark.parametrize(
-    ("skeleton", "mixer", "params"),
+    ("trunk", "mixer", "params"),
     [
         (deit(192, 3), "vit", 5_717_416),
         (deit(384, 6), "vit", 22_050_664),
@@ -49,20 +51,20 @@ def at_224(skeleton: Skeleton, mixer: str, mlp: str = "ffn") -> Cost:
         (plain(384, 6), "dwsa", 20_253_040),
     ],
 )
-def test_parameters_are_the_published_ones(skeleton: Skeleton, mixer: str, params: int) -> None:
-    assert at_224(skeleton, mixer).params == params
+def test_parameters_are_the_published_ones(trunk: Trunk, mixer: str, params: int) -> None:
+    assert at_224(trunk, mixer).params == params
 
 
 @pytest.mark.parametrize(
-    ("skeleton", "mixer", "giga", "within"),
+    ("trunk", "mixer", "giga", "within"),
     [
-        # systems.md 1.7, computed there from the equations
+        # computed from the equations of the paper's section 4
         (plain(384, 6), "vit_relpos", 4.574, 0.0005),
         (plain(384, 6), "dwsa", 4.051, 0.0005),
         (deit(384, 6), "dwsa position=none", 3.894, 0.0005),
         (plain(192, 3), "dwsa", 1.072, 0.0005),
         (plain(768, 12), "dwsa", 15.732, 0.0005),
-        # there every window is full: a shifted window that the grid cuts sees fewer kernels
+        # without shifts every window is full: a shifted window that the grid cuts sees fewer kernels
         (swin(96, 6), "swin support=window(7)", 4.491, 0.0005),
         (swin(96, 6), "dwsa_window support=window(7)", 4.075, 0.0005),
         (swin(96, 6), "iddwconv", 4.374, 0.0005),
@@ -79,16 +81,16 @@ def test_parameters_are_the_published_ones(skeleton: Skeleton, mixer: str, param
         (swin(128, 18), "iddwconv", 14.3, 0.05),
     ],
 )
-def test_macs_are_the_published_ones(skeleton: Skeleton, mixer: str, giga: float, within: float) -> None:
-    assert at_224(skeleton, mixer).macs / 1e9 == pytest.approx(giga, abs=within)
+def test_macs_are_the_published_ones(trunk: Trunk, mixer: str, giga: float, within: float) -> None:
+    assert at_224(trunk, mixer).macs / 1e9 == pytest.approx(giga, abs=within)
 
 
 @pytest.mark.parametrize(
-    ("skeleton", "mixer", "giga"),
+    ("trunk", "mixer", "giga"),
     [(deit(192, 3), "vit", 1.08), (deit(384, 6), "vit", 4.24), (swin(96, 6), "swin", 4.36)],
 )
-def test_macs_of_modules_are_what_mmclassification_printed(skeleton: Skeleton, mixer: str, giga: float) -> None:
-    assert at_224(skeleton, mixer).macs_modules / 1e9 == pytest.approx(giga, abs=0.01)
+def test_macs_of_modules_are_what_mmclassification_printed(trunk: Trunk, mixer: str, giga: float) -> None:
+    assert at_224(trunk, mixer).macs_modules / 1e9 == pytest.approx(giga, abs=0.01)
 
 
 # ---- selection -------------------------------------------------------------------------------------------
@@ -141,8 +143,8 @@ def test_alternating_shift_must_be_resolved() -> None:
 def test_every_row_costs_what_its_inventory_holds(row: str) -> None:
     spec = MixerSpec.parse(row).at_block(1)
     counted = cost(spec, 64, 4, (9, 8), prefix=1)
-    held = [t for t in inventory(spec, 64, 4, (9, 8), 1) if not t.buffer]
-    assert counted.params == sum(tensor.numel for tensor in held)
+    learned = [t for t in inventory(spec, 64, 4, (9, 8), 1) if not t.buffer]
+    assert counted.params == sum(tensor.numel for tensor in learned)
     assert counted.macs >= counted.macs_modules >= 0
     assert counted.macs or counted.multiplies
 
@@ -203,10 +205,10 @@ def test_qk_norm_adds_its_affines() -> None:
     assert cost(spec, 8, 2, (2, 2), qk_norm=True).params - cost(spec, 8, 2, (2, 2)).params == 4 * 4
 
 
-def test_a_step_adds_its_multiplies_a_score() -> None:
+def test_a_step_adds_its_multiplies_per_score() -> None:
     for name, kind in STEPS.items():
-        written = "scale(2)" if name == "scale" else name
-        mixer = MixerSpec.parse(f"vit activation={written}")
+        step = "scale(2)" if name == "scale" else name
+        mixer = MixerSpec.parse(f"vit activation={step}")
         plain = MixerSpec.parse("vit activation=identity")
         assert cost(mixer, 8, 2, (2, 2)).multiplies - cost(plain, 8, 2, (2, 2)).multiplies == kind.multiplies * 2 * 16
 
@@ -220,18 +222,19 @@ def test_costs_add() -> None:
     assert (total.parameter_bytes(), total.activation_bytes(2)) == (44, 110)
 
 
-def test_a_record_a_stage_and_no_mlp() -> None:
-    skeleton = swin(32, 2, head=16)
-    mixed = at_224(skeleton, "dwnet | dwnet | swin | swin", "ffn | ffn | none | none")
-    assert mixed.params < at_224(skeleton, "dwnet | dwnet | swin | swin").params
+def test_a_spec_per_stage_and_no_mlp() -> None:
+    trunk = swin(32, 2, head=16)
+    mixed = at_224(trunk, "dwnet | dwnet | swin | swin", "ffn | ffn | none | none")
+    assert mixed.params < at_224(trunk, "dwnet | dwnet | swin | swin").params
     bare = at_224(plain(64, 2), "vit", "none")
     blocks = 12 * (8 * 64 * 64 + 64 + 4 * 64 + 2 * 64)  # ffn with its biases, and norm2
     assert at_224(plain(64, 2), "vit").params - bare.params == blocks
 
 
 def test_odd_grids_are_merged_rounding_up() -> None:
-    skeleton = Skeleton(4, 8, (1, 1), (1, 1))
-    assert backbone_cost(skeleton, "dwsa", "none", (20, 28), 3, 0).params == (
+    trunk = SwinTrunk(embed_dim=8, depths=(1, 1), num_heads=(1, 1))
+    spec = ModelSpec(trunk=trunk, mixer="dwsa", mlp="none", img_size=(20, 28), num_classes=0)
+    assert model_cost(spec).params == (
         3 * 16 * 8 + 8 + 16  # patch embedding and its norm
         + 2 * 8 + 3 * (64 + 8) + 9 * 13  # block at 5 x 7
         + 64 + 32 * 16  # merging
@@ -241,12 +244,12 @@ def test_odd_grids_are_merged_rounding_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("skeleton", "mlp", "size"),
+    ("trunk", "mlp", "size"),
     [
         (deit(64, 2), "ffn", (225, 224)),
         (swin(32, 2), "none | none", (224, 224)),
     ],
 )
-def test_what_no_backbone_can_be_is_refused(skeleton: Skeleton, mlp: str, size: tuple[int, int]) -> None:
+def test_what_no_model_can_be_is_refused(trunk: Trunk, mlp: str, size: tuple[int, int]) -> None:
     with pytest.raises(SpecError):
-        backbone_cost(skeleton, "vit", mlp, size, 3, 10)
+        model_cost(ModelSpec(trunk=trunk, mixer="vit", mlp=mlp, img_size=size))

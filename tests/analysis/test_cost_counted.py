@@ -12,16 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernelbank import Mixer, MixerSpec, use_path
-from kernelbank.analysis.cost import backbone_cost, cost
-from kernelbank.atlas import ROWS, Skeleton
-from kernelbank.nn.backbone import build
+from kernelbank.analysis.cost import cost, model_cost
+from kernelbank.atlas import ROWS
+from kernelbank.model import ModelSpec, SwinTrunk, Trunk, ViTTrunk
+from kernelbank.nn.build import build
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution}
 
 
 class Written(TorchDispatchMode):
-    """Counts the numbers that matrix products and convolutions write."""
+    """Counts the elements that matrix products and convolutions write."""
 
     total = 0
 
@@ -53,15 +54,18 @@ def test_multiply_adds_and_activations_of_every_row_are_those_counted(row: str) 
     assert cost(spec, 64, 4, GRID).activations == written.total
 
 
-@pytest.mark.parametrize("skeleton", [
-    Skeleton(4, 64, (2,), (4,), class_token=False, pos_embed="learn"), Skeleton(4, 32, (1, 2), (2, 4)),
-], ids=["plain", "hierarchical"])  # fmt: skip
+TRUNKS = {
+    "plain": ViTTrunk(patch_size=(4, 4), embed_dim=64, depth=2, num_heads=4, class_token=False, global_pool="avg"),
+    "hierarchical": SwinTrunk(embed_dim=32, depths=(1, 2), num_heads=(2, 4)),
+}
+
+
+@pytest.mark.parametrize("trunk", TRUNKS.values(), ids=TRUNKS)
 @pytest.mark.parametrize("row", ROWS)
-def test_multiply_adds_of_every_row_in_both_skeletons(row: str, skeleton: Skeleton) -> None:
-    size = (24, 20)
-    model = build(skeleton, row, row, img_size=size, in_chans=1, num_classes=3).eval()
+def test_multiply_adds_of_every_row_in_every_trunk(row: str, trunk: Trunk) -> None:
+    spec = ModelSpec(trunk=trunk, mixer=row, mlp=row, img_size=(24, 20), in_chans=1, num_classes=3)
+    model = build(spec).eval()
     with counting() as (flops, _):
-        model(torch.randn(1, 1, *size))
-    counted = backbone_cost(skeleton, row, row, size, 1, 3)
-    assert 2 * counted.macs == flops.get_total_flops()
-    assert counted.params == sum(p.numel() for p in model.parameters())
+        model(torch.randn(1, 1, 24, 20))
+    assert 2 * model_cost(spec).macs == flops.get_total_flops()
+    assert model_cost(spec).params == sum(p.numel() for p in model.parameters())

@@ -22,7 +22,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("text", [*ROWS, *OTHERS])
-def test_every_record_is_drawn(text: str) -> None:
+def test_every_spec_is_drawn(text: str) -> None:
     figure = picture(MixerSpec.parse(text), 64, 4, (9, 20), 2)
     figure.draw_without_rendering()
     assert len(figure.axes) == 3
@@ -39,7 +39,7 @@ def test_the_suffix_decides(tmp_path: Path, suffix: str, magic: bytes) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_same_record_gives_the_same_file(tmp_path: Path) -> None:
+def test_the_same_spec_gives_the_same_file(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         draw(MixerSpec.parse("swin"), 64, 4, (8, 8), 1, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -49,12 +49,12 @@ def test_the_same_record_gives_the_same_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["out.gif", "out", "missing/out.svg", "folder.svg"])
 def test_a_bad_path_is_one_error_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.svg").mkdir()
-    with pytest.raises(InputError, match=r"^figure: .*out|folder"):
+    with pytest.raises(InputError, match=r"^invalid figure=.*(out|folder)"):
         draw(MixerSpec.parse("vit"), 64, 4, (4, 4), 0, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.svg"]
 
 
-def test_an_illegal_size_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError):
         draw(MixerSpec.parse("vit"), 64, 5, (4, 4), 0, tmp_path / "out.svg")
     assert not list(tmp_path.iterdir())

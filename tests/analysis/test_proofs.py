@@ -12,13 +12,13 @@ from kernelbank.ops.context import Params, Setting
 
 @pytest.mark.parametrize("name", proofs.PROOFS)
 def test_identity_holds(name: str) -> None:
-    proof = proofs.prove(name)
-    assert proof.holds, f"{proof.statement}: {proof.error:.1e} > {proof.tolerance:.1e}"
+    verdict = proofs.prove(name)
+    assert verdict.holds, f"{verdict.statement}: {verdict.error:.1e} > {verdict.tolerance:.1e}"
 
 
 def test_an_error_above_the_tolerance_fails() -> None:
     wrong = proofs.error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1]))
-    assert not proofs.Proof("x", "1 = 1.1", wrong).holds and not proofs.Proof("x", "nan", float("nan")).holds
+    assert not proofs.Verdict("x", "1 = 1.1", wrong).holds and not proofs.Verdict("x", "nan", float("nan")).holds
 
 
 @pytest.mark.parametrize("spoil", [torch.nan, torch.inf, 1e-6])

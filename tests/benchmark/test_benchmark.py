@@ -91,7 +91,7 @@ def test_explain_prints_the_plan_and_every_verdict(capsys: pytest.CaptureFixture
         (["accelerate vit"], "takes a model"),
         (["vit", "--out", "nowhere/run.json"], "there is no folder nowhere"),
         (["vit", "--figure", "run.gif"], "cannot write run.gif"),
-        (["vit", "--dim", "7"], "does not divide"),
+        (["vit", "--dim", "7"], "expected a multiple of 6, the number of heads"),
         (["--explain", "vit", "dwsa"], "takes one record"),
     ],
 )

@@ -87,8 +87,8 @@ def test_no_weight_decay_names_tables_and_embeddings() -> None:
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: build(small(True), "vit", img_size=(7, 8)), r"img_size=\(7, 8\) is not legal"),
     (lambda: Skeleton(1, 8, (1, 1), (1, 1), class_token=True), "prefix tokens are not legal"),
-    (lambda: build(small(False), "vit | vit | vit", img_size=(8, 8)), "3 records for 2 stages"),
-    (lambda: build(Skeleton(2, 30, (1,), (4,)), "vit", img_size=(8, 8)), "dim=30 does not divide into 4 heads"),
+    (lambda: build(small(False), "vit | vit | vit", img_size=(8, 8)), "expected 1 or 2 specs for 2 stages, got 3"),
+    (lambda: build(Skeleton(2, 30, (1,), (4,)), "vit", img_size=(8, 8)), "invalid dim=30; expected"),
     (lambda: build(small(True), "vitt", img_size=(8, 8)), "did you mean 'vit'"),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_error(make: object, message: str) -> None:

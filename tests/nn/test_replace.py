@@ -105,7 +105,7 @@ def test_kept_parameters_have_their_values() -> None:
 def test_cells_change_each_stage_and_a_record_a_stage_is_taken() -> None:
     model = replace_mixers(swin(), "activation=relu,count | dwsa_window support=window(2, alternate)")
     assert [str(m) for m in model.replaced.records] == [
-        "vit_relpos support=window(4, alternate) activation=relu,count", "dwsa support=window(2, alternate)",
+        "swin support=window(4, alternate) activation=relu,count", "dwsa_window support=window(2, alternate)",
     ]  # fmt: skip
     assert [b.attn.spec.support.shift for b in model.layers[1].blocks] == [0, 1]
 
@@ -269,7 +269,7 @@ REFUSED = {
     "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
     "eps of qk_norm": (lambda: vit(qk_norm=True, norm_layer=nn.LayerNorm), "vit", "eps 1e-06"),
     "dropped patches": (lambda: vit(patch_drop_rate=0.5), "vit", "patch_drop_rate"),
-    "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "involution kernel=grouped(32)", "into 32 groups"),
+    "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "involution kernel=grouped(32)", "a multiple of 32"),
     "hooks": (hooked, "vit", r"blocks\.1\.attn\.qkv has hooks"),
     "computed weights": (normed, "vit", "a ParametrizedLinear is not legal"),
     "pruned weights": (pruned, "vit", r"blocks\.0\.attn\.proj has hooks"),
@@ -281,10 +281,10 @@ REFUSED = {
     "windows not square": (lambda: swin(window_size=(4, 8)), "bias=True", r"window_size=\(4, 8\) is not legal"),
     "always_partition": (lambda: swin(img_size=8, always_partition=True), "bias=True", "always_partition=True"),
     "head_dim": (lambda: swin(head_dim=3), "bias=True", "head_dim has no place in a record"),
-    "too many records": (swin, "swin | swin | swin", "3 records for 2 stages"),
-    "a record that does not fit": (vit, "involution kernel=grouped(32)", "dim=24 does not divide into 32 groups"),
+    "too many records": (swin, "swin | swin | swin", "expected 1 or 2 specs for 2 stages, got 3"),
+    "a record that does not fit": (vit, "involution kernel=grouped(32)", "invalid dim=24; expected"),
     "an unknown cell": (vit, "activatoin=relu", "did you mean 'activation'"),
-    "no text": (vit, None, "None is not a record's text"),
+    "no text": (vit, None, "invalid spec None; expected text"),
 }  # fmt: skip
 
 

@@ -23,23 +23,24 @@ def listing() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_every_tensor_of_every_row_is_as_recorded() -> None:
-    """A changed name, shape or initialisation shows as a diff; UPDATE_GOLDEN=1 records it."""
+def test_every_tensor_of_every_row_is_the_golden_one() -> None:
+    """A changed name, shape or initialisation shows as a diff; UPDATE_GOLDEN=1 writes the file anew."""
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(listing())
     assert listing() == GOLDEN.read_text()
 
 
 @pytest.mark.parametrize(("text", "kwargs", "message"), [
-    ("vit", {"dim": 10, "num_heads": 3}, "dim=10 does not divide into 3 heads"),
-    ("dwsa", {"dim": 10, "num_heads": 3}, "dim=10 does not divide into 3 heads"),
-    ("vit", {"dim": 0}, "dim=0 is not legal"), ("vit", {"grid": (2, -1)}, "grid width=-1"),
-    ("ffn", {"qk_norm": True}, "qk_norm=True is not legal with ffn"),
+    ("vit", {"dim": 10, "num_heads": 3}, "invalid dim=10; expected a multiple of 3, the number of heads"),
+    ("dwsa", {"dim": 10, "num_heads": 3}, "invalid dim=10; expected a multiple of 3, the number of heads"),
+    ("vit", {"dim": 0}, "invalid dim=0; expected a whole number >= 1"),
+    ("vit", {"grid": (2, -1)}, "invalid grid width=-1"),
+    ("ffn", {"qk_norm": True}, "invalid qk_norm=True for ffn"),
 ])  # fmt: skip
-def test_hosts_that_cannot_hold_the_record_are_refused(text: str, kwargs: dict, message: str) -> None:
+def test_hosts_that_cannot_hold_the_spec_are_refused(text: str, kwargs: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         inventory(MixerSpec.parse(text), **({"dim": 8, "num_heads": 2, "grid": (2, 2)} | kwargs))
 
 
-def test_heads_matter_only_where_the_record_has_them() -> None:
+def test_heads_matter_only_where_the_spec_has_them() -> None:
     assert inventory(MixerSpec.parse("conv"), 10, 3, (2, 2))

@@ -154,7 +154,7 @@ def test_a_missing_extra_is_one_line(
         (["softmax", "--out", ""], "--out: an empty name is no folder"),
         (["softmax", "--rows"], "--rows is empty"),
         (["softmax", "--seeds"], "--seeds is empty"),
-        (["softmax", "--seeds", "a"], "--seeds: 'a' is not legal; legal: INT [INT ...]\n"),
+        (["softmax", "--seeds", "a"], "--seeds: invalid value 'a'; expected INT [INT ...]\n"),
         (["softmx"], "softmx"),
         ([], ""),
         (["softmax", "--skeleton", "flat"], "flat"),

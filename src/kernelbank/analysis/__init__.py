@@ -1,1 +1,1 @@
-"""What can be said of a record without training it: its cost, its equation, its picture, its proofs."""
+"""What is known of a spec without training it: its cost, equation, diagram, figure and proofs."""

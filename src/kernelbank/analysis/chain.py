@@ -1,5 +1,5 @@
-"""A record as the paper's chain - static conv, dynamic conv, activation, dynamic conv, static conv - with the
-bank that feeds it: the data behind the text diagram and the figure. No torch."""
+"""A spec as the paper's chain - static conv, dynamic conv, activation, dynamic conv, static conv - and the bank that
+feeds it: the data behind the text diagram and the figure. No torch."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from kernelbank.spec.pipeline import show_pipeline
 
 @dataclass(frozen=True)
 class Link:
-    """One step of the chain: what it does, the shape of what leaves it (the most kernels a position sees where
-    they differ), and the letter of the kernels that the bank feeds it."""
+    """One step of the chain: what it does, the shape of its output (with the largest number of kernels that a position
+    sees), and the letter of the kernels that the bank feeds it."""
 
     kind: Literal["static", "dynamic", "activation"]
     title: str
@@ -40,9 +40,9 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Bank:
-    """Where the kernels come from, a line each; `reads` is the index of the link in front of which the bank
-    reads the features, None where no feature reaches it."""
+class BankText:
+    """Where the kernels come from, in lines of text; `reads` is the index of the link in front of which the bank reads
+    the features, None if it reads none."""
 
     title: str
     lines: tuple[str, ...]
@@ -50,29 +50,29 @@ class Bank:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """``196 × 384``."""
+    """Return a shape as text: ``196 × 384``."""
     return " × ".join(str(side) for side in shape)
 
 
 def chain(host: Host) -> tuple[Link, ...]:
-    """The links from the mixer's input to its output."""
+    """Return the links from the input of the mixer to its output."""
     return tuple(_links(host))
 
 
-def bank(host: Host) -> Bank:
-    """The kernel bank and what happens to its kernels before a position uses them."""
+def bank(host: Host) -> BankText:
+    """Return the kernel bank and what happens to its kernels before a position uses them."""
     spec = host.spec
     reads = 1 if spec.frame == "bn_relu" else 0
     match spec.bank:
         case Dynamic():
-            return Bank("dynamic bank", (*_generated(host), *_selected(host)), reads)
+            return BankText("dynamic bank", (*_generated(host), *_selected(host)), reads)
         case Static() if isinstance(spec.mix, Predict):
-            return Bank("static bank", (_learned(host), *_predicted(host, spec.mix)), reads)
+            return BankText("static bank", (_learned(host), *_predicted(host, spec.mix)), reads)
         case Static():
-            return Bank("static bank", (_learned(host), "the same for every image"), None)
+            return BankText("static bank", (_learned(host), "shared by all images"), None)
         case _:
             fixed = ("the mean of the taps inside the grid", "minus the centre; nothing is learned")
-            return Bank("no bank", fixed, None)
+            return BankText("no bank", fixed, None)
 
 
 # ---- links -----------------------------------------------------------------------------------------------
@@ -99,11 +99,10 @@ def _two_steps(host: Host) -> Iterator[Link]:
     kind: Literal["static", "dynamic"] = "dynamic" if isinstance(spec.bank, Dynamic) else "static"
     scores = (host.heads, host.tokens, host.visible[1])
     position = ", plus p" if spec.position == "relative" else ""
-    each = f"{spec.size} × {spec.size} a kernel"
-    yield Link(kind, f"{kind} conv{position}", f"{width} → 1, {each}", scores, "k")
-    each_position = f"on {host.heads} × {scores[-1]} numbers a position"
-    yield Link("activation", show_pipeline(spec.activation), each_position, scores)
-    yield Link(kind, f"{kind} conv", f"1 → {width}, 1 × 1 a kernel", (host.tokens, host.dim), "v")
+    yield Link(kind, f"{kind} conv{position}", f"{width} → 1 per kernel, {spec.size} × {spec.size}", scores, "k")
+    scores_text = f"on {host.heads} × {scores[-1]} scores per position"
+    yield Link("activation", show_pipeline(spec.activation), scores_text, scores)
+    yield Link(kind, f"{kind} conv", f"1 → {width} per kernel, 1 × 1", (host.tokens, host.dim), "v")
 
 
 def _one_step(host: Host) -> Iterator[Link]:
@@ -117,7 +116,7 @@ def _one_step(host: Host) -> Iterator[Link]:
 
 
 def kernel_text(host: Host) -> str:
-    """Kernel type and size in one line: ``depth-wise 384, 7 × 7``."""
+    """Return the kernel's type and size in one line: ``depth-wise 384, 7 × 7``."""
     spec, size = host.spec, f"{host.spec.size} × {host.spec.size}"
     match spec.kernel:
         case TwoStep():
@@ -152,15 +151,15 @@ def _generated(host: Host) -> Iterator[str]:
     squash = "" if generator.squash == "identity" else f", {generator.squash}"
     value = f", v: {width} → {host.dim}" if isinstance(spec.kernel, TwoStep) else ""
     yield f"static conv k: {width} → {host.taps}{value}{squash}"
-    each = _each(host) if isinstance(spec.mix, Pool) else "one a position" if generator.stride == 1 else "one a cell"
-    yield f"{_plural(host.generated)}, {each}"
+    per = "one per position" if generator.stride == 1 else "one per cell"
+    yield f"{_plural(host.generated)}, {_per(host) if isinstance(spec.mix, Pool) else per}"
 
 
 def _selected(host: Host) -> Iterator[str]:
     spec, (low, high) = host.spec, host.visible
     match spec.mix:
         case Project(r=r, shared=shared):
-            yield f"{'E mixes' if shared else 'E, F mix'} them into {r}, learned"
+            yield f"mixed into {r} by {'E' if shared else 'E and F'}, learned"
         case Mean() if not isinstance(spec.support, Own):
             yield f"averaged over {_regions(host)}: {_plural(host.mixed)}"
         case _ if isinstance(spec.mix, Pool) or isinstance(spec.support, Own):
@@ -179,7 +178,7 @@ def _predicted(host: Host, mix: Predict) -> Iterator[str]:
     through = "" if mix.r is None else f"{max(1, host.dim // mix.r)} → "
     tau = "" if mix.tau == 1 else f"(. / {mix.tau:g})"
     yield f"mean of {source}: {host.dim} → {through}{host.kernels}, {mix.gate}{tau}: π"
-    yield "Σ π_m W_m: 1 kernel for the image"
+    yield "Σ π_m W_m: one kernel per image"
 
 
 def _plural(count: int) -> str:
@@ -198,13 +197,13 @@ def _regions(host: Host) -> str:
             return "itself"
 
 
-def _each(host: Host) -> str:
+def _per(host: Host) -> str:
     match host.spec.support:
         case All():
-            return "the image's own"
+            return "one per image"
         case Window():
-            return "one a window"
+            return "one per window"
         case Neighborhood():
-            return "one a neighborhood"
+            return "one per neighborhood"
         case Own():
-            return "one a position"
+            return "one per position"

@@ -1,7 +1,7 @@
-"""The cost of a record and of a backbone in closed form: nothing is built and torch is not imported.
+"""The cost of a spec and of a model in closed form: nothing is built and torch is not imported.
 
-What is counted is the plain definition (design 1.3): only visible kernels, each generated where the definition
-generates it. One multiply-add is one MAC. Biases, sums and maxima are free.
+The plain definition is counted: only the kernels that a position sees, each generated once. One multiply-add is one
+MAC. Biases, sums and maxima are free.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from kernelbank.spec import (
 from kernelbank.spec.inventory import Grid, inventory, reduced
 
 LAYER_NORM, BATCH_NORM = 3, 1
-"""Multiplies per element: the square, 1/std and the affine; in evaluation BatchNorm is one scale."""
+"""Multiplies per element: the square, 1/std and the affine; in evaluation mode BatchNorm is one scale."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs. Costs add.
+    """The cost of one image. Costs can be added.
 
-    params: learned numbers (no buffers). macs: multiply-adds of all matrix products and convolutions.
-    macs_modules: those that a counter of module calls sees, so without the two attention products, without
-    kernels mixed or applied by a function, without p k, E and F (MMClassification until 2023, systems.md 1.1).
-    multiplies: elementwise: scales, divisions, activations, norms (evaluation mode).
-    activations: numbers that matrix products and convolutions write (timm's macts; Radosavovic et al.,
-    arXiv 2003.13678), what a backward keeps of them.
+    Args:
+        params: Learned parameters, without buffers.
+        macs: Multiply-adds of all matrix products and convolutions.
+        macs_modules: The multiply-adds that a counter of module calls sees, as MMClassification's did until 2023:
+            without the two products of attention, kernels that a function mixes or applies, p k, E and F.
+        multiplies: Elementwise multiplications in evaluation mode: scales, divisions, activations, norms.
+        activations: Elements that matrix products and convolutions write (timm's macts; Radosavovic et al., arXiv
+            2003.13678).
     """
 
     params: int = 0
@@ -54,21 +56,21 @@ class Cost:
         return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def parameter_bytes(self, itemsize: int = 4) -> int:
-        """Bytes of the parameters at `itemsize` bytes a number (4: float32)."""
+        """Return the bytes of the parameters at `itemsize` bytes per parameter (4: float32)."""
         return self.params * itemsize
 
     def activation_bytes(self, itemsize: int = 4) -> int:
-        """Bytes of the activations of one image at `itemsize` bytes a number."""
+        """Return the bytes of the activations of one image at `itemsize` bytes per element."""
         return self.activations * itemsize
 
 
 def _module(macs: int, written: int) -> Cost:
-    """A matrix product or convolution that a module call holds, and the numbers it writes."""
+    """A matrix product or convolution inside a module, and the elements that it writes."""
     return Cost(macs=macs, macs_modules=macs, activations=written)
 
 
 def _product(macs: int, written: int) -> Cost:
-    """One that a function holds."""
+    """A matrix product or convolution called as a function."""
     return Cost(macs=macs, activations=written)
 
 
@@ -77,7 +79,7 @@ def _scale(multiplies: int) -> Cost:
 
 
 def cost(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0, qk_norm: bool = False) -> Cost:
-    """The cost of one mixer. Raises SpecError where `inventory` does, and for a shift that still alternates."""
+    """Return the cost of one mixer. Raises: SpecError: As `inventory`, and if the shift depends on the block."""
     tensors = inventory(spec, dim, num_heads, grid, prefix, qk_norm)
     host = Host(spec, dim, num_heads, grid, prefix)
     params = sum(tensor.numel for tensor in tensors if not tensor.buffer)
@@ -93,7 +95,7 @@ def _frame(host: Host) -> Iterator[Cost]:
 
 
 def _bank(host: Host) -> Iterator[Cost]:
-    """The weight generator; static kernels are there already."""
+    """The weight generator of a dynamic bank; a static bank costs nothing."""
     spec, bank = host.spec, host.spec.bank
     if not isinstance(bank, Dynamic):
         return
@@ -138,7 +140,7 @@ def _weights(host: Host) -> int:
 
 
 def _kernel(host: Host) -> Iterator[Cost]:
-    """The kernels applied to the positions. Taps that fall outside the grid count, as conv counters count padding."""
+    """The kernels applied to the positions. Taps outside the grid count, as counters of convolutions count padding."""
     spec, area = host.spec, host.spec.size**2
     applied = _module if isinstance(spec.bank, Static) and not isinstance(spec.mix, Predict) else _product
     match spec.kernel:
@@ -161,7 +163,7 @@ def _kernel(host: Host) -> Iterator[Cost]:
 
 
 def model_cost(spec: ModelSpec) -> Cost:
-    """The cost of a model on one image, its head included.
+    """Return the cost of a model on one image, its head included.
 
     Raises:
         SpecError: If the trunk is a stock model of timm, or the specs do not fit it.

@@ -1,10 +1,10 @@
-"""The chain of a record as a text picture: boxes on the left, the kernel bank that feeds them on the right."""
+"""The chain of a spec drawn in text: boxes on the left, the kernel bank that feeds them on the right."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kernelbank.analysis.chain import Bank, Link, bank, chain, shape_text
+from kernelbank.analysis.chain import BankText, Link, bank, chain, shape_text
 from kernelbank.analysis.host import Host
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.inventory import Grid
@@ -14,7 +14,7 @@ STEM, GAP, TRUNK = 6, 9, 5
 
 
 def diagram(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0) -> str:
-    """The record drawn with the shapes on its arrows: tokens x channels, or heads x tokens x kernels seen."""
+    """Return the drawing, with shapes on its arrows: tokens x channels, or heads x tokens x kernels seen."""
     host = Host(spec.at_block(0), dim, num_heads, grid, prefix)
     links, origin, canvas = chain(host), bank(host), _Canvas()
     width = max(len(text) for link in links for text in (link.title, link.detail)) + 4
@@ -39,7 +39,7 @@ def diagram(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int =
     return canvas.text()
 
 
-def _draw_bank(canvas: _Canvas, links: tuple[Link, ...], tops: list[int], origin: Bank, width: int) -> None:
+def _draw_bank(canvas: _Canvas, links: tuple[Link, ...], tops: list[int], origin: BankText, width: int) -> None:
     column = width + GAP
     feeds = {top + 1: link.kernels for link, top in zip(links, tops, strict=True) if link.kernels}
     top = tops[origin.reads] if origin.reads is not None else min(feeds, default=tops[0] + 1) - 1
@@ -65,11 +65,11 @@ class _Canvas:
     rows: dict[int, dict[int, str]] = field(default_factory=dict)
 
     def put(self, row: int, column: int, text: str) -> None:
-        """Writes `text` from a place to the right."""
+        """Write `text` to the right from a place."""
         self.rows.setdefault(row, {}).update(enumerate(text, column))
 
     def box(self, row: int, column: int, width: int, lines: tuple[str, ...]) -> int:
-        """Draws a box; returns the row below it."""
+        """Draw a box and return the row below it."""
         edge = "─" * (width - 2)
         framed = [f"┌{edge}┐", *(f"│ {line:<{width - 4}} │" for line in lines), f"└{edge}┘"]
         for offset, line in enumerate(framed):
@@ -77,7 +77,7 @@ class _Canvas:
         return row + len(framed)
 
     def text(self) -> str:
-        """The rows without trailing blanks."""
+        """Return the rows without trailing blanks."""
         last = range(max(self.rows) + 1)
         rows = (self.rows.get(row, {}) for row in last)
         return "\n".join("".join(row.get(c, " ") for c in range(max(row, default=-1) + 1)).rstrip() for row in rows)

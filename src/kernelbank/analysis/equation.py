@@ -1,4 +1,4 @@
-"""The equation of a record, composed from its cells: every cell contributes its own sign. No torch."""
+"""The equation of a spec, composed from its cells: every cell contributes its own symbols. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kernelbank.spec.text import number, split, split_call
 
 
 def equation(spec: MixerSpec) -> str:
-    """The output o_i of the dynamic convolution(s) in one line; `definitions` says what stands in it."""
+    """Return the output o_i of the dynamic convolution(s) in one line; `definitions` explains its symbols."""
     if isinstance(spec.kernel, TwoStep):
         bias = " + b" if _biased(spec) else ""
         return f"o_i = Σ_{_over(spec)} {_tight(_activated(spec))} {_key(spec, 'v')}_j{bias}"
@@ -36,7 +36,7 @@ def equation(spec: MixerSpec) -> str:
 
 
 def definitions(spec: MixerSpec) -> tuple[str, ...]:
-    """What stands in the equation, a line each: the convs around it, the kernels' origin, who sees what."""
+    """Return one line per symbol of the equation: the convs around it, where kernels come from, which ones are seen."""
     return (*_frame(spec), *_bank(spec), *_mix(spec), *_seen(spec), *_symbols(spec))
 
 
@@ -45,7 +45,7 @@ def definitions(spec: MixerSpec) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Term:
-    """Part of an equation; a loose one needs brackets before anything is multiplied with it."""
+    """Part of an equation; a loose one needs brackets before it is multiplied."""
 
     text: str
     loose: bool = False
@@ -56,7 +56,7 @@ def _tight(term: _Term) -> str:
 
 
 def _biased(spec: MixerSpec) -> bool:
-    """Whether the static kernels of two steps come with biases, as fc1 and fc2 do."""
+    """Whether the static kernels of two steps have biases, as fc1 and fc2 do."""
     static = isinstance(spec.bank, Static) and isinstance(spec.kernel, TwoStep)
     return static and spec.bias and spec.frame == "bare"
 
@@ -74,7 +74,7 @@ def _over(spec: MixerSpec) -> str:
 
 
 def _count(spec: MixerSpec) -> str:
-    """The sign of n_i, the number of kernels that position i sees."""
+    """The symbol of n_i, the number of kernels that position i sees."""
     match spec.mix, spec.bank:
         case Project(r=r), _:
             return str(r)
@@ -97,14 +97,14 @@ def _score(spec: MixerSpec) -> _Term:
 
 def _activated(spec: MixerSpec) -> _Term:
     term = _score(spec)
-    for written in split(show_pipeline(spec.activation), ","):
-        term = _step(written, term, _count(spec))
+    for step in split(show_pipeline(spec.activation), ","):
+        term = _step(step, term, _count(spec))
     return term
 
 
-def _step(written: str, term: _Term, count: str) -> _Term:
-    """One step around a term, in the notation of the step's written form."""
-    call, at, _ = written.partition("@")
+def _step(step: str, term: _Term, count: str) -> _Term:
+    """One step, as it is written in the spec, applied to a term."""
+    call, at, _ = step.partition("@")
     word, argument = split_call("activation", call)
     axis, count = ("i", "m_j") if at else ("j", count)
     match word:
@@ -152,7 +152,7 @@ def _one_step(spec: MixerSpec) -> str:
 
 
 def _apply(spec: MixerSpec, kernel: str, x: str) -> str:
-    """A full kernel is a matrix in front; every other one multiplies channel by channel."""
+    """A full kernel is a matrix; every other kernel multiplies channel by channel."""
     return f"{kernel} {x}" if isinstance(spec.kernel, Full) else f"{x} ⊙ {kernel}"
 
 
@@ -176,7 +176,7 @@ def _bank(spec: MixerSpec) -> Iterator[str]:
             yield from _generator(spec, spec.bank)
         case Static(K=K):
             letters = "k, v" if isinstance(spec.kernel, TwoStep) else "W"
-            yield f"{letters}: learned, the same for every image" + ("" if K == 1 else f"; {K} kernels")
+            yield f"{letters}: learned, shared by all images" + ("" if K == 1 else f"; {K} kernels")
             if _biased(spec):
                 yield "c, b: learned biases of the two steps"
         case _:
@@ -191,7 +191,7 @@ def _generator(spec: MixerSpec, bank: Dynamic) -> Iterator[str]:
         index = "" if isinstance(spec.support, All) else "_i"
         fed = f"mean_{_over(spec)} {source}_j"
     if bank.stride > 1:
-        yield f"{source}_j here: the mean of cell j of {bank.stride} × {bank.stride} positions"
+        yield f"{source}_j: the mean over cell j of {bank.stride} × {bank.stride} positions"
     if bank.r is not None:
         reduced = f"BN(W_r {fed})" if spec.frame == "bn_relu" else f"W_r {fed}" + (" + b_r" if spec.bias else "")
         yield f"z{index} = ReLU({reduced}), {bank.r} times narrower"
@@ -222,7 +222,7 @@ def _seen(spec: MixerSpec) -> Iterator[str]:
         case Window(M=M, shift=shift, pad=pad):
             shifted = f"by {M // 2} in odd blocks" if shift == "alternate" else f"by {shift}"
             moved = "" if shift == 0 else f", windows shifted {shifted}"
-            padded = "" if pad == "masked" else f"; windows the grid does not fill are padded as {pad} does"
+            padded = "" if pad == "masked" else f"; windows that the grid does not fill are padded as in {pad}"
             yield f"V(i): the kernels of the {M} × {M} window of position i{moved}{padded}"
         case Neighborhood(M=M):
             yield f"V(i): the {M} × {M} kernels around position i, shifted inward at borders"
@@ -241,11 +241,11 @@ def _symbols(spec: MixerSpec) -> Iterator[str]:
         case Full(groups=groups) if groups != 1:
             yield f"W is block-diagonal: {'h' if groups == 'host' else groups} groups of channels"
         case Grouped(G=G) if not isinstance(spec.bank, Box):
-            yield f"⊙: the channels share {'h' if G == 'host' else G} weights a tap, a group each"
+            yield f"⊙: the channels of each of {'h' if G == 'host' else G} groups share one weight per tap"
         case Depthwise():
             yield "⊙: channel by channel"
     if spec.position == "relative":
-        yield "p_ij: learned, a number a head for each offset i − j"
+        yield "p_ij: learned, one value per head and offset i − j"
     counted = {step.axis for step in spec.activation if step.name in ("count", "sqrt_count", "log_count")}
     if "kernels" in counted and _count(spec).startswith("n"):
         yield f"{_count(spec)}: the number of kernels that position i sees"

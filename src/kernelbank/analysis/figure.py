@@ -1,4 +1,4 @@
-"""The paper's figures 1 to 3 for any record: the chain, the kernel bank, the kernel's type. Needs matplotlib."""
+"""The paper's figures 1 to 3 for any spec: the chain, the kernel bank, the kernel's type. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from kernelbank.analysis.chain import Bank, Link, bank, chain, shape_text
+from kernelbank.analysis.chain import BankText, Link, bank, chain, shape_text
 from kernelbank.analysis.equation import equation
 from kernelbank.analysis.host import Host
 from kernelbank.analysis.panels import ARROW, COLOURS, INK, draw_bank, draw_kernel
@@ -19,7 +19,7 @@ from kernelbank.files import replace_file
 from kernelbank.spec import STEPS, MixerSpec
 from kernelbank.spec.inventory import Grid, check_host
 
-# The dates that writers stamp are left out, so that the same record gives the same file.
+# Without the date of writing, so that the same spec gives the same file.
 METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
 NAMES = rf"(?<![A-Za-z_{{])({'|'.join([*STEPS, 'softmax', 'mean', 'log'])})(?![A-Za-z0-9])"
 SIGNS = {"Σ": r"\sum", "⊙": r"\odot", "∈": r"\in ", "ᵀ": "^T", "π": r"\pi", "·": r"\cdot ", "−": "-", " ": r"\,"}
@@ -28,24 +28,25 @@ DPI = 110
 
 
 def draw(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int, path: Path | str) -> None:
-    """Writes the record's figure to `path`, whole or not at all; the suffix decides: .svg, .png or .pdf.
+    """Draw a spec to `path`, whose suffix is the format: .svg, .png or .pdf. The file is complete or absent.
 
-    Raises InputError for another suffix or a path that cannot be written, SpecError as `inventory` does.
+    Raises: InputError: If the suffix is another one or the file cannot be written. SpecError: As `inventory`.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in METADATA:
-        raise InputError(f"figure: {path} is not legal; legal: a name ending in .svg, .png or .pdf")
+        raise InputError(f"invalid figure={path}; expected a name ending in .svg, .png or .pdf")
     figure = picture(spec, dim, num_heads, grid, prefix)
     with mpl.rc_context({"svg.hashsalt": "kernelbank"}):
         try:
             replace_file(path, lambda beside: figure.savefig(beside, format=kind, dpi=DPI, metadata=METADATA[kind]))
         except OSError as error:
-            raise InputError(f"figure: {path} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"invalid figure={path}: it cannot be written ({error.strerror or error}); "
+                             "expected another path") from None  # fmt: skip
 
 
 def picture(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0) -> Figure:
-    """The figure of a record: chain on the left, bank in the middle, kernel type and size on the right."""
+    """Return the figure of a spec: chain on the left, bank in the middle, kernel type and size on the right."""
     check_host(dim, num_heads, grid, prefix)
     host = Host(spec.at_block(0), dim, num_heads, grid, prefix)
     figure = Figure(figsize=INCHES, facecolor="white")
@@ -64,7 +65,7 @@ def picture(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int =
 
 
 def _axes(figure: Figure, left: float, width: float, title: str) -> Axes:
-    """A panel with 100 units a column and square units, empty but for its title."""
+    """A panel that is 100 square units wide, empty except for its title."""
     axes = figure.add_axes((left, 0.02, width, 0.81))
     height = 100 * 0.81 * INCHES[1] / (width * INCHES[0])
     axes.set(xlim=(0, 100), ylim=(0, height), title=title, xticks=[], yticks=[])
@@ -74,17 +75,17 @@ def _axes(figure: Figure, left: float, width: float, title: str) -> Axes:
 
 
 def mathtext(text: str) -> str:
-    """An equation in matplotlib's notation: subscripts lowered, names upright."""
+    """Return an equation in matplotlib's notation, with subscripts and upright names."""
     text = re.sub(NAMES, r"\\mathrm{\1}", text)
     text = re.sub(r"(?<!^)_([a-z]+)", r"_{\1}", text)
     text = re.sub(r"√(\d+|[a-zC]_?\w?)", r"\\sqrt{\1}", text)
-    for sign, written in SIGNS.items():
-        text = text.replace(sign, written)
+    for sign, command in SIGNS.items():
+        text = text.replace(sign, command)
     return f"${text}$"
 
 
-def _draw_chain(axes: Axes, host: Host, links: tuple[Link, ...], origin: Bank) -> None:
-    """Boxes from top to bottom with the shapes between them, and the bank's kernels arriving from the right."""
+def _draw_chain(axes: Axes, host: Host, links: tuple[Link, ...], origin: BankText) -> None:
+    """Draw boxes from top to bottom with the shapes between them, and the kernels of the bank coming from the right."""
     height = axes.get_ylim()[1]
     pitch = min((height - 18) / len(links), 34)
     box, gap, centre = 0.58 * pitch, 0.42 * pitch, 40

@@ -1,4 +1,4 @@
-"""A record at a size, and the counts that its cost, its text and its figure share. No torch."""
+"""A spec at a size, and the counts that its cost, its diagram and its figure share. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernelbank.spec.support import selections, visible_pairs, visible_range
 
 @dataclass(frozen=True)
 class Host:
-    """A record at a size, and the counts that its parts share."""
+    """A spec at `dim` channels, `num_heads` heads and an H x W `grid` after `prefix` tokens, with its counts."""
 
     spec: MixerSpec
     dim: int
@@ -22,12 +22,12 @@ class Host:
 
     @property
     def tokens(self) -> int:
-        """T = P + H W."""
+        """T, the number of positions: P + H W."""
         return self.prefix + math.prod(self.grid)
 
     @property
     def heads(self) -> int:
-        """h."""
+        """h, the number of heads."""
         return heads(self.spec, self.dim, self.num_heads)
 
     @property
@@ -37,7 +37,7 @@ class Host:
 
     @property
     def kernels(self) -> int:
-        """How many kernels the bank holds."""
+        """The number of kernels of the bank."""
         return bank_size(self.spec, self.dim, self.grid, self.prefix)
 
     @property
@@ -47,7 +47,7 @@ class Host:
 
     @property
     def pairs(self) -> int:
-        """sum_i n_i: every position with every kernel it sees, after the mix."""
+        """The sum of n_i: pairs of a position and a kernel that it sees, after the mix."""
         match self.spec.bank, self.spec.mix:
             case _, Project(r=r):
                 return self.tokens * r
@@ -69,10 +69,10 @@ class Host:
 
     @property
     def mixed(self) -> int:
-        """How many kernels `mean` or `pool` makes of one image: one for each different set of visible kernels."""
+        """The number of kernels that `mean` or `pool` forms per image, one for each set of visible kernels."""
         return selections(self.spec.support, self.grid, self.prefix)
 
     @property
     def generated(self) -> int:
-        """How many times the generator runs: after pooling, or once a kernel."""
+        """How many times the generator runs: after pooling, or once per kernel."""
         return self.mixed if isinstance(self.spec.mix, Pool) else self.kernels

@@ -1,4 +1,4 @@
-"""The panels of the figure: which kernels of the bank a position uses, and what one kernel connects."""
+"""The panels of the figure: the kernels of the bank that a position uses, and the channels that a kernel connects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Circle, Rectangle
 
-from kernelbank.analysis.chain import Bank, kernel_text
+from kernelbank.analysis.chain import BankText, kernel_text
 from kernelbank.analysis.host import Host
 from kernelbank.spec import (
     Box,
@@ -36,11 +36,11 @@ SEEN, UNSEEN, QUERY, PREFIX = "#f2a33a", "#f3f3f3", "#b2182b", "#e9c46a"
 PALETTE = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#e15759", "#76b7b2")
 ARROW = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
 LARGEST = 14
-"""The sides of the largest grid drawn: of a larger one its upper left corner is shown."""
+"""The largest side of a grid that is drawn whole; of a larger one the upper left corner is drawn."""
 
 
-def draw_bank(axes: Axes, spec: MixerSpec, host: Host, origin: Bank) -> None:
-    """Where the kernels come from in words, then the kernels themselves and what a position uses of them."""
+def draw_bank(axes: Axes, spec: MixerSpec, host: Host, origin: BankText) -> None:
+    """Draw where the kernels come from, in words, and the kernels that a position uses."""
     height = axes.get_ylim()[1]
     axes.text(50, height - 1, "\n".join((origin.title, *origin.lines)), ha="center", va="top", fontsize=10, color=INK,
               linespacing=1.35)  # fmt: skip
@@ -62,7 +62,7 @@ def draw_bank(axes: Axes, spec: MixerSpec, host: Host, origin: Bank) -> None:
 
 
 def _positions(axes: Axes, top: float, spec: MixerSpec, host: Host) -> None:
-    """Two positions, one inside and one at the border, and the kernels they see; one row for each shift."""
+    """Draw two positions, one inside and one at the border, and the kernels they see; one line per shift."""
     blocks = [spec.at_block(block) for block in (0, 1)]
     rows = blocks if blocks[0] != blocks[1] else blocks[:1]
     height, width = (min(side, LARGEST) for side in host.grid)
@@ -72,8 +72,8 @@ def _positions(axes: Axes, top: float, spec: MixerSpec, host: Host) -> None:
     for row, block in enumerate(rows):
         upper = top - 7 - row * (room + 10)
         if len(rows) > 1:
-            which = f"{('even', 'odd')[row]} blocks: {block.support}"
-            axes.text(50, upper + 2, which, ha="center", fontsize=9.5, color=INK)
+            label = f"{('even', 'odd')[row]} blocks: {block.support}"
+            axes.text(50, upper + 2, label, ha="center", fontsize=9.5, color=INK)
         for column, (where, query) in enumerate(queries.items()):
             left = 5 + 50 * column + (2 * cell if host.prefix else 0)
             count = _grid(axes, (left, upper), cell, block, host, query=query)
@@ -89,19 +89,19 @@ def _use(spec: MixerSpec, host: Host) -> str:
         case Stack():
             use = "each coloured kernel is one output channel"
         case _ if isinstance(spec.support, Own):
-            use = "the coloured kernel is used there only"
+            use = "the coloured kernel is used at this position alone"
         case Mean():
             use = "the coloured kernels are averaged into one"
         case Pool():
             use = "the coloured features are averaged, then one kernel is generated"
         case _:
             use = ""
-    beside = ", beside the grid: prefix tokens" if host.prefix else ""
-    return f"{corner}red: the position{beside}\n{use}"
+    prefix = "; beside the grid: the prefix tokens" if host.prefix else ""
+    return f"{corner}red: the position{prefix}\n{use}"
 
 
 def _grid(axes: Axes, corner: tuple[float, float], cell: float, spec: MixerSpec, host: Host, *, query: Grid) -> str:
-    """The grid (its upper left part) with the kernels that `query` sees coloured; returns their number in words."""
+    """Draw the grid (its upper left part), colour the kernels that `query` sees, and return their number as text."""
     (left, upper), (height, width) = corner, (min(side, LARGEST) for side in host.grid)
     stride = spec.bank.stride if isinstance(spec.bank, Dynamic) else 1
     alone = isinstance(spec.support, Own)
@@ -128,14 +128,14 @@ def _grid(axes: Axes, corner: tuple[float, float], cell: float, spec: MixerSpec,
 
 
 def _shown(count: int, most: int) -> list[str]:
-    """The indices drawn of `count` things, as text: all, or the first ones, dots and the last."""
+    """The labels of `count` kernels, of which `most` can be drawn: all, or the first ones, dots and the last."""
     if count <= most:
         return [str(index + 1) for index in range(count)]
     return [*(str(index + 1) for index in range(most - 2)), "…", str(count)]
 
 
 def _square(axes: Axes, centre: tuple[float, float], side: float, label: str, colour: str) -> None:
-    """A kernel; dots stand for the kernels left out."""
+    """Draw a kernel, or dots for the kernels that are left out."""
     if not label.endswith("…"):
         axes.add_patch(Rectangle((centre[0] - side / 2, centre[1] - side / 2), side, side, facecolor=colour,
                                  edgecolor=INK, linewidth=0.8))  # fmt: skip
@@ -143,7 +143,7 @@ def _square(axes: Axes, centre: tuple[float, float], side: float, label: str, co
 
 
 def _mixtures(axes: Axes, top: float, host: Host, rank: int) -> None:
-    """Learned combinations of all kernels; line widths stand for the learned weights."""
+    """Draw learned combinations of all kernels; line widths stand for the learned weights."""
     many, few, side = _shown(host.kernels, 8), _shown(rank, 5), 7.5
     bottom = 14
     heights = [
@@ -162,19 +162,19 @@ def _mixtures(axes: Axes, top: float, host: Host, rank: int) -> None:
     names = "E" if isinstance(host.spec.mix, Project) and host.spec.mix.shared else "E, F"
     axes.text(20, top - 4, "generated", ha="center", fontsize=10, color=INK)
     axes.text(80, top - 4, "used at every position", ha="center", fontsize=10, color=INK)
-    words = f"lines: {names}, {host.kernels} × {rank} learned weights,\nthe same for every image"
+    words = f"lines: {names}, {host.kernels} × {rank} learned weights,\nshared by all images"
     axes.text(50, 1, words, ha="center", va="bottom", fontsize=9.5, color=INK, linespacing=1.3)
 
 
 def _prototypes(axes: Axes, top: float, host: Host) -> None:
-    """K learned kernels, coefficients of one image as bars, and the kernel they mix into."""
+    """Draw K learned kernels, the coefficients of one image as bars, and the mixed kernel."""
     labels = _shown(host.kernels, 6)
     pitch, middle, base = 84 / len(labels), (top + 16) / 2 + 6, (top + 16) / 2 - 14
     for index, label in enumerate(labels):
         x = 8 + pitch * (index + 0.5)
-        shown = label == "…"
-        _square(axes, (x, middle + 18), 11, label if shown else f"W{_lower(label)}", COLOURS["static"])
-        if shown:
+        dots = label == "…"
+        _square(axes, (x, middle + 18), 11, label if dots else f"W{_lower(label)}", COLOURS["static"])
+        if dots:
             continue
         bar = 3 + 10 * abs(math.sin(2.1 * index + 1.0)) ** 2
         axes.add_patch(Rectangle((x - 2, middle - 2), 4, bar, facecolor=SEEN, edgecolor=INK, linewidth=0.8))
@@ -191,7 +191,7 @@ def _lower(digits: str) -> str:
 
 
 def _learned(axes: Axes, top: float, host: Host) -> None:
-    """A bank of learned kernels that every position uses whole."""
+    """Draw a bank of learned kernels, all of which every position uses."""
     if host.kernels == 1:
         _taps(axes, (50, top - 22), 32, host.spec.size)
         axes.text(50, 1, "the same kernel at every position", ha="center", va="bottom", fontsize=9.5, color=INK)
@@ -200,12 +200,12 @@ def _learned(axes: Axes, top: float, host: Host) -> None:
     for index, label in enumerate(labels):
         x, y = 14 + 12 * (index % 7), top - 14 - 12 * (index // 7)
         _square(axes, (x, y), 9.5, label, COLOURS["static"])
-    axes.text(50, 1, "every position uses all of them:\neach is one channel between the two steps", ha="center",
+    axes.text(50, 1, "every position uses all of them;\neach is one channel between the two steps", ha="center",
               va="bottom", fontsize=9.5, color=INK, linespacing=1.3)  # fmt: skip
 
 
 def _taps(axes: Axes, centre: tuple[float, float], side: float, size: int, box: bool = False) -> None:
-    """A size x size kernel with its centre marked; of a box, the fixed weights where they fit."""
+    """Draw a size x size kernel with its centre marked, and the fixed weights of a box where there is room."""
     cell, left, lower = side / size, centre[0] - side / 2, centre[1] - side / 2
     for y in range(size):
         for x in range(size):
@@ -222,7 +222,7 @@ def _taps(axes: Axes, centre: tuple[float, float], side: float, size: int, box: 
 
 
 def draw_kernel(axes: Axes, host: Host) -> None:
-    """Channels in and out as dots with the kernel's weights as lines, and below them its taps."""
+    """Draw input and output channels as dots, the weights of the kernel as lines, and its taps below them."""
     height = axes.get_ylim()[1]
     axes.text(50, height - 1, kernel_text(host).replace(", then ", ",\nthen "), ha="center", va="top", fontsize=10.5,
               color=INK, linespacing=1.35)  # fmt: skip
@@ -236,18 +236,18 @@ def draw_kernel(axes: Axes, host: Host) -> None:
               color=INK)  # fmt: skip
     _taps(axes, (50, 23.5), 8 if size == 1 else 36, size)
     if size == 1:
-        axes.text(50, 16, _meeting(host.spec), ha="center", va="top", fontsize=9.5, color=INK)
+        axes.text(50, 16, _interaction(host.spec), ha="center", va="top", fontsize=9.5, color=INK)
 
 
-def _meeting(spec: MixerSpec) -> str:
-    """How positions reach each other where the kernel does not: the paper's section 4.3 on 1 x 1."""
+def _interaction(spec: MixerSpec) -> str:
+    """How positions exchange information if the kernel is 1 x 1 (paper, section 4.3)."""
     if any(step.axis == "positions" for step in spec.activation):
-        return "positions meet in the activation"
+        return "positions interact in the activation"
     if isinstance(spec.mix, Predict):
-        return "positions meet only\nin the coefficients"
+        return "positions interact only\nthrough the coefficients"
     if isinstance(spec.bank, Dynamic) and not isinstance(spec.support, Own):
-        return "positions meet only through\neach other's kernels"
-    return "each position alone"
+        return "positions interact only through\neach other's kernels"
+    return "positions do not interact"
 
 
 def _dots(axes: Axes, x: float, top: float, bottom: float, colours: Sequence[str]) -> list[float]:
@@ -258,7 +258,7 @@ def _dots(axes: Axes, x: float, top: float, bottom: float, colours: Sequence[str
 
 
 def _two_steps(axes: Axes, top: float, bottom: float, host: Host) -> None:
-    """Every kernel gathers the channels into one number and spreads it again; one kernel is drawn in colour."""
+    """Draw kernels that reduce the channels to one score and expand it again; one kernel is in colour."""
     grey = "#dddddd"
     left, right = (_dots(axes, x, top, bottom, [PALETTE[0]] * 6) for x in (15, 85))
     middle = _dots(axes, 50, top, bottom, [grey, SEEN, grey, grey, grey, grey])
@@ -266,15 +266,15 @@ def _two_steps(axes: Axes, top: float, bottom: float, host: Host) -> None:
         colour, width, order = (QUERY, 1.4, 2) if index == 1 else (grey, 0.6, 1)
         for x, y in [*((15, y) for y in left), *((85, y) for y in right)]:
             axes.plot((x, 50), (y, middle[index]), color=colour, linewidth=width, zorder=order)
-    each = host.dim // host.heads
-    for x, text in ((15, f"C_in = {each}"), (50, f"{host.visible[1]} kernels"), (85, f"C_out = {each}")):
+    width = host.dim // host.heads
+    for x, text in ((15, f"C_in = {width}"), (50, f"{host.visible[1]} kernels"), (85, f"C_out = {width}")):
         axes.text(x, bottom - 1, text, ha="center", va="top", fontsize=9.5, color=INK)
     axes.text(50, bottom - 5.5, f"in {host.heads} heads" if host.heads > 1 else "one head", ha="center", va="top",
               fontsize=9.5, color=INK)  # fmt: skip
 
 
 def _one_step(axes: Axes, top: float, bottom: float, host: Host) -> None:
-    """Lines of one colour within a group share their weights' group; of depth-wise each channel has its own."""
+    """Draw the weights as lines, one colour per group of channels; a depth-wise kernel has a group per channel."""
     count = 6
     shared = min(max(1, host.groups), count // 2 if host.groups < host.dim else count)
     member = [index * shared // count for index in range(count)]
@@ -285,10 +285,10 @@ def _one_step(axes: Axes, top: float, bottom: float, host: Host) -> None:
             caption = "one matrix" if host.groups == 1 else f"{host.groups} blocks of {width} channels"
         case Grouped():
             pairs = [(i, i) for i in range(count)]
-            caption = f"one colour: one weight for {host.dim // host.groups} channels"
+            caption = f"one colour is one weight for {host.dim // host.groups} channels"
         case _:
             member, pairs = list(range(count)), [(i, i) for i in range(count)]
-            caption = "each channel its own weight"
+            caption = "one weight per channel"
     colours = [PALETTE[group % len(PALETTE)] for group in member]
     left, right = (_dots(axes, x, top, bottom, colours) for x in (22, 78))
     for i, j in pairs:

@@ -1,6 +1,6 @@
-"""The identities behind the table, each a statement that the program checks on random inputs in float64.
+"""The identities behind the table: statements that are checked on random inputs in float64.
 
-Sources: the paper, sections 4.2 and 5.3; systems.md 5.9; design 1.6. The tests run this same list.
+They follow the paper, sections 4.2 and 5.3, and the published code of each method. The tests run the same list.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PIPELINES = (
 
 
 @dataclass(frozen=True)
-class Proof:
-    """One identity: what it states, the largest error seen (relative to 1 + the largest value), and whether that
-    is within the tolerance. A tolerance of 0 asks for bit-equality."""
+class Verdict:
+    """The outcome for one identity: its statement and the largest error, relative to 1 + the largest value. A tolerance
+    of 0 asks for bit-equality."""
 
     name: str
     statement: str
@@ -43,7 +43,7 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """The verdict."""
+        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
 
@@ -56,12 +56,12 @@ class Identity:
     tolerance: float = TOLERANCE
 
 
-def prove(name: str) -> Proof:
-    """Check one identity of `PROOFS` on random inputs, the same every time. Raises KeyError for an unknown name."""
+def prove(name: str) -> Verdict:
+    """Check one identity of `PROOFS` on fixed random inputs. Raises: KeyError: If it is unknown."""
     identity = PROOFS[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return Proof(name, identity.statement, identity.error(), identity.tolerance)
+        return Verdict(name, identity.statement, identity.error(), identity.tolerance)
 
 
 # ---- random mixers and inputs ----------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def prove(name: str) -> Proof:
 def random_mixer(
     spec: MixerSpec | str, grid: tuple[int, int] = (4, 5), prefix: int = 0, dim: int = DIM, heads: int = HEADS
 ) -> Mixer:
-    """A float64 mixer in evaluation mode with every parameter and statistic random and none near zero scale."""
+    """Return a float64 mixer in evaluation mode with random parameters and statistics, no variance near zero."""
     mixer = Mixer(spec, dim, heads, grid, prefix=prefix, dtype=torch.float64).eval()
     with torch.no_grad():
         for name, tensor in mixer.tensors().items():
@@ -79,29 +79,29 @@ def random_mixer(
 
 
 def tokens(mixer: Mixer) -> Tensor:
-    """Random float64 tokens for a mixer."""
+    """Return random float64 tokens for a mixer."""
     count = mixer.prefix + mixer.grid[0] * mixer.grid[1]
     return torch.randn(BATCH, count, mixer.dim, dtype=torch.float64)
 
 
 def error(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / (1 + max |b|); infinite where anything is not finite, so that no comparison lets it pass."""
+    """Return max |a - b| / (1 + max |b|), or infinity if anything is not finite, so that no comparison accepts it."""
     largest = (a - b).abs().max() / (1 + b.abs().max())
     return float(largest) if largest.isfinite() else math.inf
 
 
 def twin(mixer: Mixer, spec: MixerSpec | str, **changed: Tensor) -> Mixer:
-    """A mixer of another record with this one's tensors where the names agree, and `changed` (dots as __)."""
+    """Return a mixer of another spec with the tensors of `mixer` where the names agree, and `changed` (dots as __)."""
     other = random_mixer(spec, mixer.grid, mixer.prefix, mixer.dim, mixer.num_heads)
-    mine, given = mixer.tensors(), {name.replace("__", "."): value for name, value in changed.items()}
+    own, others = mixer.tensors(), {name.replace("__", "."): value for name, value in changed.items()}
     with torch.no_grad():
         for name, tensor in other.tensors().items():
-            tensor.copy_(given[name] if name in given else mine[name])
+            tensor.copy_(others[name] if name in others else own[name])
     return other
 
 
 def set_tensors(mixer: Mixer, **values: Tensor | float) -> Mixer:
-    """The mixer with tensors (dots as __) filled in place."""
+    """Fill tensors (dots as __) of the mixer in place and return it."""
     with torch.no_grad():
         for name, value in values.items():
             mixer.tensors()[name.replace("__", ".")].copy_(torch.as_tensor(value, dtype=torch.float64))
@@ -109,11 +109,11 @@ def set_tensors(mixer: Mixer, **values: Tensor | float) -> Mixer:
 
 
 def _qkv(mixer: Mixer, x: Tensor) -> list[Tensor]:
-    """q, k, v as (B, h, T, d) of a dynamic linear record, v only where the record has one."""
+    """q, k, v as (B, h, T, d) of a dynamic spec in frame linear, v only if the spec has one."""
     p = mixer.tensors()
     names = [name for name in ("q", "key", "value") if f"{name}.weight" in p]
-    made = [F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"]) for name in names]
-    return [m.unflatten(-1, (HEADS, -1)).transpose(1, 2) for m in made]
+    features = [F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"]) for name in names]
+    return [f.unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in features]
 
 
 def _out(mixer: Mixer, o_BhTd: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _identity_attention() -> float:
 
 
 def _layernorm_attention() -> float:
-    """mean_j s = q.k_ + p_, mean_j s^2 through k^T k and p k, never N x N products of q and k."""
+    """mean_j s and mean_j s^2 are computed through mean_j k, k^T k and p k, without an N x N product of q and k."""
     mixer = random_mixer("vit_relpos activation=layernorm")
     x = tokens(mixer)
     (q, k, v), p = _qkv(mixer, x), _position(mixer)
@@ -170,7 +170,7 @@ def _window_is_grid() -> float:
 
 
 def _regions_alone() -> float:
-    """Every region of a shifted window through the same record on a grid that is just that region."""
+    """Run every region of a shifted window through the same spec, on a grid of that region alone."""
     worst = 0.0
     for text in ("swin", "swin activation=relu,count", "swin activation=layernorm,count", "dwsa_window"):
         spec = MixerSpec.parse(f"{text} support=window(3, shift=1)")
@@ -202,7 +202,7 @@ def _linformer_identity() -> float:
 
 
 def _external_rows() -> float:
-    """softmax over positions, then l1 over kernels, written out."""
+    """Write out the softmax over positions and the l1 over kernels."""
     mixer = random_mixer("external_attention", dim=DIM)
     x, p = tokens(mixer), mixer.tensors()
     a = torch.softmax(F.linear(F.linear(x, p["q.weight"], p["q.bias"]), p["key.weight"][0, :, :, 0, 0]), 1)
@@ -214,7 +214,7 @@ def _external_rows() -> float:
 
 
 def _position_is_convolution() -> float:
-    """Offsets are i - j and conv2d correlates: flip both axes; the weights are tied in a head."""
+    """Offsets are i - j and conv2d correlates, so both axes are flipped; the weights are shared within a head."""
     mixer = random_mixer("dwsa")
     x, p, (H, W) = tokens(mixer), mixer.tensors(), mixer.grid
     q, k = _qkv(mixer, x)
@@ -267,7 +267,7 @@ def _infinite_temperature() -> float:
 
 
 def _one_hot_expert() -> float:
-    """sigmoid(+-1e3) is 1 or 0 in float64: the routing picks expert 3 alone."""
+    """sigmoid(+-1e3) is 1 or 0 in float64, so the routing selects expert 3 alone."""
     worst = 0.0
     for row, static in (("condconv", "conv"), ("condconv_dw", "dwconv size=3")):
         routed = random_mixer(row)
@@ -280,8 +280,8 @@ def _one_hot_expert() -> float:
 
 
 def _constant_generator() -> float:
-    """A generator without weights emits its bias everywhere: a static depth-wise convolution, per image (ddwconv)
-    or, tied in groups, per position (iddwconv)."""
+    """A generator with zero weights emits its bias everywhere, which is a static depth-wise convolution: per image
+    (ddwconv), or per position with weights shared in groups (iddwconv)."""
     worst = 0.0
     for row, static in (("ddwconv", "dwnet"), ("iddwconv kernel=grouped(4)", "dwnet kernel=grouped(4)")):
         dynamic = random_mixer(row, prefix=1)
@@ -342,7 +342,7 @@ def _rows_are_the_definition() -> float:
 
 
 def _invisible_tokens() -> float:
-    """Perturb one grid token: outputs that do not see it stay bit-identical."""
+    """Outputs that do not see a perturbed grid token stay bit-identical."""
     worst = 0.0
     for text in ("swin", "swin activation=relu,count", "swin activation=layernorm,count", "swin activation=batchnorm",
                  "dwsa_window", "nat support=neighborhood(3)", "involution size=1"):  # fmt: skip
@@ -358,9 +358,9 @@ def _invisible_tokens() -> float:
 
 PROOFS: dict[str, Identity] = {
     "attention is two convolutions": Identity(
-        "matrix products = two grouped 1x1 dynamic conv2d, every pipeline (paper 4.2)", _two_convolutions),
+        "matrix products = two grouped 1x1 dynamic conv2d, every pipeline (paper, section 4.2)", _two_convolutions),
     "identity fuses the kernels": Identity(
-        "activation identity = q (k^T v) / sqrt(d) (paper 5.3)", _identity_attention),
+        "activation identity = q (k^T v) / sqrt(d) (paper, section 5.3)", _identity_attention),
     "LayerNorm is linear in N": Identity(
         "activation layernorm = a form through k^T k, k^T v, p k and p v", _layernorm_attention),
     "window as large as the grid": Identity("swin with M = H = W, shift 0 = vit_relpos", _window_is_grid),
@@ -369,10 +369,10 @@ PROOFS: dict[str, Identity] = {
     "external attention": Identity(
         "external_attention = softmax over positions, then l1 over the bank", _external_rows),
     "position is a convolution": Identity(
-        "dwsa = q * mean(k) + zero-padded conv2d of k by the flipped table, tied in a head", _position_is_convolution),
+        "dwsa = q * mean(k) + zero-padded conv2d of k by the flipped table of each head", _position_is_convolution),
     "mean is pool": Identity(
         "linear generators: averaging kernels = generating from the average, every support and size", _mean_is_pool),
-    "gate": Identity("dwsa without position = a channel gate per image", _gate),
+    "gate": Identity("dwsa without position = a gate per channel and image", _gate),
     "gate is equivariant": Identity("dwsa without position commutes with permutations of positions", _gate_permutes),
     "equal experts": Identity("dconv with K equal kernels = a static convolution", _equal_experts),
     "infinite temperature": Identity("dconv with tau -> infinity = the mean kernel", _infinite_temperature),

@@ -1,4 +1,4 @@
-"""Options of a verb from the command line: tyro reads a typed dataclass, and its complaints become one line."""
+"""The options of a verb: tyro reads them into a typed dataclass, and its errors become one line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,14 +18,19 @@ T = TypeVar("T")
 
 
 def read_options(kind: type[T], verb: str, argv: list[str], default: T | None = None) -> T:
-    """An instance of the dataclass `kind` from `argv`, the words after `verb`; what they leave out is as in `default`,
-    if there is one. ``--help`` prints and exits 0.
+    """Read `argv`, the words after `verb`, into an instance of the dataclass `kind`; ``--help`` prints and exits.
 
-    Raises UsageError, one line, for anything that cannot be read.
+    What the words leave out is as in `default`, if it is given. Positional arguments may also be given by name:
+    ``train --model vit_kb_tiny_patch16_224`` is ``train vit_kb_tiny_patch16_224``.
+
+    Raises: UsageError: If the words cannot be read.
     """
-    complaint = io.StringIO()
+    known = list(_options(kind))
+    _check_switches(verb, argv, known)
+    argv = _positionals_first(verb, argv, known)
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(stderr):
             options, unread = tyro.cli(
                 kind,
                 prog=f"kernelbank {verb}",
@@ -37,43 +42,113 @@ def read_options(kind: type[T], verb: str, argv: list[str], default: T | None = 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(verb, _first_paragraph(complaint.getvalue())) from None
+        raise UsageError(verb, _error_line(stderr.getvalue())) from None
     if unread:
-        raise UsageError(verb, _unknown(kind, unread[0]))
+        raise UsageError(verb, _unread(unread[0], known))
     assert options is not None
     return options
 
 
-def _unknown(kind: type[Any], word: str) -> str:
-    if not word.startswith("-"):
-        return f"cannot read {word!r} here; words come first, options after them"
-    assert is_dataclass(kind)
-    option = word.partition("=")[0]
-    known = ["--help", *(f"--{name.replace('_', '-')}" for name in _names(kind))]
-    return f"unknown option {option}{suggest(option, known)}; see --help"
+# ---- the options of a dataclass --------------------------------------------------------------------------
 
 
-def _names(kind: type[Any]) -> Iterator[str]:
-    """The fields of a dataclass; of one that is a field, its fields."""
-    hints = get_type_hints(kind)
+@dataclass(frozen=True)
+class _Option:
+    """A field as it is written on the command line. A switch takes no value, a tuple takes `several`."""
+
+    flag: str
+    positional: bool
+    switch: bool
+    several: bool
+
+
+def _options(kind: type[Any]) -> Iterator[_Option]:
+    """The fields of a dataclass; of a field that is a dataclass itself, its fields."""
+    hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
-        if is_dataclass(hints[field.name]):
-            yield from _names(hints[field.name])
+        hint = hints[field.name]
+        plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(plain):
+            yield from _options(plain)  # type: ignore[arg-type]
         else:
-            yield field.name
+            positional = any(mark is get_args(tyro.conf.Positional[int])[1] for mark in marks)
+            yield _Option(f"--{field.name.replace('_', '-')}", positional, plain is bool, get_origin(plain) is tuple)
 
 
-def _not_legal(said: re.Match[str]) -> str:
-    """tyro's sentence on an optional value, shorter: that None is legal too only says that it can be left out."""
-    legal = said[1].removeprefix("{None}|").removeprefix("{[").removesuffix("]}")
-    return f"{said[2].replace(', ', ' ')} is not legal; legal: {legal}"
+def _check_switches(verb: str, argv: list[str], known: list[_Option]) -> None:
+    """Raises: UsageError: If a switch has a value, which would be read as a positional argument."""
+    switches = {option.flag for option in known if option.switch}
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if equals and flag in switches:
+            raise UsageError(verb, f"invalid {word}; expected {flag} without a value")
 
 
-def _first_paragraph(box: str) -> str:
-    """What tyro's framed message says before its first rule, without frame and title. The title stands in the
-    frame's upper edge, or above a rule of its own where the stream takes no box characters."""
-    paragraphs = [""] if "╭" in box else []
-    for line in box.splitlines():
+# ---- positional arguments by name ------------------------------------------------------------------------
+
+
+def _positionals_first(verb: str, argv: list[str], known: list[_Option]) -> list[str]:
+    """`argv` with the positional arguments that are given by name put in their places in front.
+
+    Raises: UsageError: If one is given without a value, or twice, or if one before it is missing.
+    """
+    by_flag = {option.flag: option for option in known if option.positional}
+    named, rest = dict[str, list[str]](), list[str]()
+    queue = list(argv)
+    while queue:
+        word = queue.pop(0)
+        flag, equals, value = word.partition("=")
+        option = by_flag.get(flag)
+        if option is None:
+            rest.append(word)
+            continue
+        values = [value] if equals else []
+        while not equals and queue and not queue[0].startswith("-") and (option.several or not values):
+            values.append(queue.pop(0))
+        if not values:
+            raise UsageError(verb, f"{flag}: expected a value")
+        if flag in named:
+            raise UsageError(verb, f"{flag} is given twice")
+        named[flag] = values
+    if not named:
+        return argv
+    count = next((index for index, word in enumerate(rest) if word.startswith("-")), len(rest))
+    unnamed, others = rest[:count], rest[count:]
+    placed = list[str]()
+    for flag, option in by_flag.items():
+        if flag in named:
+            placed += named[flag]
+        elif unnamed:
+            placed += unnamed if option.several else unnamed[:1]
+            unnamed = [] if option.several else unnamed[1:]
+        elif flag != list(by_flag)[-1]:
+            raise UsageError(verb, f"{flag.removeprefix('--').upper()} is missing; see --help")
+    if unnamed:
+        raise UsageError(verb, f"{list(named)[-1]} is given twice, by name and as {unnamed[0]!r}")
+    return placed + others
+
+
+# ---- errors ----------------------------------------------------------------------------------------------
+
+
+def _unread(word: str, known: list[_Option]) -> str:
+    """Why tyro did not read a word."""
+    if not word.startswith("-"):
+        return f"cannot read {word!r} here; expected words first, then options"
+    flag = word.partition("=")[0]
+    flags = ["--help", *(option.flag for option in known)]
+    if flag in flags:
+        return f"invalid {word}; expected {flag} as --help shows it"
+    return f"unknown option {flag}{suggest(flag, flags)}; see --help"
+
+
+def _error_line(frame: str) -> str:
+    """tyro's message up to its first rule, without frame and title, in our words.
+
+    The title is part of the upper edge of the frame, or has a rule of its own if the stream has no box characters.
+    """
+    paragraphs = [""] if "╭" in frame else []
+    for line in frame.splitlines():
         text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip(" │")
         if text[:1] in ("╭", "╰"):
             continue
@@ -81,6 +156,15 @@ def _first_paragraph(box: str) -> str:
             paragraphs.append("")
         elif paragraphs:
             paragraphs[-1] += " " + text
-    said = " ".join(paragraphs[0].split()) if paragraphs else ""
-    said = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\]\. .*", _not_legal, said)
-    return said.removeprefix("Error parsing ") or "cannot read the options; see --help"
+    message = " ".join(paragraphs[0].split()) if paragraphs else ""
+    message = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\]\. .*", _invalid, message)
+    message = re.sub(r"(--\S+): invalid literal for int\(\) with base 10: (.*)",
+                     r"invalid \1 \2; expected a whole number", message)  # fmt: skip
+    message = re.sub(r"(--\S+): could not convert string to float: (.*)", r"invalid \1 \2; expected a number", message)
+    return message.removeprefix("Error parsing ") or "cannot read the options; see --help"
+
+
+def _invalid(sentence: re.Match[str]) -> str:
+    """tyro's sentence on an optional value, without None, which only means that the option may be left out."""
+    expected = sentence[1].removeprefix("{None}|").removeprefix("{[").removesuffix("]}")
+    return f"invalid value {sentence[2].replace(', ', ' ')}; expected {expected}"

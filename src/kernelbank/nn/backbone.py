@@ -21,7 +21,7 @@ from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, Stag
 from kernelbank.nn.edit.stock import check_head_norm
 from kernelbank.nn.mixer import Mixer
 from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
-from kernelbank.spec.axes import COUNT
+from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.inventory import Grid
 
 # Arguments of timm's trunks that a record says instead, and how.
@@ -266,7 +266,7 @@ def _check_counts(**counts: Any) -> None:
     """Raises SpecError unless each is a whole number >= 1."""
     for name, value in counts.items():
         if not COUNT.accepts(value):
-            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}")
+            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.expected}")
 
 
 def check_image(img_size: Any, patch_size: Any, padded: bool = False) -> None:
@@ -275,7 +275,7 @@ def check_image(img_size: Any, patch_size: Any, padded: bool = False) -> None:
     pairs = {"patch_size": to_2tuple(patch_size), "img_size": to_2tuple(img_size)}
     for name, pair in pairs.items():
         if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-            raise SpecError(f"{name}={tuple(pair)} is not legal; legal: a side or (height, width), {COUNT.legal}")
+            raise SpecError(f"{name}={tuple(pair)} is not legal; legal: a side or (height, width), {COUNT.expected}")
     image, patch = pairs["img_size"], pairs["patch_size"]
     if not padded and any(side % step for side, step in zip(image, patch, strict=True)):
         raise SpecError(f"img_size={tuple(image)} is not legal; legal: sides divisible by the patch {tuple(patch)}")

@@ -36,7 +36,7 @@ from kernelbank.spec import (
     Static,
     TwoStep,
 )
-from kernelbank.spec.axes import COUNT
+from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.inventory import Tensor as Entry
 from kernelbank.spec.inventory import groups, inventory
 from kernelbank.spec.text import words
@@ -397,7 +397,7 @@ def _entries(spec: MixerSpec, in_channels: int, out_channels: int, biased: bool)
 def _pair(name: str, value: int | tuple[int, ...]) -> Pair:
     pair = (value, value) if isinstance(value, int) else value
     if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-        raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}, or a pair")
+        raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.expected}, or a pair")
     return pair[0], pair[1]
 
 

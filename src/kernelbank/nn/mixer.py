@@ -15,7 +15,7 @@ from kernelbank.ops.context import check_input
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
-from kernelbank.spec.axes import TEMPERATURE
+from kernelbank.spec.arguments import TEMPERATURE
 from kernelbank.spec.inventory import Grid, check_host, inventory
 from kernelbank.spec.inventory import Tensor as Entry
 
@@ -33,7 +33,7 @@ class Tempered(nn.Module):
     @temperature.setter
     def temperature(self, value: float | None) -> None:
         if value is not None and not TEMPERATURE.accepts(value):
-            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.legal}")
+            raise SpecError(f"temperature={value} is not legal; legal: None, or {TEMPERATURE.expected}")
         self._temperature = value
 
 

@@ -1,15 +1,16 @@
-"""A token mixer as a spec: nine axes, their text, and what can be built. Imports no torch.
+"""The specification of a token mixer: nine axes, their text, and which values fit together. Imports no torch.
 
-`axes` are the values, `pipeline` the activation steps, `mixer_spec` the spec itself, `legality` which values stand
-beside each other, `support` which kernels a position sees, `inventory` every tensor by name and shape.
+- `axes`, `arguments`, `pipeline`: the values of each axis, their arguments, and the steps of the activation
+- `mixer_spec`: `MixerSpec`, its text and JSON; `legality`: which cells can be built together
+- `support`: which kernels a position sees; `inventory`: every tensor by name and shape
 """
 
 from kernelbank.errors import SpecError
+from kernelbank.spec.arguments import Channels
 from kernelbank.spec.axes import (
     AXES,
     All,
     Box,
-    Channels,
     Depthwise,
     Dynamic,
     Full,

@@ -1,4 +1,4 @@
-"""Every parameter and buffer of a record by name and shape: the module, cost and conversion read it. No torch.
+"""Every parameter and buffer of a spec by name and shape, read by the module, the cost and conversion. No torch.
 
 C channels, h heads of d = C/h, K or n kernels, G groups, k the kernel size, r a reduction or rank.
 """
@@ -10,26 +10,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kernelbank.spec import (
+from kernelbank.errors import SpecError
+from kernelbank.spec.arguments import COUNT, HOST, Channels
+from kernelbank.spec.axes import (
     All,
     Box,
-    Channels,
     Depthwise,
     Dynamic,
     Full,
     Grouped,
-    MixerSpec,
     Neighborhood,
     Own,
     Pool,
     Predict,
     Project,
-    SpecError,
     Static,
     TwoStep,
     Window,
 )
-from kernelbank.spec.axes import COUNT, HOST
+from kernelbank.spec.mixer_spec import MixerSpec
 
 Grid = tuple[int, int]
 Init = Literal["linear", "uniform", "zeros", "ones"]
@@ -37,8 +36,8 @@ Init = Literal["linear", "uniform", "zeros", "ones"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter or buffer. `init` is how it is drawn: ``linear`` a truncated normal of standard deviation
-    0.02 (timm's), ``uniform`` in +-1/sqrt(fan_in), else a constant."""
+    """One parameter or buffer. `init` is its initialisation: ``linear`` is a truncated normal of standard deviation
+    0.02 (timm's), ``uniform`` is uniform in +-1/sqrt(fan_in), ``zeros`` and ``ones`` are constants."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,31 +54,31 @@ class Tensor:
 def inventory(
     spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0, qk_norm: bool = False
 ) -> tuple[Tensor, ...]:
-    """Every tensor of `spec` at `dim` channels, `num_heads` heads, an H x W `grid` after `prefix` tokens.
+    """Return every tensor of `spec` at `dim` channels, `num_heads` heads and an H x W `grid` after `prefix` tokens.
 
-    Raises SpecError when the channels do not divide into the heads or groups, or when `qk_norm` is asked of a
-    record that is not a dynamic two_step in frame linear.
+    Raises: SpecError: If the channels do not divide into the heads or groups, or if `qk_norm` is True for a spec that
+        is not a dynamic two_step in frame linear.
     """
     check_host(dim, num_heads, grid, prefix)
     if qk_norm and not (isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep) and spec.frame == "linear"):
-        raise SpecError(f"qk_norm=True is not legal with {spec}: it needs a dynamic two_step in frame linear")
+        raise SpecError(f"invalid qk_norm=True for {spec}; expected a dynamic two_step in frame linear")
     return tuple(_tensors(spec, dim, num_heads, grid, prefix, qk_norm))
 
 
 def check_host(dim: int, num_heads: int, grid: Grid, prefix: int) -> None:
-    """Raises SpecError unless channels, heads and both sides of the grid are whole numbers >= 1, the prefix >= 0."""
+    """Raises: SpecError: If channels, heads or a side of the grid are no whole number >= 1, or the prefix none >= 0."""
     if not isinstance(grid, Sequence) or len(grid) != 2:
-        raise SpecError(f"grid={grid!r} is not legal; legal: (height, width)")
+        raise SpecError(f"invalid grid={grid!r}; expected (height, width)")
     sizes = {"dim": dim, "num_heads": num_heads, "grid height": grid[0], "grid width": grid[1]}
     for name, value in sizes.items():
         if not COUNT.accepts(value):
-            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.legal}")
+            raise SpecError(f"invalid {name}={value!r}; expected {COUNT.expected}")
     if prefix != 0 and not COUNT.accepts(prefix):
-        raise SpecError(f"prefix={prefix!r} is not legal; legal: a whole number >= 0")
+        raise SpecError(f"invalid prefix={prefix!r}; expected a whole number >= 0")
 
 
 def reduced(dim: int, r: int) -> int:
-    """The width of a bottleneck: max(1, C // r)."""
+    """Return the width of a bottleneck: max(1, C // r)."""
     return max(1, dim // r)
 
 
@@ -87,7 +86,7 @@ def reduced(dim: int, r: int) -> int:
 
 
 def resolve(value: int | Channels | Literal["host"], dim: int, num_heads: int) -> int:
-    """The number behind `host`, ``C/16`` or ``4C``."""
+    """Return the number that ``host``, ``C/16`` or ``4C`` stands for."""
     if value == HOST:
         return num_heads
     return value.of(dim) if isinstance(value, Channels) else value
@@ -95,27 +94,28 @@ def resolve(value: int | Channels | Literal["host"], dim: int, num_heads: int) -
 
 def _divide(dim: int, parts: int, what: str) -> int:
     if dim % parts:
-        raise SpecError(f"dim={dim} does not divide into {parts} {what}")
+        raise SpecError(f"invalid dim={dim}; expected a multiple of {parts}, the number of {what}")
     return parts
 
 
 def heads(spec: MixerSpec, dim: int, num_heads: int) -> int:
-    """h: the heads of the two_step argument, else `num_heads`. Raises SpecError when they do not divide `dim`."""
-    wanted = resolve(spec.kernel.heads, dim, num_heads) if isinstance(spec.kernel, TwoStep) else num_heads
-    return _divide(dim, wanted, "heads")
+    """Return h: the heads of the two_step argument, else `num_heads`. Raises: SpecError: If h does not divide `dim`."""
+    count = resolve(spec.kernel.heads, dim, num_heads) if isinstance(spec.kernel, TwoStep) else num_heads
+    return _divide(dim, count, "heads")
 
 
 def groups(spec: MixerSpec, dim: int, num_heads: int) -> int:
-    """The groups of a one-step kernel: of full, G of grouped, C of depthwise. Raises SpecError as `heads`."""
+    """Return the groups of a one-step kernel: of full, G of grouped, C of depthwise. Raises: SpecError: If they do not
+    divide `dim`."""
     match spec.kernel:
-        case Full(groups=wanted) | Grouped(G=wanted):
-            return _divide(dim, resolve(wanted, dim, num_heads), "groups")
+        case Full(groups=count) | Grouped(G=count):
+            return _divide(dim, resolve(count, dim, num_heads), "groups")
         case Depthwise() | TwoStep():
             return dim
 
 
 def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
-    """How many kernels the bank holds: K of a static bank, one a prefix token and (pooled) cell of a dynamic."""
+    """Return how many kernels the bank holds: K if static, one per prefix token and (pooled) cell if dynamic."""
     match spec.bank:
         case Static(K=K):
             return resolve(K, dim, 1)
@@ -126,7 +126,7 @@ def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
 
 
 def extent(spec: MixerSpec, grid: Grid) -> Grid:
-    """a x b, the sides of what a position can see: the relative table has (2a-1) x (2b-1) offsets."""
+    """Return a x b, the sides of what a position can see; the relative table has (2a-1) x (2b-1) offsets."""
     match spec.support:
         case All():
             return grid
@@ -137,7 +137,7 @@ def extent(spec: MixerSpec, grid: Grid) -> Grid:
 
 
 def taps(spec: MixerSpec, dim: int, num_heads: int) -> int:
-    """The weights that the key generator emits at a position: channels or groups times size^2, channel-major."""
+    """Return the weights that the key generator emits per position: channels or groups times size^2, channel-major."""
     return (groups(spec, dim, num_heads) if isinstance(spec.kernel, Grouped) else dim) * spec.size**2
 
 
@@ -180,9 +180,9 @@ def _tensors(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int,
             yield from _static_one_step(spec, dim, num_heads, grid)
 
     if isinstance(spec.mix, Project):
-        made = bank_size(spec, dim, grid, prefix)
+        kernels = bank_size(spec, dim, grid, prefix)
         for name in ("E",) if spec.mix.shared else ("E", "F"):
-            yield Tensor(name, (made, spec.mix.r), "uniform", spec.mix.r)
+            yield Tensor(name, (kernels, spec.mix.r), "uniform", spec.mix.r)
     if isinstance(spec.mix, Predict):
         yield from _predictor(spec, spec.mix, dim, grid)
 

@@ -1,22 +1,21 @@
-"""MixerSpec: a token mixer as one record on nine axes, its legality, its text and JSON. Imports no torch.
+"""MixerSpec: a token mixer as nine cells, with its text, its JSON and the difference to another. Imports no torch.
 
-A mixer is ``static conv -> dynamic conv(s) -> static conv``. The text of a record is the name of a row of the
-atlas followed by the cells that differ: ``"vit kernel=depthwise mix=mean"``.
+A mixer is ``static conv -> dynamic conv(s) -> static conv``. The text of a spec is the name of a row of the atlas
+followed by the cells that differ from it: ``"vit kernel=depthwise mix=mean"``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from itertools import combinations
 from typing import Any, Literal
 
 from kernelbank.atlas import ROWS
 from kernelbank.errors import SpecError
+from kernelbank.spec.arguments import ALTERNATE
 from kernelbank.spec.axes import (
-    ALTERNATE,
     AXES,
     All,
     Box,
@@ -33,16 +32,17 @@ from kernelbank.spec.axes import (
     Stack,
     Static,
     TwoStep,
+    Value,
     Window,
 )
-from kernelbank.spec.pipeline import Pipeline, read_pipeline, roles
+from kernelbank.spec.legality import RESETTABLE, invalid, is_valid, with_resets
+from kernelbank.spec.pipeline import Pipeline, roles
 from kernelbank.spec.text import words
 from kernelbank.text import suggest
 
 SPEC_VERSION = 1
 LONGEST_VALUE = 500
 CELLS = tuple(AXES)
-RESETTABLE = ("position", "activation", "mix", "support")
 
 Bank = Dynamic | Static | Box
 Support = All | Window | Neighborhood | Own
@@ -64,9 +64,11 @@ class Reset:
 
 @dataclass(frozen=True, kw_only=True)
 class MixerSpec:
-    """One token mixer as a record. Values are the types of `axes`; illegal combinations raise SpecError.
+    """The specification of a token mixer: one value per axis, of the types in `axes`.
 
-    `resets` lists the inherited cells that `parse` had to reset; it is not part of the record's identity.
+    `resets` lists the inherited cells that `parse` reset; it takes no part in comparisons.
+
+    Raises: SpecError: If a value is invalid, or the cells cannot be built together.
     """
 
     bank: Bank
@@ -83,10 +85,9 @@ class MixerSpec:
     def __post_init__(self) -> None:
         for name, axis in AXES.items():
             if not axis.accepts(getattr(self, name)):
-                raise SpecError(f"{name}: {getattr(self, name)!r} is not legal; legal: {axis.legal}")
-        cells = self.cells
-        for violation in _violations(cells):
-            raise SpecError(_explain_violation(cells, violation))
+                raise SpecError(f"invalid {name}={getattr(self, name)!r}; expected {axis.expected}")
+        if not is_valid(self.cells):
+            raise invalid(self.cells)
 
     @property
     def cells(self) -> dict[str, Any]:
@@ -100,245 +101,194 @@ class MixerSpec:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles the activation plays: normalisation, communication, non-linearity (paper 5.2)."""
+        """The roles of the activation: normalisation, communication, non-linearity (paper, section 5.2)."""
         return roles(self.activation)
 
     # ---- text and JSON ----
 
     @classmethod
     def parse(cls, text: str, base: MixerSpec | None = None) -> MixerSpec:
-        """The record of `text`: a row name and overridden cells, or cells only where a `base` is given.
+        """Read a row name and overridden cells, or cells alone where a `base` is given.
 
-        Inherited cells that no longer apply are reset (the smallest set, see `resets`), typed cells never.
-        Raises SpecError for unknown rows, fields or values and for records that cannot exist.
+        Inherited cells that no longer apply are reset (the smallest set of them, see `resets`), typed cells never are.
+
+        Raises: SpecError: If a row, field or value is unknown, or the cells cannot be built together.
         """
-        if not (typed := words(text)):
-            raise SpecError("empty record; a record starts with a row of the atlas, such as 'vit'")
+        if not isinstance(text, str) or not (typed := words(text)):
+            raise SpecError(f"invalid spec {text!r}; expected a row of the atlas and cells, such as 'vit size=3'")
         first, *rest = typed
         if "=" in first:
             if base is None:
-                raise SpecError(f"{text!r} has cells only; start with a row of the atlas, such as 'vit {text.strip()}'")
-            inherited, rest = base.cells, [first, *rest]
-        elif first in ROWS:
-            inherited = dict(_row_cells(first))
-        else:
-            raise SpecError(f"unknown row {first!r}{suggest(first, ROWS)}; legal: {', '.join(ROWS)}")
-        return _override(inherited, _read_cells(rest))
+                raise SpecError(f"invalid spec {text!r}: it has cells only; expected a row of the atlas before them, "
+                                f"such as 'vit {text.strip()}'")  # fmt: skip
+            return _override(base.cells, _read_words(typed))
+        if first not in ROWS:
+            raise SpecError(f"unknown row {first!r}{suggest(first, ROWS)}; expected one of {', '.join(ROWS)}")
+        return _override(_row_cells(first), _read_words(rest))
 
     def override(self, **cells: str) -> MixerSpec:
-        """This record with cells replaced, as ``parse`` does: ``spec.override(kernel="depthwise")``."""
-        return _override(self.cells, _read_cells([f"{name}={value}" for name, value in cells.items()]))
+        """Return this spec with cells replaced, as `parse` does: ``spec.override(kernel="depthwise")``."""
+        return _override(self.cells, _read_cells(cells.items()))
 
     def __str__(self) -> str:
-        differing = {row: {n: v for n, v in self.cells.items() if v != _row_cells(row)[n]} for row in ROWS}
-        row = min(differing, key=lambda name: len(differing[name]))
-        return " ".join([row, *(f"{name}={AXES[name].show(value)}" for name, value in differing[row].items())])
+        row = min(ROWS, key=lambda name: _distance(self.cells, _row_cells(name)))
+        cells = _row_cells(row)
+        return " ".join([row, *(f"{n}={AXES[n].show(v)}" for n, v in self.cells.items() if v != cells[n])])
 
     def to_json(self) -> str:
-        """The record as a JSON object of cell texts, with a ``spec_version``."""
+        """Return a JSON object of cell texts, with a ``spec_version``."""
         return json.dumps({"spec_version": SPEC_VERSION, **self.text})
 
     @classmethod
     def from_json(cls, document: str | Mapping[str, object]) -> MixerSpec:
-        """The record of `to_json`. Raises SpecError for another version, missing or unknown fields, bad values."""
+        """Read what `to_json` wrote, as text or as the object that it stands for.
+
+        Raises: SpecError: If it is no JSON object, of another version, or has unknown, missing or invalid cells.
+        """
         try:
             data = json.loads(document) if isinstance(document, str) else document
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SpecError(f"a record must be a JSON object: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"invalid spec: {error}; expected a JSON object") from None
         if not isinstance(data, Mapping):
-            raise SpecError(f"a record must be a JSON object, got {type(data).__name__}")
-        if data.get("spec_version") != SPEC_VERSION:
-            raise SpecError(f"spec_version: {data.get('spec_version')} is not legal; legal: {SPEC_VERSION}")
+            raise SpecError(f"invalid spec: expected a JSON object, got {type(data).__name__}")
+        version = data.get("spec_version")
+        if type(version) is not int or version != SPEC_VERSION:
+            got = version if type(version) is int else type(version).__name__
+            raise SpecError(f"invalid spec_version; expected {SPEC_VERSION}, got {got}")
         if missing := [name for name in CELLS if name not in data]:
-            raise SpecError(f"{missing[0]}: missing; a record has {', '.join(CELLS)}")
-        texts = {name: value for name, value in data.items() if name != "spec_version"}
-        return cls(**_read_cells([f"{name}={value}" for name, value in texts.items()]))
+            raise SpecError(f"invalid spec: {missing[0]} is missing; expected {', '.join(CELLS)}")
+        texts = [(name, value) for name, value in data.items() if name != "spec_version"]
+        return cls(**_read_cells(texts))
 
     # ---- reading ----
 
     def diff(self, other: MixerSpec) -> dict[str, tuple[str, str]]:
-        """Exactly the cells that differ: field -> (text here, text there)."""
+        """Return exactly the cells that differ: field -> (text here, text there)."""
         mine, theirs = self.text, other.text
         return {n: (mine[n], theirs[n]) for n in CELLS if getattr(self, n) != getattr(other, n)}
 
     def at_block(self, index: int) -> MixerSpec:
-        """The record of block `index`, counted inside its stage: an alternating shift is 0 for even blocks and
-        M//2 for odd ones."""
+        """Return the spec of block `index`, counted inside its stage: an alternating shift is 0 in even blocks and
+        M//2 in odd ones."""
         if isinstance(self.support, Window) and self.support.shift == ALTERNATE:
             return replace(self, support=replace(self.support, shift=self.support.M // 2 * (index % 2)))
         return self
 
     def check_resolved(self) -> None:
-        """Raises SpecError while the shift of the record's windows alternates with the block."""
+        """Raises: SpecError: If the shift of the windows depends on the block."""
         if isinstance(self.support, Window):
             _ = self.support.resolved_shift
 
     def explain(self) -> str:
-        """The record in words: its text, each cell, the roles its activation plays, and what was reset."""
+        """Return the spec in words: its text, each cell, the roles of its activation, and what was reset."""
         lines = [str(self), *(f"  {name:<11}{value}" for name, value in self.text.items())]
         lines.append(f"  roles      {', '.join(self.roles) or 'none'}")
         lines += [f"  reset      {reset}" for reset in self.resets]
         return "\n".join(lines)
 
 
-def read_stages(text: str, count: int, bases: Sequence[MixerSpec | None] = ()) -> tuple[MixerSpec, ...]:
-    """One record for all of `count` stages, or one each separated by ``|``: ``"dwnet | dwnet | swin | swin"``.
-    Cells alone change the stage's own base, where `bases` are given.
+# ---- stages ----------------------------------------------------------------------------------------------
 
-    Raises SpecError when the number of records is neither 1 nor `count`.
+
+def read_stages(text: str, count: int, bases: Sequence[MixerSpec | None] = ()) -> tuple[MixerSpec, ...]:
+    """Read one spec for all of `count` stages, or one per stage separated by ``|``: ``"dwnet | dwnet | swin | swin"``.
+    Where `bases` are given, cells alone change the base of their stage.
+
+    Raises: SpecError: If a spec is invalid, or the number of specs is neither 1 nor `count`.
     """
     pairs = zip(_stage_texts(text, count), bases or (None,) * count, strict=True)
     return tuple(MixerSpec.parse(part, base) for part, base in pairs)
 
 
 def read_mlps(text: str, count: int) -> tuple[MixerSpec | None, ...]:
-    """The same for the MLPs, where ``none`` stands for no MLP: ``"ffn"``, ``"none"``, ``"none | ffn"``."""
+    """Read the specs of the MLPs as `read_stages`; ``none`` stands for no MLP: ``"ffn"``, ``"none | ffn"``."""
     return tuple(None if part.strip() == "none" else MixerSpec.parse(part) for part in _stage_texts(text, count))
 
 
 def _stage_texts(text: str, count: int) -> list[str]:
     if not isinstance(text, str):
-        raise SpecError(f"{text!r} is not a record's text; legal: text, such as 'vit activation=relu,count'")
+        raise SpecError(f"invalid spec {text!r}; expected text, such as 'vit activation=relu,count'")
     parts = text.split("|")
     if len(parts) not in (1, count):
-        legal = "1" if count == 1 else f"1 or {count}"
-        raise SpecError(f"{text!r} has {len(parts)} records for {count} stages; legal: {legal}")
+        expected = "1 spec" if count == 1 else f"1 or {count} specs"
+        raise SpecError(f"invalid specs {text!r}; expected {expected} for {count} stages, got {len(parts)}")
     return parts * (count if len(parts) == 1 else 1)
 
 
-# ---- reading cells ---------------------------------------------------------------------------------------
+# ---- cells -----------------------------------------------------------------------------------------------
 
 
 @cache
 def _row_cells(row: str) -> Mapping[str, Any]:
-    return _read_cells([f"{name}={text}" for name, text in ROWS[row].cells.items()])
+    return _read_cells(ROWS[row].cells.items())
 
 
 def _show(cells: Mapping[str, Any]) -> dict[str, str]:
     return {name: AXES[name].show(value) for name, value in cells.items()}
 
 
-def _read_cells(typed: list[str]) -> dict[str, Any]:
-    """``field=value`` words as values. Raises SpecError for unknown, repeated, empty or misspelt cells."""
-    cells: dict[str, Any] = {}
+def _read_words(typed: Sequence[str]) -> dict[str, Any]:
+    """Read ``field=value`` words. Raises: SpecError: If a word is no cell, or as `_read_cells`."""
     for cell in typed:
-        name, equals, value = cell.partition("=")
-        if not equals:
-            raise SpecError(f"{cell!r} is not a cell; cells are written field=value, fields: {', '.join(CELLS)}")
+        if "=" not in cell:
+            raise SpecError(f"invalid cell {cell!r}; expected FIELD=VALUE, with a field of {', '.join(CELLS)}")
+    return _read_cells((name, value) for name, _, value in (cell.partition("=") for cell in typed))
+
+
+def _read_cells(texts: Iterable[tuple[str, object]]) -> dict[str, Any]:
+    """Read the texts of cells by field. Raises: SpecError: If one is unknown, repeated, empty, too long, no text or
+    invalid."""
+    cells: dict[str, Any] = {}
+    for name, text in texts:
         if name not in AXES:
-            raise SpecError(f"unknown field {name!r}{suggest(name, CELLS)}; legal: {', '.join(CELLS)}")
+            raise SpecError(f"unknown field {name!r}{suggest(str(name), CELLS)}; expected one of {', '.join(CELLS)}")
         if name in cells:
-            raise SpecError(f"{name}: typed twice; a cell may be typed once")
+            raise SpecError(f"invalid {name}={text}: {name} is typed twice; expected each field once")
+        if not isinstance(text, str):
+            raise SpecError(f"invalid {name}; expected text, got {type(text).__name__}")
+        value = "".join(text.split())
         if not value:
-            raise SpecError(f"{name}: empty value; legal: {AXES[name].legal}")
+            raise SpecError(f"invalid {name}: empty value; expected {AXES[name].expected}")
         if len(value) > LONGEST_VALUE:
-            raise SpecError(f"{name}: a value of {len(value)} characters is not legal; legal: {AXES[name].legal}")
-        cells[name] = AXES[name].read("".join(value.split()))
+            raise SpecError(f"invalid {name}: a value of {len(value)} characters; expected {AXES[name].expected}")
+        cells[name] = AXES[name].read(value)
     return cells
 
 
 def _override(inherited: Mapping[str, Any], typed: Mapping[str, Any]) -> MixerSpec:
-    """`inherited` with `typed` cells on top; the smallest set of inherited cells that makes it legal is reset."""
-    cells = {**inherited, **typed}
-    open_cells = [name for name in RESETTABLE if name not in typed]
-    candidates = list(_candidates(cells, open_cells))
-    for subset, candidate in candidates:
-        if not any(_violations(candidate)):
-            old, new = _show(cells), _show(candidate)
-            return MixerSpec(**candidate, resets=tuple(Reset(n, old[n], new[n]) for n in subset if old[n] != new[n]))
-    best = min((candidate for _, candidate in candidates), key=lambda c: len(list(_violations(c))))
-    raise SpecError(_explain_violation(best, next(_violations(best)), open_cells))
+    """`inherited` cells with `typed` cells on top, and those inherited ones reset that no longer apply."""
+    before = {**inherited, **typed}
+    cells = with_resets(before, typed)
+    old, new = _show(before), _show(cells)
+    resets = tuple(Reset(name, old[name], new[name]) for name in RESETTABLE if old[name] != new[name])
+    return MixerSpec(**cells, resets=resets)
 
 
-def _candidates(cells: Mapping[str, Any], names: list[str]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """The cells with every subset of `names` reset, smallest subsets first."""
-    for size in range(len(names) + 1):
-        for subset in combinations(names, size):
-            yield subset, _reset(cells, subset)
+def _distance(cells: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[int, int, int]:
+    """How far cells are from a row: the number of cells that differ, of those that differ in their word, and of
+    arguments that differ in the others. So ``support=window(4, alternate)`` is nearer to ``swin`` than to ``vit``."""
+    pairs = [(value, row[name]) for name, value in cells.items() if value != row[name]]
+    arguments = sum(_differing_arguments(a, b) for a, b in pairs)
+    return len(pairs), sum(_word(a) != _word(b) for a, b in pairs), arguments
 
 
-def _reset(cells: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    two_step = isinstance(cells["kernel"], TwoStep)
-    neutral = {
-        "position": "none",
-        "activation": read_pipeline("identity,count") if two_step else (),
-        "mix": Stack() if two_step else Mean(),
-        "support": All(),
-    }
-    return {**cells, **{name: neutral[name] for name in names}}
+def _word(value: object) -> object:
+    """What a cell is, apart from its arguments: a value's word, the names of activation steps, a plain word. All
+    sizes, and both values of bias, are of one word."""
+    match value:
+        case Value(word=word):
+            return word
+        case tuple():
+            return tuple(step.name for step in value)
+        case str():
+            return value
+        case _:
+            return type(value)
 
 
-# ---- legality --------------------------------------------------------------------------------------------
-
-Violation = tuple[str, str]
-"""The dependent field, and the reason why its value cannot stand beside the others."""
-
-
-def _violations(cells: Mapping[str, Any]) -> Iterator[Violation]:
-    """Every rule of legality that the cells break, as (dependent field, reason)."""
-    bank, support, mix, kernel = cells["bank"], cells["support"], cells["mix"], cells["kernel"]
-    size, activation, position = cells["size"], cells["activation"], cells["position"]
-    dynamic, two_step = isinstance(bank, Dynamic), isinstance(kernel, TwoStep)
-
-    if isinstance(kernel, Full) and not isinstance(bank, Static):
-        yield "kernel", f"full needs bank static, not {bank}: generating full kernels would take C*C*C weights"
-    if isinstance(bank, Box) and kernel != Grouped(1):
-        yield "kernel", "bank box is one weight shared by all channels: grouped(1)"
-    if two_step and isinstance(bank, Static) and bank.single:
-        yield "bank", "kernel two_step makes one channel per kernel: K must be > 1"
-    if isinstance(bank, Box) and size < 3:
-        yield "size", "bank box is the mean of the taps minus the centre: at size 1 it is zero"
-
-    if two_step and not isinstance(mix, (Stack, Project)):
-        yield "mix", f"kernel two_step stacks kernels as channels between its steps, {mix} leaves a single kernel"
-    if not two_step and isinstance(mix, (Stack, Project)):
-        yield "mix", f"kernel {kernel} applies one kernel at a position, {mix} leaves several"
-    if not dynamic and isinstance(mix, (Pool, Project)):
-        yield "mix", f"{mix} works on kernels generated at positions: it needs bank dynamic, not {bank}"
-    if isinstance(mix, Predict) and not isinstance(bank, Static):
-        yield "mix", f"predict mixes a bank of learned kernels: it needs bank static, not {bank}"
-    if isinstance(bank, Static) and not two_step and not isinstance(mix, Mean if bank.single else Predict):
-        yield "mix", f"bank {bank} with kernel {kernel}: one kernel is used as it is (mean), several need predict"
-
-    if two_step != bool(activation):
-        reason = "acts between the two steps of kernel two_step"
-        yield "activation", f"an activation {reason}" + ("; write identity for none" if two_step else f", not {kernel}")
-    if sum(step.name == "batchnorm" for step in activation) > 1:
-        yield "activation", "at most one batchnorm step: it owns activation_norm"
-
-    if not isinstance(support, All):
-        if not dynamic:
-            yield "support", f"the kernels of bank {bank} belong to no position: every position sees all"
-        elif bank.stride > 1:
-            yield "support", f"stride={bank.stride} generates on the pooled grid, which only support all reads"
-        if isinstance(mix, Project):
-            yield "support", f"{mix} mixes the kernels of all positions"
-        if isinstance(support, Own) and two_step:
-            yield "support", "self needs a one-step kernel: two steps over one kernel have nothing to select"
-        if isinstance(support, Window) and support.pad != "masked" and (size > 1 or cells["frame"] == "bn_relu"):
-            yield "support", f"pad={support.pad} is the padding of published size-1 checkpoints without BatchNorm"
-
-    if position == "relative":
-        if not dynamic:
-            yield "position", f"the kernels of bank {bank} have no position"
-        elif not (two_step and isinstance(mix, Stack)) and not (
-            isinstance(kernel, Depthwise) and isinstance(mix, Mean)
-        ):
-            yield "position", "relative needs two_step with stack, or depthwise with mean"
-        elif bank.stride > 1:
-            yield "position", f"stride={bank.stride} generates on the pooled grid, which has no offsets to positions"
-
-
-def _explain_violation(cells: Mapping[str, Any], violation: Violation, open_cells: list[str] | None = None) -> str:
-    """One line: the dependent field, its value, why it cannot stand, and the values that can (after resets)."""
-    name, reason = violation
-    others = [field for field in open_cells or [] if field != name]
-    legal = [
-        AXES[name].show(value)
-        for value in AXES[name].examples
-        if any(not any(_violations(c)) for _, c in _candidates({**cells, name: value}, others))
-    ]
-    if name == "activation" and legal != ["none"]:
-        legal = ["identity,count", "softmax and other steps"]
-    listed = ", ".join(legal) or f"no {name} beside the other cells"
-    return f"{name}={AXES[name].show(cells[name])} is not legal here: {reason}; legal: {listed}"
+def _differing_arguments(a: object, b: object) -> int:
+    """The arguments that differ between values of one word; those that only one leaves at the default count twice."""
+    if not isinstance(a, Value) or type(a) is not type(b):
+        return 0
+    pairs = [(getattr(a, f.name), getattr(b, f.name), f.default) for f in fields(a)]
+    return sum(1 + (default in (x, y)) for x, y, default in pairs if x != y)

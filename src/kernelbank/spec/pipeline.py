@@ -17,9 +17,14 @@ ROLES: tuple[Role, ...] = ("normalisation", "communication", "non-linearity")
 
 @dataclass(frozen=True)
 class StepKind:
-    """An activation step as data: its equation (a over the n visible kernels), its roles in the sense of the
-    paper's section 5.2, whether it normalises over an axis (then ``@positions`` is legal), and its multiplies a
-    score (a division counts as one, sums, maxima and the exponential as none)."""
+    """An activation step as data.
+
+    Args:
+        equation: What the step makes of the scores a over the n visible kernels.
+        roles: Its roles in the sense of the paper's section 5.2.
+        normaliser: Whether it normalises over an axis, so that ``@positions`` is allowed.
+        multiplies: Multiplications per score; a division counts as one, sums, maxima and the exponential as none.
+    """
 
     equation: str
     roles: tuple[Role, ...] = ()
@@ -35,7 +40,7 @@ def _normaliser(equation: str, multiplies: int, *roles: Role) -> StepKind:
     return StepKind(equation, roles, True, multiplies)
 
 
-# The functions stand in ops/activation.py under the same names; a test holds the two tables together.
+# ops/activation.py has the function of each step under the same name; a test compares the two tables.
 STEPS: dict[str, StepKind] = {
     "identity": StepKind("a"),
     "relu": _pointwise("max(a, 0)"),
@@ -55,14 +60,17 @@ STEPS: dict[str, StepKind] = {
     "rmsnorm": _normaliser("a / sqrt(mean a^2 + eps)", 2, "normalisation", "communication"),
     "center": _normaliser("a - mean a", 0, "communication"),
     "layernorm": _normaliser("(a - mean a) / sqrt(var a + eps)", 2, "normalisation", "communication"),
-    "batchnorm": StepKind("g (a - mean_b a) / sqrt(var_b a + eps) + b, a head", ("normalisation",), multiplies=1),
+    "batchnorm": StepKind("g (a - mean_b a) / sqrt(var_b a + eps) + b, per head", ("normalisation",), multiplies=1),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a pipeline. `axis` says what a normaliser runs over: the kernels a position sees, or the
-    positions that see a kernel (``@positions``). Only ``scale`` takes an argument."""
+    """One step of a pipeline. `axis` is what a normaliser runs over: the kernels that a position sees, or the
+    positions that see a kernel (``@positions``). Only ``scale`` takes an argument.
+
+    Raises: SpecError: If the step is unknown, or its argument or axis is invalid.
+    """
 
     name: str
     argument: float | None = None
@@ -70,20 +78,20 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.name not in STEPS:
-            raise SpecError(f"activation: unknown step {self.name!r}{suggest(self.name, [*STEPS, 'softmax'])}; "
-                            f"legal: {', '.join(STEPS)}, softmax")  # fmt: skip
+            raise SpecError(f"invalid activation: unknown step {self.name!r}{suggest(self.name, [*STEPS, 'softmax'])}; "
+                            f"expected one of {', '.join(STEPS)}, softmax")  # fmt: skip
         if self.name == "scale":
             value = self.argument
             if not finite(value) or not value:
-                raise SpecError(f"activation: scale({value}) is not legal; legal: scale(x), x finite and non-zero")
+                raise SpecError(f"invalid activation=scale({value}); expected scale(x), x finite and non-zero")
             object.__setattr__(self, "argument", float(value))
         elif self.argument is not None:
-            raise SpecError(f"activation: {self.name} takes no argument, got {self.argument}; only scale does")
+            raise SpecError(f"invalid activation={self.name}({self.argument}); expected no argument")
         if self.axis not in ("kernels", "positions"):
-            raise SpecError(f"activation: @{self.axis} is not legal; legal: @positions, on a normaliser")
+            raise SpecError(f"invalid activation={self.name}@{self.axis}; expected @positions or nothing")
         if self.axis == "positions" and not STEPS[self.name].normaliser:
-            legal = ", ".join(name for name, kind in STEPS.items() if kind.normaliser)
-            raise SpecError(f"activation: {self.name}@positions is not legal; @positions goes on {legal}")
+            normalisers = ", ".join(name for name, kind in STEPS.items() if kind.normaliser)
+            raise SpecError(f"invalid activation={self.name}@positions; expected @positions on one of {normalisers}")
 
     @property
     def roles(self) -> frozenset[Role]:
@@ -101,16 +109,16 @@ EXP, L1 = Step("exp"), Step("l1")
 
 
 def softmax(tau: float | None = None, axis: Literal["kernels", "positions"] = "kernels") -> Pipeline:
-    """softmax(a / tau) = scale(1/tau), exp, l1. Raises SpecError unless tau is finite and > 0."""
+    """Return softmax(a / tau) as the steps scale(1/tau), exp, l1. Raises: SpecError: If tau is not finite and > 0."""
     if tau is None:
         return (EXP, Step("l1", axis=axis))
     if not (finite(tau) and tau > 0 and finite(1 / tau)):
-        raise SpecError(f"activation: softmax({tau}) is not legal; legal: softmax(tau), tau finite and > 0")
+        raise SpecError(f"invalid activation=softmax({tau}); expected softmax(tau), tau finite and > 0")
     return (Step("scale", 1 / tau), EXP, Step("l1", axis=axis))
 
 
 def roles(pipeline: Pipeline) -> tuple[Role, ...]:
-    """The roles a pipeline plays, in the paper's order."""
+    """Return the roles of a pipeline, in the paper's order."""
     played = frozenset[Role]().union(*(step.roles for step in pipeline))
     return tuple(role for role in ROLES if role in played)
 
@@ -118,41 +126,40 @@ def roles(pipeline: Pipeline) -> tuple[Role, ...]:
 def _read_step(text: str) -> Pipeline:
     head, at, axis = text.partition("@")
     if at and axis != "positions":
-        raise SpecError(f"activation: @{axis} is not legal; legal: @positions, on a normaliser")
+        raise SpecError(f"invalid activation={text}: unknown axis @{axis}; expected @positions, on a normaliser")
     word, inside = split_call("activation", head)
     if not word:
-        raise SpecError(f"activation: {text} is not legal; a step starts with its name")
+        raise SpecError(f"invalid activation={text}; expected a step that starts with its name")
     values = [] if inside is None else split(inside, ",")
     if len(values) > 1 or "" in values:
-        raise SpecError(f"activation: {text} is not legal; a step takes at most one argument, and not an empty one")
+        raise SpecError(f"invalid activation={text}; expected at most one argument, which is not empty")
     try:
         value = read_number(values[0]) if values else None
     except ValueError:
-        raise SpecError(f"activation: {text} is not legal; its argument must be a number") from None
+        raise SpecError(f"invalid activation={text}; expected a number as its argument") from None
     over: Literal["kernels", "positions"] = "positions" if at else "kernels"
     return softmax(value, over) if word == "softmax" else (Step(word, value, over),)
 
 
 def read_pipeline(text: str) -> Pipeline:
-    """Comma-separated steps; ``none`` is the empty pipeline. Raises SpecError."""
+    """Read comma-separated steps; ``none`` is the empty pipeline. Raises: SpecError: If the text is invalid."""
     if text == "none":
         return ()
     steps = split(text, ",")
     if "" in steps:
-        raise SpecError(f"activation: empty step in {text!r}; steps are separated by single commas")
+        raise SpecError(f"invalid activation={text}: empty step; expected steps separated by single commas")
     return tuple(step for part in steps for step in _read_step(part))
 
 
 def show_pipeline(pipeline: Pipeline) -> str:
-    """The shortest text that reads back to the same steps: exp,l1 is written softmax."""
+    """Return the shortest text that reads back to the same steps: exp,l1 is written softmax."""
     return ",".join(_show_steps(pipeline)) or "none"
 
 
 def _show_steps(steps: Pipeline) -> Iterator[str]:
     while steps:
         for tau, rest in _softmax_readings(steps):
-            written = softmax(tau, steps[rest - 1].axis)
-            if written == steps[:rest]:
+            if softmax(tau, steps[rest - 1].axis) == steps[:rest]:
                 at = "@positions" if steps[rest - 1].axis == "positions" else ""
                 yield "softmax" + ("" if tau is None else f"({number(tau)})") + at
                 break
@@ -163,7 +170,7 @@ def _show_steps(steps: Pipeline) -> Iterator[str]:
 
 
 def _softmax_readings(steps: Pipeline) -> Iterator[tuple[float | None, int]]:
-    """The ways the first steps could be a softmax: its tau, and how many steps it would take."""
+    """The ways in which the first steps may be a softmax: its tau, and the number of steps it covers."""
     if len(steps) >= 2 and steps[0] == EXP and steps[1].name == "l1":
         yield None, 2
     if len(steps) >= 3 and (x := steps[0].argument) and x > 0 and steps[1] == EXP and steps[2].name == "l1":

@@ -1,7 +1,7 @@
 """The support axis: which kernels a position sees, and how many. Imports no torch.
 
-On the grid every support is the product of its two axes, so that one function of one axis, `seen`, is what the
-operator's visibility, the cost, the text and the figure are all made of (design 1.3).
+On the grid every support is the product of its two axes. The operator's visibility, the cost, the text and the figure
+are therefore all built on one function of one axis, `seen`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from kernelbank.spec import All, Neighborhood, Own, Support, Window
+from kernelbank.spec.axes import All, Neighborhood, Own, Window
 from kernelbank.spec.inventory import Grid
+from kernelbank.spec.mixer_spec import Support
 
 
 def seen(support: Support, length: int) -> tuple[range, ...]:
-    """The coordinates that each coordinate of an axis sees. Raises SpecError for an alternating shift.
+    """Return the coordinates that each coordinate of an axis sees.
 
-    A window's regions are floor((y - shift)/M), M = min(M, length), shift 0 where length <= M. With ``pad=timm``
-    the axis is rolled and padded already, and its last window is cut at length - shift, as timm cuts it.
+    A window's regions are floor((y - shift)/M), with M = min(M, length) and shift 0 where length <= M. With
+    ``pad=timm`` the axis has been rolled and padded before, and its last window is cut at length - shift, as in timm.
+
+    Raises: SpecError: If the shift of the windows depends on the block.
     """
     match support:
         case All():
@@ -44,8 +47,8 @@ def sees(support: Support, grid: Grid, query: Grid, key: Grid) -> bool:
 
 
 def visible_pairs(support: Support, grid: Grid, prefix: int = 0, stride: int = 1) -> int:
-    """sum_i n_i over all positions and prefix tokens. Prefix tokens see all and are seen by all, except under
-    `self`; with a stride the kernels are the cells of the pooled grid."""
+    """Return the sum of n_i, the kernels seen, over all positions and prefix tokens. Prefix tokens see all and are
+    seen by all, except with support `self`; with a stride the kernels are the cells of the pooled grid."""
     positions = math.prod(grid)
     if isinstance(support, Own):
         return positions + prefix
@@ -57,14 +60,14 @@ def visible_pairs(support: Support, grid: Grid, prefix: int = 0, stride: int = 1
 
 
 def visible_range(support: Support, grid: Grid, prefix: int = 0) -> tuple[int, int]:
-    """The fewest and the most kernels that a grid position sees."""
+    """Return the fewest and the most kernels that a grid position sees."""
     sizes = [[len(region) for region in _counted(support, length)] for length in grid]
     prefix = 0 if isinstance(support, Own) else prefix
     return prefix + math.prod(map(min, sizes)), prefix + math.prod(map(max, sizes))
 
 
 def selections(support: Support, grid: Grid, prefix: int = 0) -> int:
-    """How many different sets V_i there are: the kernels that `mean` and `pool` make of one image."""
+    """Return the number of different sets V_i, which is the number of kernels that `mean` and `pool` form per image."""
     on_grid = math.prod(len(set(_counted(support, length))) for length in grid)
     if isinstance(support, Own):
         return on_grid + prefix
@@ -72,5 +75,5 @@ def selections(support: Support, grid: Grid, prefix: int = 0) -> int:
 
 
 def _counted(support: Support, length: int) -> tuple[range, ...]:
-    """What is counted and drawn: the definition, whatever padding a published checkpoint has."""
+    """`seen` by the definition, without the padding of a published checkpoint: what is counted and drawn."""
     return seen(replace(support, pad="masked") if isinstance(support, Window) else support, length)

@@ -1,4 +1,4 @@
-"""The small grammar under every spec's text: words, calls with arguments, numbers. Imports no torch."""
+"""The grammar of a spec's text: words, calls with arguments, numbers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernelbank.errors import SpecError
 
 
 def number(value: float) -> str:
-    """The shortest text that reads back to the same float: ``1`` for 1.0, else its repr."""
+    """Return the shortest text that reads back to the same float: ``1`` for 1.0, else its repr."""
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(float(value))
 
 
@@ -22,14 +22,14 @@ def finite(value: object) -> TypeGuard[float]:
 
 
 def read_number(text: str) -> float:
-    """A number in plain ASCII without underscores. Raises ValueError."""
+    """Read a number in plain ASCII without underscores. Raises: ValueError: If it is anything else."""
     if "_" in text or not text.isascii():
         raise ValueError(text)
     return float(text)
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split at `separator` outside parentheses. Raises SpecError on unbalanced parentheses."""
+    """Split at `separator` outside parentheses. Raises: SpecError: If parentheses are unbalanced."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")
@@ -40,21 +40,22 @@ def split(text: str, separator: str) -> list[str]:
         else:
             parts[-1] += character
     if depth:
-        raise SpecError(f"unbalanced parentheses in {text!r}")
+        raise SpecError(f"invalid text {text!r}; expected balanced parentheses")
     return parts
 
 
 def words(text: str) -> list[str]:
-    """The words of a record's text: white space separates them outside parentheses and is dropped inside."""
+    """Return the words of a spec's text; white space separates them outside parentheses and is dropped inside."""
     cleaned = "".join(" " if c.isspace() else c for c in text)
     return ["".join(part.split()) for part in split(cleaned, " ") if part.strip()]
 
 
 def split_call(axis: str, text: str) -> tuple[str, str | None]:
-    """``word(inside)`` as (word, inside); inside is None without parentheses."""
+    """Return ``word(inside)`` as (word, inside); inside is None without parentheses. Raises: SpecError: If text follows
+    the closing parenthesis."""
     word, opened, rest = text.partition("(")
     if not opened:
         return word, None
     if not rest.endswith(")"):
-        raise SpecError(f"{axis}: {text} is not legal; nothing may follow the closing parenthesis")
+        raise SpecError(f"invalid {axis}={text}; expected nothing after the closing parenthesis")
     return word, rest[:-1]

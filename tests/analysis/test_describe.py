@@ -6,8 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
+from kernelbank.analysis.describe import describe, diagram, generator, render
 from kernelbank.analysis.equation import definitions, equation
-from kernelbank.analysis.explain import describe, diagram, generator, render
 from kernelbank.atlas import ROWS
 from kernelbank.spec import Grouped, MixerSpec, Static
 from kernelbank.spec.inventory import inventory, resolve
@@ -56,7 +56,7 @@ def test_definitions_follow_the_cells() -> None:
 def test_describe_is_json_and_renders(row: str, prefix: int) -> None:
     described = describe(row, 64, 4, (9, 8), prefix)
     assert json.loads(json.dumps(described, allow_nan=False)) == described
-    assert described["record"] == row and described["row"]["cite"] == ROWS[row].cite
+    assert described["spec"] == row and described["row"]["cite"] == ROWS[row].cite
     assert (described["cost_odd_block"] is None) == ("alternate" not in ROWS[row].support)
     out = io.StringIO()
     render(described, Console(file=out, width=200))
@@ -67,19 +67,19 @@ def test_describe_is_json_and_renders(row: str, prefix: int) -> None:
         assert tensor.name in shown
 
 
-def test_describe_lists_resets_and_the_record_it_found() -> None:
+def test_describe_lists_resets_and_the_resulting_spec() -> None:
     described = describe("vit kernel=depthwise", 64, 4, (4, 4))
     assert described["resets"] == [
         {"field": "activation", "old": "softmax", "new": "none"},
         {"field": "mix", "old": "stack", "new": "mean"},
     ]
-    assert described["record"] == "dwsa position=none" and described["row"]["name"] == "vit"
+    assert described["spec"] == "dwsa position=none" and described["row"]["name"] == "vit"
     out = io.StringIO()
     render(described, Console(file=out, width=120))
     assert "activation: softmax → none" in out.getvalue()
 
 
-def test_describe_takes_a_record_without_a_row() -> None:
+def test_describe_takes_a_spec_without_a_row() -> None:
     assert describe(MixerSpec.parse("vit"), 64, 4, (4, 4))["row"] is None
 
 
@@ -93,7 +93,8 @@ def test_diagram_is_a_chain(row: str) -> None:
 
 def test_diagram_shapes_and_bank() -> None:
     picture = diagram(MixerSpec.parse("swin"), 384, 6, (14, 14), 0)
-    for expected in ("196 × 384", "6 × 196 × 49", "64 → 1, 1 × 1 a kernel", "196 kernels, one a position", "sees 49"):
+    for expected in ("196 × 384", "6 × 196 × 49", "64 → 1 per kernel, 1 × 1", "sees 49",
+                     "196 kernels, one per position", "6 × 49 scores per position"):  # fmt: skip
         assert expected in picture
     assert picture.count("dynamic conv") == 2 and picture.count("static conv q") == 1
 

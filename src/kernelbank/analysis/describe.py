@@ -1,4 +1,4 @@
-"""One record in full, without torch: its cells, equation, picture, parameters, generator and cost."""
+"""One spec in full: its cells, equation, diagram, parameters, weight generator and cost. No torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SIZES = "C_in = C_out = C"
 
 @dataclass(frozen=True)
 class Generator:
-    """The paper's argument of section 4.3: the weights of the generator this record has (biases aside), beside
-    those of a generator that would emit the whole kernel. Formulas are sums of products of the symbols."""
+    """The paper's argument of section 4.3: the weights of a spec's generator (without biases), beside those of a
+    generator that would emit the whole kernel. Formulas are sums of products of the symbols."""
 
     formula: str
     params: int
@@ -39,20 +39,20 @@ class Generator:
 
     @property
     def ratio(self) -> float:
-        """How many times larger the avoided generator is."""
+        """How many times larger the generator of the whole kernel is."""
         return self.whole_params / self.params
 
 
 def generator(spec: MixerSpec, dim: int, num_heads: int) -> Generator | None:
-    """The weight generator (or coefficient predictor) of a record; None where nothing depends on the image.
+    """Return the weight generator (or coefficient predictor) of a spec, or None where nothing depends on the image.
 
     H x W in the paper's C*H*W*C_in*C_out is the size of the kernel: k*k here.
     """
-    made = _made(spec, dim, num_heads)
-    if made is None:
+    weights_of_spec = _generated(spec, dim, num_heads)
+    if weights_of_spec is None:
         return None
     area, taps = spec.size**2, "" if spec.size == 1 else f"·{spec.size}·{spec.size}"
-    formula, params = made
+    formula, params = weights_of_spec
     if isinstance(spec.mix, Predict) and not isinstance(spec.kernel, Full):
         weights, kind = _one_weight_each(spec, dim, num_heads)
         return Generator(formula, params, "the mixed kernel", f"C{taps}·{kind}", dim * area * weights)
@@ -61,8 +61,8 @@ def generator(spec: MixerSpec, dim: int, num_heads: int) -> Generator | None:
     return Generator(formula, params, "a full kernel", f"C{taps}·C_in·C_out{split}", dim * area * dim * dim // groups)
 
 
-def _made(spec: MixerSpec, dim: int, num_heads: int) -> tuple[str, int] | None:
-    """The formula and the number of weights of what is generated from the image."""
+def _generated(spec: MixerSpec, dim: int, num_heads: int) -> tuple[str, int] | None:
+    """The formula and the number of weights of the layers that generate from the image."""
     match spec.bank, spec.mix:
         case Dynamic(r=r), _:
             weights, kind = _one_weight_each(spec, dim, num_heads)
@@ -81,31 +81,34 @@ def _made(spec: MixerSpec, dim: int, num_heads: int) -> tuple[str, int] | None:
 
 
 def _one_weight_each(spec: MixerSpec, dim: int, num_heads: int) -> tuple[int, str]:
-    """The weights a tap of a kernel that is not full, and their sign."""
+    """The weights per tap of a kernel that is not full, and their symbol."""
     match spec.kernel:
         case TwoStep():
             return dim, "C_in"
-        case Grouped(G=wanted):
-            return resolve(wanted, dim, num_heads), "G"
+        case Grouped(G=groups):
+            return resolve(groups, dim, num_heads), "G"
         case Depthwise():
             return dim, "C"
         case _:
             return dim, "C_in"
 
 
-# ---- the whole record ------------------------------------------------------------------------------------
+# ---- the whole spec --------------------------------------------------------------------------------------
 
 
 def describe(text: str | MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0) -> dict[str, Any]:
-    """Everything about one record at a size, as JSON-able values. Where an alternating window resolves by block,
-    `cost` is an even block's and `cost_odd_block` an odd one's. Raises SpecError."""
+    """Return everything about one spec at a size, as values that JSON can hold. If the windows alternate, `cost` is
+    that of an even block and `cost_odd_block` that of an odd one.
+
+    Raises: SpecError: If the spec is invalid or does not fit the size.
+    """
     spec = text if isinstance(text, MixerSpec) else MixerSpec.parse(text)
     host = Host(spec.at_block(0), dim, num_heads, grid, prefix)
     tensors = inventory(spec, dim, num_heads, grid, prefix)
     even, odd = (cost(spec.at_block(block), dim, num_heads, grid, prefix) for block in (0, 1))
-    made = generator(spec, dim, num_heads)
+    generated = generator(spec, dim, num_heads)
     return {
-        "record": str(spec),
+        "spec": str(spec),
         "row": _row(words(text)[0]) if isinstance(text, str) else None,
         "host": {"dim": dim, "num_heads": num_heads, "grid": list(grid), "prefix": prefix},
         "cells": spec.text,
@@ -119,7 +122,7 @@ def describe(text: str | MixerSpec, dim: int, num_heads: int, grid: Grid, prefix
             {"name": t.name, "shape": list(t.shape), "numel": t.numel, "init": t.init, "buffer": t.buffer}
             for t in tensors
         ],
-        "generator": None if made is None else {**asdict(made), "ratio": made.ratio},
+        "generator": None if generated is None else {**asdict(generated), "ratio": generated.ratio},
         "cost": asdict(even),
         "cost_odd_block": None if odd == even else asdict(odd),
     }
@@ -131,10 +134,10 @@ def _row(name: str) -> dict[str, Any]:
     return {"name": name, "title": row.title, "cite": row.cite, "note": row.note, "published": published}
 
 
-def render(described: Mapping[str, Any], console: Console) -> None:
-    """Prints what `describe` returned."""
+def render(description: Mapping[str, Any], console: Console) -> None:
+    """Print what `describe` returned."""
     for section in (_heading, _cells, _equation, _diagram, _parameters, _generator, _cost):
-        console.print(section(described))
+        console.print(section(description))
 
 
 def _plain(text: str) -> Text:
@@ -152,18 +155,18 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _heading(described: Mapping[str, Any]) -> Group:
-    row, host = described["row"], described["host"]
+def _heading(description: Mapping[str, Any]) -> Group:
+    row, host = description["row"], description["host"]
     lines: list[RenderableType] = []
     if row:
-        based = "" if described["record"] == row["name"] else f"from row {row['name']}: "
+        based = "" if description["spec"] == row["name"] else f"from row {row['name']}: "
         lines.append(_plain(f"{based}{row['title']}"))
         lines.append(_plain(row["cite"]))
         lines += [_plain(f"note: {row['note']}")] if row["note"] else []
         lines += [_published(row)] if row["published"] else []
     grid = shape_text(tuple(host["grid"]))
     lines.append(_plain(f"at C = {host['dim']}, {host['num_heads']} heads, a {grid} grid, prefix {host['prefix']}"))
-    return _titled(described["record"], *lines)
+    return _titled(description["spec"], *lines)
 
 
 def _published(row: Mapping[str, Any]) -> Table:
@@ -176,50 +179,50 @@ def _published(row: Mapping[str, Any]) -> Table:
     return table
 
 
-def _cells(described: Mapping[str, Any]) -> Group:
+def _cells(description: Mapping[str, Any]) -> Group:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for name, value in described["cells"].items():
+    for name, value in description["cells"].items():
         table.add_row(name, value)
-    table.add_row("roles", ", ".join(described["roles"]) or "none")
-    for reset in described["resets"]:
+    table.add_row("roles", ", ".join(description["roles"]) or "none")
+    for reset in description["resets"]:
         table.add_row("reset", f"{reset['field']}: {reset['old']} → {reset['new']}")
     return _titled("cells", table)
 
 
-def _equation(described: Mapping[str, Any]) -> Group:
-    where = (Padding(_plain(line), (0, 0, 0, 2), expand=False) for line in described["where"])
-    return _titled("equation", Text(described["equation"], style="bold", overflow="fold"), *where)
+def _equation(description: Mapping[str, Any]) -> Group:
+    where = (Padding(_plain(line), (0, 0, 0, 2), expand=False) for line in description["where"])
+    return _titled("equation", Text(description["equation"], style="bold", overflow="fold"), *where)
 
 
-def _diagram(described: Mapping[str, Any]) -> Group:
-    return _titled("chain", Text(described["diagram"], no_wrap=True, overflow="ignore"))
+def _diagram(description: Mapping[str, Any]) -> Group:
+    return _titled("chain", Text(description["diagram"], no_wrap=True, overflow="ignore"))
 
 
-def _parameters(described: Mapping[str, Any]) -> Group:
-    if not described["parameters"]:
+def _parameters(description: Mapping[str, Any]) -> Group:
+    if not description["parameters"]:
         return _titled("parameters", _plain("none"))
     table = _table("name", "shape", "numbers", "init", right=("numbers",))
-    for tensor in described["parameters"]:
+    for tensor in description["parameters"]:
         init = tensor["init"] + (", a buffer" if tensor["buffer"] else "")
         table.add_row(tensor["name"], shape_text(tuple(tensor["shape"])), f"{tensor['numel']:,}", init)
     return _titled("parameters", table)
 
 
-def _generator(described: Mapping[str, Any]) -> Group:
-    made = described["generator"]
-    if made is None:
+def _generator(description: Mapping[str, Any]) -> Group:
+    weights = description["generator"]
+    if weights is None:
         return _titled("weight generator", _plain("none: no kernel depends on the image"))
     table = _table("", "formula", "weights", right=("weights",))
-    table.add_row("this record", made["formula"], f"{made['params']:,}")
-    table.add_row(made["whole"], made["whole_formula"], f"{made['whole_params']:,}")
-    fewer = f"{SIZES}; {made['ratio']:,.1f} times fewer weights, biases aside"
+    table.add_row("this spec", weights["formula"], f"{weights['params']:,}")
+    table.add_row(weights["whole"], weights["whole_formula"], f"{weights['whole_params']:,}")
+    fewer = f"{SIZES}; {weights['ratio']:,.1f} times fewer weights, without biases"
     return _titled("weight generator", table, _plain(fewer))
 
 
-def _cost(described: Mapping[str, Any]) -> Group:
-    even, odd = described["cost"], described["cost_odd_block"]
+def _cost(description: Mapping[str, Any]) -> Group:
+    even, odd = description["cost"], description["cost_odd_block"]
     blocks = {"": even} if odd is None else {"even block": even, "odd block": odd}
     counts = {"params": "parameters", "macs": "MACs", "macs_modules": "MACs of modules only",
               "multiplies": "elementwise multiplies", "activations": "activations written"}  # fmt: skip
