@@ -18,8 +18,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # spec names rows, so the rows (plain text) stand below the grammar that reads them.
 LAYERS = [
     {"errors", "text", "schema"}, {"files"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"}, {"records"}, {"ops"}, {"nn"},
-    {"analysis", "data"}, {"models"},
-    {"train", "weights", "testing", "benchmark"}, {"studies"}, {"report"}, {"commands"}, {"cli"},
+    {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"}, {"benchmark"},
+    {"commands"}, {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -259,7 +259,7 @@ def other_labels(path: Path) -> None:
         (no_train, r"wds/.*pets has no train split, only val; legal: wds/FOLDER"),
         (other_classes, r"pets val has 3 classes, the train split 2: 1 unknown \(7\)"),
         (no_info, r"_info\.json does not say splits with filenames \(KeyError"),
-        (other_labels, r"alt_label='label' is not legal; legal: labels in \.cls"),
+        (other_labels, r"invalid alt_label='label'; expected labels in \.cls"),
     ],
 )  # fmt: skip
 def test_shards_that_cannot_be_used_are_one_line(

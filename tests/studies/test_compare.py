@@ -8,20 +8,21 @@ from statistics import stdev
 
 import pytest
 
-from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
+from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, MachineIdentity, RunRecord
 from kernelbank.report.compare import Estimate, difference, estimate, grouped, notes, tabulate
+from kernelbank.zoo import SMALL
 
 BASE = RunRecord(
-    study="train", row="a", skeleton="plain", sizes={"img_size": 8}, mixer="vit", mlp="ffn",
+    study="train", row="a", model=SMALL["plain"],
     recipe={"epochs": 2, "lr": 0.1}, data=DataIdentity("digits", "0" * 64, 10, 5, 5), seed=0,
-    code=CodeIdentity("0", "1", None), machine=Machine("cpu", 2, "2", "3", 1), params=1000, macs=2000, epochs=(),
-    test_loss=None, test_top1=None, failure=None,
+    code=CodeIdentity("0", "1", None), machine=MachineIdentity("cpu", 2, "2", "3", 1), params=1000, macs=2000,
 )  # fmt: skip
 
 
 def run(mixer: str, seed: int, top1: float, **changes: object) -> RunRecord:
     epochs = (EpochResult(2.0, 2.0, top1 - 10, 1.0), EpochResult(1.0, 1.0, top1, 1.0))
-    return replace(BASE, mixer=mixer, seed=seed, epochs=epochs, test_top1=top1 + 1, **changes)  # type: ignore[arg-type]
+    model = replace(BASE.model, mixer=mixer)
+    return replace(BASE, model=model, seed=seed, epochs=epochs, test_top1=top1 + 1, **changes)  # type: ignore[arg-type]
 
 
 def test_runs_that_differ_in_their_seed_are_one_row() -> None:

@@ -28,7 +28,7 @@ from kernelbank.train.engine import Engine
 from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipes import digits_recipe
 
-WORDS = ["study", "softmax", "--skeleton", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
+WORDS = ["study", "softmax", "--models", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
 
 
 def study(folder: Path, *words: str) -> int:
@@ -256,7 +256,7 @@ def test_a_failed_worker_is_told_in_the_command(
 
 
 def some_runs() -> tuple[Run, ...]:
-    return grid(STUDIES["softmax"](), skeletons=("plain", "hierarchical"), rows=("softmax", "relu"), seeds=(0, 1),
+    return grid(STUDIES["softmax"](), models=("plain", "hierarchical"), rows=("softmax", "relu"), seeds=(0, 1),
                 recipe=digits_recipe(2), data=load("digits").identity)  # fmt: skip
 
 

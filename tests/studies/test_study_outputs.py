@@ -12,25 +12,24 @@ import pytest
 from rich.console import Console
 
 from kernelbank.cli import main
-from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, Machine, RunRecord
+from kernelbank.records import CodeIdentity, DataIdentity, EpochResult, MachineIdentity, RunRecord
 from kernelbank.report.study_figure import _spread, draw
 from kernelbank.report.study_table import document, markdown, mean_curve, tabulate
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.progress import _Tally, reporter
 from kernelbank.studies.run import Run
 from kernelbank.studies.runner import EpochDone, Note, RunDone
-from kernelbank.studies.study import canonical
 from kernelbank.train.recipes import digits_recipe
+from kernelbank.zoo import SMALL
 
 STUDY = STUDIES["softmax"]()
 
 
 def record(row: str, seed: int, top1: list[float], test: float | None, failure: str | None = None) -> RunRecord:
     return RunRecord(
-        study="softmax", row=row, skeleton="plain", sizes={},
-        mixer=canonical("plain", STUDY.row(row).mixers["plain"]), mlp="ffn", recipe={"epochs": len(top1)},
+        study="softmax", row=row, model=STUDY.model("plain", STUDY.row(row)), recipe={"epochs": len(top1)},
         data=DataIdentity("digits", "0", 1077, 360, 360), seed=seed, code=CodeIdentity.here(),
-        machine=Machine.here(1), params=58500, macs=940_000,
+        machine=MachineIdentity.here(1), params=58500, macs=940_000,
         epochs=tuple(EpochResult(1.0, 1.0, value, 0.1) for value in top1), test_loss=test, test_top1=test,
         failure=failure,
     )  # fmt: skip
@@ -100,7 +99,7 @@ def test_labels_are_spread_but_not_moved_without_need() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_tells_runs_epochs_and_notes(terminal: bool) -> None:
     out, recipe = io.StringIO(), digits_recipe(3)
-    run = Run("softmax", "relu", "plain", "vit", "ffn", recipe, RECORDS[0].data, 0)
+    run = Run("softmax", "relu", SMALL["plain"], recipe, RECORDS[0].data, 0)
     with reporter(Console(file=out, force_terminal=terminal, width=100), 2, 3) as sink:
         for epoch in RECORDS[4].epochs:
             sink(EpochDone(run, epoch))
@@ -117,7 +116,7 @@ def test_progress_tells_runs_epochs_and_notes(terminal: bool) -> None:
 def test_epochs_from_a_checkpoint_say_nothing_about_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 10.0])
     monkeypatch.setattr("kernelbank.studies.progress.monotonic", lambda: next(now))
-    run, tally = Run("softmax", "relu", "plain", "vit", "ffn", digits_recipe(10), RECORDS[0].data, 0), _Tally(1, 10)
+    run, tally = Run("softmax", "relu", SMALL["plain"], digits_recipe(10), RECORDS[0].data, 0), _Tally(1, 10)
     for _ in range(8):
         tally.count(EpochDone(run, RECORDS[0].epochs[0], restored=True))
     assert tally.left == ""
@@ -127,7 +126,7 @@ def test_epochs_from_a_checkpoint_say_nothing_about_the_time_left(monkeypatch: p
 
 def test_the_position_row_says_what_it_is() -> None:
     what = STUDIES["depthwise"]().row("position").what
-    assert "over the whole grid in both skeletons" in what and "drawn and biased as a convolution" in what
+    assert "over the whole grid in both models" in what and "drawn and biased as a convolution" in what
 
 
 @pytest.mark.parametrize("missing", ["timm", "sklearn", "matplotlib", "torchvision"])
@@ -147,9 +146,9 @@ def test_a_missing_extra_is_one_line(
          "--rows: unknown row 'layernrm' of study softmax; did you mean 'layernorm'?; legal: softmax, identity,"),
         (["softmax", "--rows", "relu", "relu"], "--rows: relu is given twice"),
         (["softmax", "--seeds", "0", "1", "0"], "--seeds: 0 is given twice"),
-        (["softmax", "--seeds", "-1"], "--seeds=-1 is not legal; legal: a whole number >= 0"),
-        (["softmax", "--epochs", "0"], "--epochs=0 is not legal; legal: a whole number >= 1"),
-        (["softmax", "--workers", "0"], "--workers=0 is not legal; legal: a whole number >= 1"),
+        (["softmax", "--seeds", "-1"], "invalid --seeds=-1; expected a whole number >= 0"),
+        (["softmax", "--epochs", "0"], "invalid --epochs=0; expected a whole number >= 1"),
+        (["softmax", "--workers", "0"], "invalid --workers=0; expected a whole number >= 1"),
         (["softmax", "--out", "{file}"], "cannot be written to"),
         (["softmax", "--out", ""], "--out: an empty name is no folder"),
         (["softmax", "--rows"], "--rows is empty"),
@@ -157,7 +156,7 @@ def test_a_missing_extra_is_one_line(
         (["softmax", "--seeds", "a"], "--seeds: invalid value 'a'; expected INT [INT ...]\n"),
         (["softmx"], "softmx"),
         ([], ""),
-        (["softmax", "--skeleton", "flat"], "flat"),
+        (["softmax", "--models", "flat"], "flat"),
         (["softmax", "--data", "cifar"], "cifar"),
         (["softmax", "--epoch", "3"], "--epochs"),
     ],

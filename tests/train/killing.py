@@ -20,7 +20,7 @@ import kernelbank.commands.train
 import kernelbank.report.curves
 import kernelbank.studies.progress
 import kernelbank.studies.runner
-import kernelbank.train.export
+import kernelbank.train.run_weights
 import kernelbank.train.loop
 import kernelbank.train.model
 import kernelbank.train.progress  # noqa: F401

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernelbank.atlas import SKELETONS
 from kernelbank.data.dataset import Dataset, TensorSplit
-from kernelbank.nn.backbone import build
+from kernelbank.nn.build import build_backbone
 from kernelbank.train.recipe import Recipe
+from kernelbank.zoo import SMALL
 
 RECIPE = Recipe(epochs=5, batch_size=16, lr=4e-3, lr_batch=16, weight_decay=0.05, warmup_epochs=1, clip_grad=1.0,
                 label_smoothing=0.1, shift=1)  # fmt: skip
@@ -29,7 +29,9 @@ def tiny_data(train: int = 160, val: int = 37, dtype: torch.dtype = torch.float3
 
 
 def tiny_model(mixer: str = "vit", **arguments: Any) -> nn.Module:
-    skeleton = replace(SKELETONS["plain"], dim=16, num_heads=(2,), depths=(2,))
+    plain = SMALL["plain"]
+    trunk = replace(plain.trunk, embed_dim=16, num_heads=2, depth=2)
+    spec = replace(plain, trunk=trunk, mixer=mixer, num_classes=7)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return build(skeleton, mixer, "ffn", img_size=(8, 8), in_chans=1, num_classes=7, **arguments)
+        return build_backbone(spec, **arguments)

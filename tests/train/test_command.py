@@ -68,7 +68,7 @@ def failing(capsys: Capture, *words: str, code: int = 2) -> str:
 def test_a_run_leaves_its_whole_story(trained: Path) -> None:
     record, config = RunRecord.load(trained / "record.json"), json.loads((trained / "run.json").read_text())
     assert len(record.epochs) == 2 and record.test_top1 is not None and record.failure is None
-    assert record.mixer == "vit_relpos" and record.skeleton == "plain" and record.seed == 0
+    assert record.mixer == "vit_relpos" and record.model.name == "plain" and record.seed == 0
     assert record.recipe["lr"] == 0.004 and record.recipe["epochs"] == 2 and config["recipe"] == record.recipe
     assert record.epochs[0].val_top5 is not None and record.epochs[1].ema_top1 is not None
     events = list(RunFolder(trained).events())
@@ -117,7 +117,7 @@ def test_weights_take_a_new_head_and_another_resolution(folder: Path, tmp_path: 
     told = capsys.readouterr().err
     assert "head.weight: [2, " in told and "[3, " in told and "here: new" in told
     record = RunRecord.load(tmp_path / "second" / "record.json")
-    assert record.sizes["img_size"] == 64 and record.mixer == "vit_relpos"
+    assert record.model.img_size == (64, 64) and record.mixer == "vit_relpos"
 
 
 def test_folders_are_read_split_and_trained(folder: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -182,7 +182,7 @@ def test_the_resolved_recipe_beside_the_paper(capsys: Capture) -> None:
         (["train", *DIGITS, "--lr", "fast"], "--lr"),
         (["train", "plain", "--data", "nowhere"], "'nowhere' is no data set and no path"),
         (["train", *DIGITS, "--mixer", "vit kernel=full"], "invalid kernel=full: "),
-        (["train", *DIGITS, "--model-args", "depth"], "--model-args: 'depth' is not legal; legal: NAME=VALUE"),
+        (["train", *DIGITS, "--model-args", "depth"], "--model-args: invalid 'depth'; expected NAME=VALUE"),
         (["train", *DIGITS, "--model-args", "widht=3"], "plain cannot be built"),
         (["train", *DIGITS, "--batch-size", "5000", "--drop-last"], "batch_size=5000 is not legal for 1077"),
         (["train", *DIGITS, "--micro-batch", "0"], "micro_batch=0 is not legal"),

@@ -14,7 +14,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("killing.py")
 TRAIN = ["train", "plain", "--mixer", "vit_relpos", "--data", "digits", "--recipe", "digits", "--device", "cpu",
          "--drop-path", "0.1", "--ema", "0.95", "--label-smoothing", "0.1", "--shift", "1", "--out", "OUT"]  # fmt: skip
-STUDY = ["study", "softmax", "--skeleton", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "6",
+STUDY = ["study", "softmax", "--models", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "6",
          "--workers", "1", "--out", "OUT"]  # fmt: skip
 
 

@@ -197,7 +197,7 @@ def test_shifted_moves_every_image_by_its_own_offset() -> None:
     ],
 )  # fmt: skip
 def test_a_recipe_names_what_is_not_legal(field: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"recipe: {re.escape(f'{field}={value!r}')} is not legal; legal: "):
+    with pytest.raises(InputError, match=f"recipe: invalid {re.escape(f'{field}={value!r}')}; expected "):
         replace(RECIPE, **{field: value})  # type: ignore[arg-type]
 
 

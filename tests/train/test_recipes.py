@@ -11,7 +11,7 @@ import torch
 from kernelbank.errors import InputError
 from kernelbank.train.optimiser import build_optimiser, build_scheduler
 from kernelbank.train.recipe import Recipe, stated
-from kernelbank.train.recipes import RECIPES, STATED, beside, published
+from kernelbank.train.recipes import RECIPES, STATED, published, with_origins
 
 # What the repositories say, field by field: facebookresearch/deit 7e160fe main.py, microsoft/Swin-Transformer f82860b
 # config.py with swin_tiny's yaml, open-mmlab/mmpretrain ee7f2e8 configs/deit/deit-small_4xb256_in1k.py and its bases.
@@ -70,11 +70,11 @@ def test_the_paper_is_what_it_states_and_deit_for_the_rest() -> None:
     assert replace(paper, lr=deit.lr, lr_batch=deit.lr_batch) == deit and paper.rates == deit.rates
     assert paper.mixup and paper.cutmix and paper.erase and paper.drop_path and paper.repeats > 1 and paper.ema
     assert published("paper_swin").recipe == published("swin").recipe
-    rows = {field: (value, origin) for field, value, origin in beside("paper", paper)}
+    rows = {field: (value, origin) for field, value, origin in with_origins("paper", paper)}
     assert set(STATED) <= set(rows) and rows["lr"] == ("0.001", "learning rate 0.001")
     assert rows["warmup_epochs"] == ("5", "not stated: taken from deit")
     assert rows["clip_grad"] == ("None", "not stated: taken from deit")
-    changed = dict((field, origin) for field, _, origin in beside("paper", replace(paper, batch_size=256)))
+    changed = dict((field, origin) for field, _, origin in with_origins("paper", replace(paper, batch_size=256)))
     assert changed["batch_size"] == "overridden; paper has 1024"
 
 
@@ -82,7 +82,7 @@ def test_the_paper_is_what_it_states_and_deit_for_the_rest() -> None:
 def test_every_recipe_states_where_it_comes_from(name: str) -> None:
     found = published(name)
     assert all((found.source, found.hardware, found.time, found.result)) and RECIPES[name].__doc__
-    assert {field for field, _, _ in beside(name, found.recipe)} >= {field.name for field in fields(Recipe)}
+    assert {field for field, _, _ in with_origins(name, found.recipe)} >= {field.name for field in fields(Recipe)}
 
 
 def test_an_unknown_recipe_is_named() -> None:

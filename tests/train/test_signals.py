@@ -10,14 +10,14 @@ from time import monotonic
 
 import pytest
 
-from kernelbank.train.signals import wish_to_stop
+from kernelbank.train.signals import stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_told_while_a_long_call_computes(number: int) -> None:
     told: list[tuple[str, float]] = []
     before = signal.getsignal(number), signal.set_wakeup_fd(-1)
-    with wish_to_stop(lambda line: told.append((line, monotonic()))) as wish:
+    with stop_on_signal(lambda line: told.append((line, monotonic()))) as wish:
         Timer(0.1, os.kill, (os.getpid(), number)).start()
         hashlib.pbkdf2_hmac("sha512", b"", b"", 1_000_000)  # no handler of Python's runs before it returns
         done = monotonic()
@@ -29,6 +29,6 @@ def test_a_signal_is_told_while_a_long_call_computes(number: int) -> None:
 
 def test_nothing_is_told_where_nothing_comes() -> None:
     told: list[str] = []
-    with wish_to_stop(told.append) as wish:
+    with stop_on_signal(told.append) as wish:
         assert not wish()
     assert not told

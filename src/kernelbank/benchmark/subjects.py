@@ -62,13 +62,13 @@ def read(text: str) -> Subject:
     paths = tuple(word.strip() for word in forced.split(",")) if at else ()
     for path in paths:
         if path not in PATHS:
-            raise InputError(f"unknown path {path!r}{suggest(path, PATHS)}; legal: {', '.join(PATHS)}")
+            raise InputError(f"unknown path {path!r}{suggest(path, PATHS)}; expected one of {', '.join(PATHS)}")
     words = body.split()
     accelerated = words[:1] == ["accelerate"]
     name, colon, record = " ".join(words[accelerated:]).partition(":")
     name, record = name.strip(), record.strip()
     if not name or (colon and not record):
-        raise InputError(f"{text!r} names nothing to measure; legal: MODEL, MODEL : RECORD or RECORD")
+        raise InputError(f"{text!r} names nothing to measure; expected MODEL, MODEL : SPEC or SPEC")
     if not colon and (name.split()[0] in ROWS or "=" in name):
         if accelerated:
             raise InputError("accelerate takes a model; a record chooses its linears itself")
@@ -76,7 +76,7 @@ def read(text: str) -> Subject:
         return Subject(text, None, name, paths, False)
     if not timm.is_model(name):
         near = suggest(name, [*timm.list_models(), *ROWS])
-        raise InputError(f"unknown model or record {name!r}{near}; legal: a name of timm.list_models() or of the atlas")
+        raise InputError(f"unknown model or spec {name!r}{near}; expected a name of timm.list_models() or of the atlas")
     if record:
         MixerSpec.parse(record)
     return Subject(text, name, record or None, paths, accelerated)

@@ -1,34 +1,19 @@
-"""``kernelbank benchmark``: models and records side by side, or the plan of a record and what every path says."""
+"""``kernelbank benchmark``: models and specs side by side, or the plan of a spec and the verdict of every path."""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from kernelbank.benchmark.measure import Growth, Row, growths, measure
-from kernelbank.benchmark.subjects import Site, Subject, check, read
 from kernelbank.commands.options import read_options
 from kernelbank.errors import UsageError, require
-from kernelbank.files import replace_text
-from kernelbank.ops.context import Setting
-from kernelbank.ops.geometry import geometry
-from kernelbank.ops.machine import machine
-from kernelbank.ops.path import Call
-from kernelbank.ops.plan import plan, verdicts
-from kernelbank.records import CodeIdentity, MachineIdentity
-from kernelbank.spec import MixerSpec
-from kernelbank.spec.inventory import check_host
 
-RECORD_VERSION = 1
+LARGEST = 2**34
+"""The most numbers in the input of a subject: above it (64 GiB in float32) nothing is built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,156 +55,40 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb; returns the exit code. Raises InputError and SpecError."""
+    """Run the verb and return the exit code. Raises InputError and SpecError."""
     options = read_options(Options, "benchmark", argv)
     _check(options)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    if options.explain:
-        return _explain(options)
-    return _measure(options)
+    if options.figure is not None:
+        require("--figure", "report", "matplotlib")
+    code: int = import_module("kernelbank.benchmark.session").run(options)  # torch takes seconds to import
+    return code
 
 
 def _check(options: Options) -> None:
-    """Raises UsageError for what cannot be measured."""
+    """Raise UsageError for what cannot be measured."""
     if not options.subject:
-        raise UsageError("benchmark", "nothing to measure: name models or records, such as: benchmark vit dwsa")
+        raise UsageError("benchmark", "nothing to measure: name models or specs, such as: benchmark vit dwsa")
     for name in ("batch", "img_size", "grid"):
         values = getattr(options, name)
         if not values or min(values) < 1:
-            raise UsageError("benchmark", f"--{name.replace('_', '-')} {values} is not legal; legal: numbers >= 1")
+            raise UsageError("benchmark", f"invalid --{name.replace('_', '-')} {values}; expected numbers >= 1")
     for name in ("rounds", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UsageError("benchmark", f"--{name} {value} is not legal; legal: a number >= 1")
+            raise UsageError("benchmark", f"invalid --{name} {value}; expected a number >= 1")
     if len(set(options.subject)) < len(options.subject):
         raise UsageError("benchmark", "a subject is named twice")
     for path, kinds in ((options.figure, (".svg", ".png", ".pdf")), (options.out, (".json",))):
         if path is not None and path.suffix not in kinds:
-            raise UsageError("benchmark", f"cannot write {path}; legal: {', '.join(kinds)}")
+            raise UsageError("benchmark", f"cannot write {path}; expected {', '.join(kinds)}")
         if path is not None and not path.parent.is_dir():
             raise UsageError("benchmark", f"cannot write {path}: there is no folder {path.parent}")
-
-
-# ---- explain ---------------------------------------------------------------------------------------------
-
-
-def _explain(options: Options) -> int:
-    if len(options.subject) != 1:
-        raise UsageError("benchmark", "--explain takes one record")
-    spec = MixerSpec.parse(options.subject[0]).at_block(1)
-    here, shown = machine(), list[dict[str, Any]]()
-    for side in options.grid:
-        for batch in options.batch:
-            check_host(options.dim, options.heads, (side, side), 0)
-            s = Setting(spec, options.dim, options.heads, geometry(spec, (side, side), 0), options.train)
-            call = Call(batch * side * side, dtype=_dtype(options), grad=options.train,
-                        autocast=options.train and options.bf16)  # fmt: skip
-            said = [asdict(v) for v in verdicts(s, call, here)]
-            shown.append({"record": str(spec), "grid": side, "batch": batch, "plan": str(plan(s, call, here)),
-                          "verdicts": said})  # fmt: skip
-    if options.json:
-        print(json.dumps({"machine": here.describe(), "plans": shown}, indent=2))
-        return 0
-    console = _console()
-    console.print(here.describe(), soft_wrap=True)
-    for one in shown:
-        title = f"{one['record']} on {one['grid']} x {one['grid']}, batch {one['batch']}"
-        table = Table("part", "path", "verdict", "reason", title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for v in one["verdicts"]:
-            style = {"chosen": "bold green", "refused": "dim"}.get(v["verdict"], "")
-            table.add_row(v["slot"], v["path"], v["verdict"], v["reason"], style=style)
-        console.print(table)
-    return 0
-
-
-def _dtype(options: Options) -> torch.dtype:
-    return torch.bfloat16 if options.bf16 and not options.train else torch.float32
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-# ---- measure ---------------------------------------------------------------------------------------------
-
-
-def _measure(options: Options) -> int:
-    subjects = [read(text) for text in options.subject]
-    if len({subject.model is None for subject in subjects}) > 1:
-        raise UsageError("benchmark", "models and records alone are not comparable: name one kind")
-    if options.figure is not None:
-        require("--figure", "report", "matplotlib")
-    sites = _sites(options, subjects)
-    for subject in subjects:
-        check(subject, sites[0])
-    rows, ceiling = measure(subjects, sites, options.rounds, options.memory, _say)
-    found = growths(rows)
-    record = _record(options, rows, found, ceiling)
-    if options.out is not None:
-        replace_text(options.out, json.dumps(record, indent=2) + "\n")
-    if options.figure is not None:
-        from kernelbank.report.resolution import draw  # noqa: PLC0415 - matplotlib takes half a second
-
-        draw(rows, _title(options), options.figure)
-    if options.json:
-        print(json.dumps(record, indent=2))
-    else:
-        _show(rows, found, ceiling, options)
-    return 0
-
-
-def _sites(options: Options, subjects: list[Subject]) -> list[Site]:
-    """The sweep: every batch at every side."""
-    models = subjects[0].model is not None
-    if not models:
-        check_host(options.dim, options.heads, (options.grid[0], options.grid[0]), 0)
-    return [
-        Site(batch, side, options.dim, options.heads, options.train, options.bf16)
-        for batch in options.batch
-        for side in (options.img_size if models else options.grid)
-    ]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _title(options: Options) -> str:
-    what = "training step" if options.train else "inference"
-    return f"{what}, {'bfloat16' if options.bf16 else 'float32'}, {torch.get_num_threads()} CPU threads"
-
-
-def _record(options: Options, rows: list[Row], found: list[Growth], ceiling: float) -> dict[str, Any]:
-    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
-    return {
-        "record_version": RECORD_VERSION,
-        "code": asdict(CodeIdentity.here()),
-        "machine": asdict(MachineIdentity.here(torch.get_num_threads())),
-        "probe": machine().describe(),
-        "options": chosen,
-        "ceiling_macs_per_second": ceiling,
-        "rows": [asdict(row) for row in rows],
-        "growth": [asdict(growth) for growth in found],
-    }
-
-
-def _show(rows: list[Row], found: list[Growth], ceiling: float, options: Options) -> None:
-    console = _console()
-    console.print(_title(options) + f"; {machine().describe()}", soft_wrap=True)
-    console.print(f"fastest linear {2 * ceiling / 1e9:.0f} GFLOP/s; ratios against the first subject, medians and "
-                  "quartiles over rounds", soft_wrap=True)  # fmt: skip
-    heads = ["subject", "batch", "side", "ms", "quartiles", "ratio", "quartiles", "images/s", "GMAC", "of ceiling"]
-    table = Table(*heads, *(["peak MiB"] if options.memory else []), "verdict", box=box.SIMPLE_HEAD)
-    for row in rows:
-        s, r = row.seconds, row.ratio
-        peak = ["-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"] if options.memory else []
-        table.add_row(row.subject, str(row.site.batch), str(row.site.side), f"{s.median * 1e3:.2f}",
-                      f"{s.low * 1e3:.2f}-{s.high * 1e3:.2f}", f"{r.median:.2f}", f"{r.low:.2f}-{r.high:.2f}",
-                      f"{row.images_per_second:.1f}", f"{row.macs / 1e9:.2f}", f"{row.ceiling_fraction:.2f}",
-                      *peak, row.verdict)  # fmt: skip
-    console.print(table)
-    for growth in found:
-        sides = ", ".join(map(str, growth.sides))
-        console.print(f"{growth.subject}: seconds ~ positions^{growth.exponent:.2f} over sides {sides}", soft_wrap=True)
+    numbers = max(
+        max(options.batch) * max(options.grid) ** 2 * options.dim, max(options.batch) * max(options.img_size) ** 2 * 3
+    )  # fmt: skip
+    if numbers > LARGEST:
+        size = f"{numbers:.1e} numbers ({4 * numbers / 2**30:.0f} GiB)"
+        raise UsageError("benchmark", f"an input of {size} is too large; expected at most {LARGEST:.1e} numbers")
+    for name in ("dim", "heads"):
+        if getattr(options, name) < 1:
+            raise UsageError("benchmark", f"invalid --{name}={getattr(options, name)}; expected a whole number >= 1")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kernelbank.errors import InputError
-from kernelbank.files import replace_text
+from kernelbank.files import read_json, replace_text, set_aside
 
 MARKER = ".kernelbank.json"
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 
 Progress = Callable[[int, int], None]
-"""Told the bytes of the archive that were read, and all of them."""
+"""Takes the bytes of the archive that were read so far, and all of them."""
 
 
 def is_archive(path: Path) -> bool:
@@ -40,8 +40,10 @@ def unpacked(archive: Path, cache: Path, progress: Progress | None = None) -> tu
     state = f"{archive.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     stem = archive.name.split(".")[0]
     target = cache / f"{stem}-{hashlib.sha256(state.encode()).hexdigest()[:10]}"
-    if (marker := target / MARKER).exists():
-        return target, str(json.loads(marker.read_text(encoding="utf-8"))["sha256"])
+    if (digest := _marked(target / MARKER)) is not None:
+        return target, digest
+    if target.exists():
+        set_aside(target)
     _clear(cache, target.name)
     beside = cache / f"{target.name}.{os.getpid()}.partial"
     try:
@@ -52,6 +54,16 @@ def unpacked(archive: Path, cache: Path, progress: Progress | None = None) -> tu
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target, digest
+
+
+def _marked(marker: Path) -> str | None:
+    """The SHA-256 in the marker of an unpacked archive; None where there is none, or it is damaged."""
+    try:
+        document = read_json(marker)
+    except (OSError, ValueError):
+        return None
+    digest = document.get("sha256") if isinstance(document, dict) else None
+    return digest if isinstance(digest, str) else None
 
 
 def _clear(cache: Path, name: str) -> None:
@@ -75,8 +87,8 @@ def _alive(pid: int) -> bool:
 class _Reading(io.RawIOBase):
     """A file that hashes and counts what is read of it, in order."""
 
-    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
-        self.file, self.told, self.count, self.digest = file, told, 0, hashlib.sha256()
+    def __init__(self, file: BinaryIO, progress: Callable[[int], None]) -> None:
+        self.file, self.progress, self.count, self.digest = file, progress, 0, hashlib.sha256()
 
     def readable(self) -> bool:
         return True
@@ -85,15 +97,15 @@ class _Reading(io.RawIOBase):
         block = self.file.read(size)
         self.digest.update(block)
         self.count += len(block)
-        self.told(self.count)
+        self.progress(self.count)
         return block
 
 
 def _extract(archive: Path, target: Path, size: int, progress: Progress | None) -> str:
-    tell = (lambda count: None) if progress is None else (lambda count: progress(count, size))
+    report = (lambda count: None) if progress is None else (lambda count: progress(count, size))
     try:
         with archive.open("rb") as file:
-            reading = _Reading(file, tell)
+            reading = _Reading(file, report)
             with tarfile.open(fileobj=reading, mode="r|*") as tar:
                 for member in tar:
                     if not (member.isfile() or member.isdir()):

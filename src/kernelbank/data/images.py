@@ -164,7 +164,7 @@ class _Loader:
             batch_sampler=self.batches,
             num_workers=loading.workers,
             persistent_workers=loading.workers > 0,
-            worker_init_fn=_Deaf() if loading.workers else None,
+            worker_init_fn=_SignalsIgnored() if loading.workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the one that drop path draws from
         )
@@ -174,9 +174,9 @@ class _Loader:
         return iter(self.loader)
 
 
-class _Deaf:
-    """Makes a worker leave it to the training process when to end: Ctrl-C and a scheduler's SIGTERM reach workers too,
-    and training still needs images on its way to a checkpoint. Once that process ends, SIGTERM is obeyed again."""
+class _SignalsIgnored:
+    """Makes a worker ignore Ctrl-C and SIGTERM, which reach it too, until the training process ends: training still
+    needs images before its checkpoint. Once that process is ending, SIGTERM is obeyed again."""
 
     def __init__(self) -> None:
         self.ending = multiprocessing.get_context().Event()
@@ -198,16 +198,14 @@ def _transform(loading: Loading, augment: Augmentation | None) -> Callable[[Imag
     if augment is None:
         return create_transform(**common, is_training=False, interpolation="bicubic", crop_pct=loading.crop_pct)
     if augment.shift:
-        raise InputError(
-            f"recipe: shift={augment.shift} is not legal for images in files; legal: 0, with scale and ratio"
-        )
+        raise InputError(f"recipe: invalid shift={augment.shift} for images in files; expected 0, with scale and ratio")
     return create_transform(
         **common,
         is_training=True,
         scale=augment.scale,
         ratio=augment.ratio,
         hflip=augment.flip,
-        color_jitter=cast(Any, augment.color_jitter),  # None is legal to timm, not to its annotation
+        color_jitter=cast(Any, augment.color_jitter),  # timm takes None, its annotation does not
         auto_augment=augment.auto_augment,
         interpolation=augment.interpolation,
         re_prob=augment.erase,

@@ -16,15 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 
 from kernelbank.data.archive import Progress
+from kernelbank.data.assemble import assemble
+from kernelbank.data.dataset import Dataset
+from kernelbank.data.images import Loading
 from kernelbank.data.sources import SPLITS, check_classes
 from kernelbank.errors import InputError
-from kernelbank.files import replace_file
+from kernelbank.files import read_json, replace_file
 
 INFO = ("_info.json", "info.json")
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -79,6 +82,12 @@ class Sharded:
         return f"{self.shards[self.places[row]].name}/{self.names[row]}"
 
 
+def open_shards(text: str, loading: Loading, *, cache: Path, progress: Progress | None = None, **_: object) -> Dataset:
+    """WebDataset shards, ``wds/FOLDER`` or ``wds/PATTERN``. Raises InputError."""
+    splits = sharded_splits(text, cache, progress)
+    return assemble(f"wds/{Path(text).name}", loading, splits.get)
+
+
 def sharded_splits(text: str, cache: Path, progress: Progress | None = None) -> dict[str, Sharded]:
     """The splits of ``wds/FOLDER`` or ``wds/PATTERN``, by name; the index of their shards is kept below `cache`.
 
@@ -89,15 +98,15 @@ def sharded_splits(text: str, cache: Path, progress: Progress | None = None) -> 
     by_split = _by_split(text, _shards(text))
     shards = [path for paths in by_split.values() for path in paths]
     samples = _kept_index(shards, cache, progress)
-    found: dict[str, Sharded] = {}
+    splits: dict[str, Sharded] = {}
     for split, paths in by_split.items():
-        read = _sharded(split, paths, [samples[path] for path in paths])
+        sharded = _sharded(split, paths, [samples[path] for path in paths])
         if split == "train":
-            _check_filled(text, read)
+            _check_filled(text, sharded)
         else:
-            check_classes(f"{text} {split}", read.classes, found["train"].classes)
-        found[split] = read
-    return found
+            check_classes(f"{text} {split}", sharded.classes, splits["train"].classes)
+        splits[split] = sharded
+    return splits
 
 
 # ---- which shards --------------------------------------------------------------------------------------------
@@ -107,20 +116,34 @@ def _shards(text: str) -> dict[str | None, list[Path]]:
     """The shards of every split as ``_info.json`` says it, or all under None. Raises InputError."""
     where = Path(text.partition("/")[2]).expanduser()
     if not where.is_dir():
+        _check_count(text, str(where))
         return {None: [path for part in braces(str(where)) for path in _matching(text, part)]}
     for name in INFO:
         if (where / name).is_file():
             return _by_info(where / name)
     found = sorted(where.glob("*.tar"))
     if not found:
-        raise InputError(f"data: {where} holds no shard; legal: {LAYOUT}")
+        raise InputError(f"data: {where} holds no shard; expected {LAYOUT}")
     return {None: found}
+
+
+MOST_SHARDS = 1_000_000
+
+
+def _check_count(text: str, pattern: str) -> None:
+    """Raise InputError for a pattern of more shards than a data set has, before it is expanded."""
+    count = 1
+    for inside in re.findall(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+        count *= max(int(ends[2][:30]) - int(ends[1][:30]) + 1, 1) if ends else inside.count(",") + 1
+    if count > MOST_SHARDS:
+        raise InputError(f"data: {text} stands for {count} shards; expected at most {MOST_SHARDS}")
 
 
 def _matching(text: str, pattern: str) -> list[Path]:
     found = sorted(map(Path, glob(pattern))) if has_magic(pattern) else [Path(pattern)]
     if not found or not all(path.is_file() for path in found):
-        raise InputError(f"data: {text}: there is no file {pattern}; legal: {LAYOUT}, on a local disk")
+        raise InputError(f"data: {text}: there is no file {pattern}; expected {LAYOUT}, on a local disk")
     return found
 
 
@@ -141,13 +164,13 @@ def braces(pattern: str) -> Iterator[str]:
 def _by_info(path: Path) -> dict[str | None, list[Path]]:
     """The splits of timm's ``_info.json``. Raises InputError."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        splits = {str(name): [path.parent / file for file in split["filenames"]] for name, split in told.items()}
-        fields = {name: split["alt_label"] for name, split in told.items() if split.get("alt_label")}
+        stated = cast(Any, read_json(path))["splits"]
+        splits = {str(name): [path.parent / file for file in split["filenames"]] for name, split in stated.items()}
+        fields = {name: split["alt_label"] for name, split in stated.items() if split.get("alt_label")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data: {path} does not say splits with filenames ({type(error).__name__}: {error})") from None
     if fields:
-        raise InputError(f"data: {path}: alt_label={next(iter(fields.values()))!r} is not legal; legal: labels in .cls")
+        raise InputError(f"data: {path}: invalid alt_label={next(iter(fields.values()))!r}; expected labels in .cls")
     for file in (file for files in splits.values() for file in files):
         if not file.is_file():
             raise InputError(f"data: {path} names {file.name}, which is not there")
@@ -165,9 +188,9 @@ def _by_split(text: str, shards: dict[str | None, list[Path]]) -> dict[str, list
         return {"train": found[""]}
     if "" in found:
         words = ", ".join(word for names in SPLITS.values() for word in names)
-        raise InputError(f"data: {found[''][0]} names no split, other shards do; legal: one of {words} in every name")
+        raise InputError(f"data: {found[''][0]} names no split, other shards do; expected one of {words} in every name")
     if "train" not in found:
-        raise InputError(f"data: {text} has no train split, only {', '.join(found)}; legal: {LAYOUT}")
+        raise InputError(f"data: {text} has no train split, only {', '.join(found)}; expected {LAYOUT}")
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -210,14 +233,14 @@ def _sample(path: Path, file: io.BufferedReader, key: str, members: dict[str, Me
     image = next((members[extension] for extension in IMAGES if extension in members), None)
     there = ", ".join(f".{extension}" for extension in members)
     if image is None:
-        raise InputError(f"data: sample {key} in {path} has no image, only {there}; legal: .{', .'.join(IMAGES)}")
+        raise InputError(f"data: sample {key} in {path} has no image, only {there}; expected .{', .'.join(IMAGES)}")
     if LABEL not in members:
-        raise InputError(f"data: sample {key} in {path} has no label, only {there}; legal: .{LABEL}, a class number")
+        raise InputError(f"data: sample {key} in {path} has no label, only {there}; expected .{LABEL}, a class number")
     label = members[LABEL]
     file.seek(label.offset)
     text = file.read(label.size)
     if not re.fullmatch(rb"\s*\d{1,9}\s*", text):
-        raise InputError(f"data: {key}.{LABEL} in {path} is {text[:20]!r}; legal: a class number from 0 on")
+        raise InputError(f"data: {key}.{LABEL} in {path} is {text[:20]!r}; expected a class number from 0 on")
     return Sample(f"{key}.{image.extension}", image.offset, image.size, int(text))
 
 
@@ -239,11 +262,18 @@ def _check_filled(text: str, train: Sharded) -> None:
         empty = next(label for label in range(greatest) if label not in there)
         raise InputError(
             f"data: class {empty} of {text} holds no image ({greatest + 1 - len(there)} of {greatest + 1} are empty); "
-            "legal: class numbers from 0 on without a gap"
+            "expected class numbers from 0 on without a gap"
         )
 
 
 # ---- the index, kept -----------------------------------------------------------------------------------------
+
+
+def _checked(sample: Sample) -> Sample:
+    """`sample`, if it has the types of one. Raises ValueError."""
+    if type(sample.name) is not str or not all(type(value) is int for value in sample[1:]):
+        raise ValueError("not a sample")
+    return sample
 
 
 def _kept_index(shards: list[Path], cache: Path, progress: Progress | None) -> dict[Path, list[Sample]]:
@@ -256,10 +286,10 @@ def _kept_index(shards: list[Path], cache: Path, progress: Progress | None) -> d
     state = [_INDEX, *((str(path.resolve()), s.st_size, s.st_mtime_ns) for path, s in zip(shards, stats, strict=True))]
     kept = cache / f"shards-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
     try:
-        document = json.loads(kept.read_text(encoding="utf-8"))
-        return {path: [Sample(*row) for row in rows] for path, rows in zip(shards, document, strict=True)}
+        document = cast("list[list[Any]]", read_json(kept))
+        return {path: [_checked(Sample(*row)) for row in rows] for path, rows in zip(shards, document, strict=True)}
     except (OSError, ValueError, TypeError):
-        pass  # there is none, or it is no index: it is made anew
+        pass  # there is none, or it is damaged: it is made anew
     found, done, size = {}, 0, sum(s.st_size for s in stats)
     for path, s in zip(shards, stats, strict=True):
         found[path] = _samples(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ from timm.data.dataset_factory import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_factory import create_reader
 
+from kernelbank.data.archive import Progress, is_archive, unpacked
+from kernelbank.data.assemble import assemble
+from kernelbank.data.dataset import Dataset
+from kernelbank.data.images import Loading
+from kernelbank.data.load import NAMED_DATA, PREFIXES
 from kernelbank.errors import InputError, require
+from kernelbank.text import suggest
 
 # timm's synonyms of a split's folder or tar, the first found is taken
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass
-class Read:
-    """A timm reader of files with their labels; `classes` are the names of its labels, in order."""
+class ReaderSource:
+    """The images of a timm reader, with their labels; `classes` are the names of its labels, in order."""
 
     reader: Any
     labels: Sequence[int]
@@ -31,7 +38,10 @@ class Read:
         return len(self.labels)
 
     def open(self, row: int) -> Image.Image:
-        """The image. Raises what Pillow and the file raise."""
+        """The image. Raises what Pillow and the file raise, and OSError for a pipe or device, which is not opened."""
+        path = self._path(row)
+        if path is not None and not path.is_file():
+            raise OSError(f"{path} is not a regular file")
         with self.reader[row][0] as file:
             image = Image.open(file)
             image.load()
@@ -40,10 +50,15 @@ class Read:
     def name(self, row: int) -> str:
         return str(self.reader.filename(row))
 
+    def _path(self, row: int) -> Path | None:
+        """The file of an image in a folder; None for one inside an archive."""
+        samples = getattr(self.reader, "samples", None)
+        return Path(samples[row][0]) if samples is not None and isinstance(samples[row][0], str) else None
+
 
 @dataclass
-class Held:
-    """A map-style data set that gives Pillow images: torchvision's."""
+class MapSource:
+    """The images of a map-style data set that gives Pillow images, such as torchvision's."""
 
     images: Any
     labels: Sequence[int]
@@ -60,59 +75,99 @@ class Held:
         return f"{type(self.images).__name__}/{row}"
 
 
+# ---- the sources -------------------------------------------------------------------------------------------
+
+
+def open_path(text: str, loading: Loading, *, cache: Path, progress: Progress | None = None, **_: object) -> Dataset:
+    """A folder, or an archive unpacked below `cache`. Raises InputError."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"data: {text!r} is not a data set and not a path{suggest(text, NAMED_DATA)}; expected one of "
+            f"{', '.join(NAMED_DATA)}, a folder, a tar archive, {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
+        )
+    digest = None
+    if is_archive(path):
+        path, digest = unpacked(path, cache, progress)
+    elif not path.is_dir():
+        raise InputError(f"data: {path} is neither a folder nor a tar archive")
+    paths = find_splits(path)
+    train = read_files(paths["train"])
+
+    def split(which: str) -> ReaderSource | None:
+        if which == "train":
+            return train
+        return read_files(paths[which], train.classes) if which in paths else None
+
+    return assemble(Path(text).name, loading, split, digest)
+
+
+def open_torchvision(text: str, loading: Loading, *, cache: Path, download: bool, **_: object) -> Dataset:
+    """A data set of torchvision, ``torch/NAME``. Raises InputError."""
+    return assemble(text, loading, lambda split: torchvision_split(text, split, cache, download))
+
+
+def open_hugging_face(text: str, loading: Loading, *, cache: Path, **_: object) -> Dataset:
+    """A data set of Hugging Face, ``hfds/NAME``. Raises InputError."""
+    return assemble(text, loading, lambda split: hugging_face_split(text, split, cache))
+
+
+# ---- their splits ------------------------------------------------------------------------------------------
+
+
 def find_splits(root: Path) -> dict[str, Path]:
     """The folders or tars of the splits below `root`, by split. Raises InputError where there is no train split."""
     try:
         names = {entry.name: entry for entry in sorted(root.iterdir())}
     except OSError as error:
         raise InputError(f"data: {root} cannot be read: {error.strerror or error}") from None
-    found = {}
+    splits = {}
     for split, synonyms in SPLITS.items():
         paths = [names[name] for synonym in synonyms for name in (synonym, f"{synonym}.tar") if name in names]
         if paths:
-            found[split] = paths[0]
-    if "train" not in found:
-        raise InputError(f"data: {root} holds no train split; legal: a folder with train/CLASS/IMAGE or train.tar, and "
-                         "val and test likewise where there are such splits")  # fmt: skip
-    return found
+            splits[split] = paths[0]
+    if "train" not in splits:
+        raise InputError(f"data: {root} has no train split; expected a folder with train/CLASS/IMAGE or train.tar, "
+                         "and val and test likewise where there are such splits")  # fmt: skip
+    return splits
 
 
-def read_files(path: Path, classes: tuple[str, ...] | None = None) -> Read:
+def read_files(path: Path, classes: tuple[str, ...] | None = None) -> ReaderSource:
     """The images of a folder or tar, classes by the names of the folders inside; labelled as `classes` if given.
 
     Raises InputError for a folder that cannot be read or holds no images, for an empty class, and where the classes
     are not `classes`.
     """
-    there = _class_folders(path) if path.is_dir() else None
+    folders = _class_folders(path) if path.is_dir() else None
     try:
         reader = create_reader("", root=str(path))
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         kinds = ", ".join(get_img_extensions())
         raise InputError(f"data: {path} holds no images that can be read ({kinds}): {error}") from None
     by_name: dict[str, int] = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    found = tuple(sorted(by_name, key=by_name.__getitem__))
-    if there is not None and (empty := sorted(there - set(found))):
+    names = tuple(sorted(by_name, key=by_name.__getitem__))
+    if folders is not None and (empty := sorted(folders - set(names))):
         raise InputError(
-            f"data: class folder {path / empty[0]} holds no image ({len(empty)} of {len(there)} are empty)"
+            f"data: class folder {path / empty[0]} holds no image ({len(empty)} of {len(folders)} are empty)"
         )
     labels = [
         int(label)
         for label in (reader.targets if hasattr(reader, "targets") else [label for _, label in reader.samples])
     ]
     if classes is not None:
-        check_classes(path, found, classes)
+        check_classes(path, names, classes)
     # the same names in the same natural order: the labels agree
-    return Read(reader, labels, found)
+    return ReaderSource(reader, labels, names)
 
 
-def check_classes(place: Path | str, found: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    """Raises InputError where the classes `found` at `place` are not those of the train split."""
-    lacking, more = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
-    which = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-             for word, names in (("missing", lacking), ("unknown", more)) if names]  # fmt: skip
+def check_classes(place: Path | str, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    """Raise InputError unless the classes `names` at `place` are those of the train split."""
+    lacking, more = sorted(set(classes) - set(names)), sorted(set(names) - set(classes))
+    which = [f"{len(some)} {word} ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})"
+             for word, some in (("missing", lacking), ("unknown", more)) if some]  # fmt: skip
     if which:
         raise InputError(
-            f"data: {place} has {len(found)} classes, the train split {len(classes)}: {' and '.join(which)}"
+            f"data: {place} has {len(names)} classes, the train split {len(classes)}: {' and '.join(which)}"
         )
 
 
@@ -128,38 +183,38 @@ def _class_folders(path: Path) -> set[str]:
     return {folder.name for folder in folders}
 
 
-def torchvision_split(name: str, split: str, cache: Path, download: bool) -> Held | None:
+def torchvision_split(name: str, split: str, cache: Path, download: bool) -> MapSource | None:
     """A split of torchvision's data set ``torch/NAME``; None where it has none of this name. Raises InputError."""
     synonyms = {"val": "validation"}
     if split == "val" and name not in ("torch/imagenet", "torch/places365", "torch/inat"):
         return None  # MNIST, CIFAR and their like have train and test
-    wanted = "validation" if split == "test" else synonyms.get(split, split)
+    theirs = "validation" if split == "test" else synonyms.get(split, split)
     if split == "test" and name in ("torch/imagenet", "torch/places365", "torch/inat"):
         return None
-    images = _made(name, lambda: create_dataset(name, root=str(cache), split=wanted, download=download),
+    images = _opened(name, lambda: create_dataset(name, root=str(cache), split=theirs, download=download),
                    f"{cache} does not hold it: add --download, or --cache with the folder that does")  # fmt: skip
     labels = [int(label) for label in images.targets]
     classes = tuple(map(str, getattr(images, "classes", range(max(labels) + 1))))
-    return Held(images, labels, classes)
+    return MapSource(images, labels, classes)
 
 
-def hugging_face_split(name: str, split: str, cache: Path) -> Read | None:
+def hugging_face_split(name: str, split: str, cache: Path) -> ReaderSource | None:
     """A split of the Hugging Face data set ``hfds/NAME``; None where it has none of this name. Raises InputError."""
     require("a data set of Hugging Face", "hfds", "datasets")
-    import datasets  # noqa: PLC0415  (268 MB, an extra)
+    datasets = import_module("datasets")  # 268 MB, an extra
 
-    there = _made(name, lambda: datasets.get_dataset_split_names(name.removeprefix("hfds/")), "see the message")
-    named = [synonym for synonym in SPLITS[split] if synonym in there]
+    splits = _opened(name, lambda: datasets.get_dataset_split_names(name.removeprefix("hfds/")), "see the message")
+    named = [synonym for synonym in SPLITS[split] if synonym in splits]
     if not named:
         return None
-    reader = _made(name, lambda: create_reader(name, root=str(cache), split=named[0]), "see the message")
+    reader = _opened(name, lambda: create_reader(name, root=str(cache), split=named[0]), "see the message")
     labels = [int(label) for label in reader.iter_targets()]
     classes = tuple(reader.class_to_idx) or tuple(map(str, range(max(labels) + 1)))
-    return Read(reader, labels, classes)
+    return ReaderSource(reader, labels, classes)
 
 
-def _made(name: str, make: Callable[[], Any], hint: str) -> Any:
-    """What `make` returns; its complaint, whatever it is, in one line. Raises InputError."""
+def _opened(name: str, make: Callable[[], Any], hint: str) -> Any:
+    """What `make` returns. Raises InputError with its error in one line."""
     try:
         return make()
     except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:

@@ -7,41 +7,30 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from kernelbank.files import replace_file
 from kernelbank.report.compare import Group
-from kernelbank.report.study_figure import DASHES, PALETTE
+from kernelbank.report.style import COLOURS, DASHES, frame_epochs, new_figure, write_figure
 
 PANELS = (("train_loss", "training loss"), ("val_top1", "validation top-1, %"))
 
 
 def draw(groups: Sequence[Group], path: Path) -> None:
     """A panel for each quantity: the mean over seeds by epoch, and a band of one standard deviation."""
-    figure = Figure(figsize=(12.0, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12.0, 4.8)
     panels = figure.subplots(1, len(PANELS), squeeze=False)[0]
     for panel, (field, title) in zip(panels, PANELS, strict=True):
         for index, group in enumerate(groups):
             _curve(panel, group, field, index)
-        panel.set_title(title, fontsize=11)
-        panel.set_xlabel("epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(axis="y", color="0.9", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        frame_epochs(panel, title)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=9, frameon=False)
-    kind = path.suffix.removeprefix(".")
-    replace_file(path, lambda beside: figure.savefig(beside, dpi=160, format=kind))
+    write_figure(figure, path)
 
 
 def _curve(panel: Axes, group: Group, field: str, index: int) -> None:
     values = group.curve(field)
     if not values:
         return
-    colours = ("black", *PALETTE)
-    colour, style = colours[index % len(colours)], DASHES[index // len(colours) % len(DASHES)]
+    colour, style = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
     epochs, centre = range(1, len(values) + 1), [mean(row) for row in values]
     seeds = len(group.finished)
     label = f"{group.label} ({seeds} seed{'s' * (seeds > 1)})"

@@ -8,28 +8,21 @@ from statistics import stdev
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from kernelbank.files import replace_file
 from kernelbank.records import RunRecord
 from kernelbank.report.study_table import by_epoch, mean_curve
+from kernelbank.report.style import DASHES, PALETTE, frame_epochs, new_figure, write_figure
 from kernelbank.studies.study import Study
 
-# Okabe and Ito's palette, told apart with every common colour vision deficiency; black is the baseline's.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 100)
 _BEYOND = 103.0
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 
 
 def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
     """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
     models = [name for name in study.models if any(record.model.name == name for record in records)]
-    figure = Figure(figsize=(1.0 + 5.6 * len(models), 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.0 + 5.6 * len(models), 5.0)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     panels[0].set_yscale("function", functions=(_stretch, _shrink))
     ends = [_curves(panel, study, [record for record in records if record.model.name == model])
@@ -37,13 +30,13 @@ def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
     panels[0].set_ylim(top=100)
     panels[0].set_yticks([tick for tick in TICKS if tick >= panels[0].get_ylim()[0]])
     for panel, model, named in zip(panels, models, ends, strict=True):
-        _frame(panel, model)
+        frame_epochs(panel, model)
         _label_ends(panel, named)
     panels[0].set_ylabel("validation top-1, %  (stretched towards 100)")
     seeds = len({record.seed for record in records})
     over = f"mean and one standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     figure.suptitle(f"{study.title}  ({records[0].data.name}; {over})", fontsize=12)
-    replace_file(path, lambda beside: figure.savefig(beside, dpi=160, format="png"))
+    write_figure(figure, path)
 
 
 def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str, tuple[int, float, str]]:
@@ -62,14 +55,6 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
         panel.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
         ends[label] = (len(centre), centre[-1], colour)
     return ends
-
-
-def _frame(panel: Axes, model: str) -> None:
-    panel.set_title(model, fontsize=11)
-    panel.set_xlabel("epoch")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.grid(axis="y", color="0.9", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _stretch(top1: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -199,7 +199,7 @@ def _synchronise(model: nn.Module, device: torch.device) -> nn.Module:
             continue
         if device.type == "cpu":
             raise InputError(f"sync_batchnorm: {name} is torch's BatchNorm, which synchronises on GPUs alone; "
-                             "legal here: sync_batchnorm=False")  # fmt: skip
+                             "expected sync_batchnorm=False")  # fmt: skip
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         if not name:
             return converted

@@ -17,7 +17,9 @@ def build_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Groups with and without decay (`model.no_weight_decay()` is honoured), and one for each layer under
     `layer_decay`, which needs the model's `group_matcher`. Raises InputError."""
     if recipe.layer_decay is not None and not hasattr(model, "group_matcher"):
-        raise InputError(f"recipe: layer_decay={recipe.layer_decay} needs a model with group_matcher; legal here: None")
+        raise InputError(
+            f"recipe: invalid layer_decay={recipe.layer_decay} for a model without group_matcher; expected None"
+        )
     arguments: dict[str, dict[str, Any]] = {
         "adamw": {"betas": recipe.betas, "eps": recipe.eps},
         "sgd": {"momentum": recipe.betas[0]},

@@ -17,8 +17,8 @@ class Recipe(Augmentation):
     """The optimiser, its schedule, regularisation and augmentation of a training run.
 
     The rate rises linearly from `warmup_lr` over `warmup_epochs` and follows a cosine to `min_lr`. No weight decay on
-    1-D parameters, biases and what the model's `no_weight_decay` names. Raises InputError for a value that is not
-    legal, naming the field.
+    1-D parameters, biases and what the model's `no_weight_decay` names. Raises InputError, naming the field, for a
+    value that cannot be used.
     """
 
     epochs: int
@@ -80,18 +80,18 @@ class Recipe(Augmentation):
     """Epochs that it takes, linearly, epoch by epoch; 0 leaves it alone."""
 
     def __post_init__(self) -> None:
-        for name, (accepts, legal) in _LEGAL.items():
+        for name, (accepts, expected) in _RULES.items():
             value = getattr(self, name)
             if not accepts(value):
-                raise InputError(f"recipe: {name}={value!r} is not legal; legal: {legal}")
+                raise InputError(f"recipe: invalid {name}={value!r}; expected {expected}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"recipe: warmup_epochs={self.warmup_epochs} is not legal; legal: less than epochs={self.epochs}"
+                f"recipe: invalid warmup_epochs={self.warmup_epochs}; expected less than epochs={self.epochs}"
             )
         if self.mixes and (self.batch_size % 2 or not self.drop_last):
             raise InputError(
-                f"recipe: batch_size={self.batch_size}, drop_last={self.drop_last} are not legal with Mixup or CutMix; "
-                "legal: an even batch_size with drop_last=True, since images are mixed in pairs"
+                f"recipe: invalid batch_size={self.batch_size}, drop_last={self.drop_last} with Mixup or CutMix; "
+                "expected an even batch_size with drop_last=True, since images are mixed in pairs"
             )
 
     @property
@@ -152,8 +152,11 @@ def _whole(minimum: int) -> Rule:
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum, f"a whole number >= {minimum}"
 
 
-def _number(accepts: Callable[[float], bool], legal: str) -> Rule:
-    return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and accepts(v), legal
+def _number(accepts: Callable[[float], bool], expected: str) -> Rule:
+    return (
+        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and accepts(v),
+        expected,
+    )
 
 
 def _one_of(*values: str) -> Rule:
@@ -168,12 +171,14 @@ def _range(rule: Rule) -> Rule:
     return lambda v: len(v) == 2 and all(map(rule[0], v)) and v[0] <= v[1], f"two numbers in order, each {rule[1]}"
 
 
-_POSITIVE = _number(lambda v: v > 0, "a finite number > 0")
-_NOT_NEGATIVE = _number(lambda v: v >= 0, "a finite number >= 0")
+LARGEST = 1e9
+"""The largest number that a recipe takes: beyond it float32 overflows in the first updates."""
+_POSITIVE = _number(lambda v: 0 < v <= LARGEST, f"a number > 0, at most {LARGEST:g}")
+_NOT_NEGATIVE = _number(lambda v: 0 <= v <= LARGEST, f"a number from 0 to {LARGEST:g}")
 _BELOW_ONE = _number(lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _SHARE = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
 _WHOLE_SHARE = _number(lambda v: 0 < v <= 1, "a number above 0, at most 1")
-_LEGAL: dict[str, Rule] = {
+_RULES: dict[str, Rule] = {
     "epochs": _whole(1),
     "batch_size": _whole(1),
     "lr": _POSITIVE,

@@ -167,7 +167,9 @@ RECIPES: dict[str, Callable[[], Published]] = {
 def published(name: str) -> Published:
     """The recipe `name`. Raises InputError for an unknown one."""
     if name not in RECIPES:
-        raise InputError(f"recipe: unknown recipe {name!r}{suggest(name, RECIPES)}; legal: {', '.join(RECIPES)}")
+        raise InputError(
+            f"recipe: unknown recipe {name!r}{suggest(name, RECIPES)}; expected one of {', '.join(RECIPES)}"
+        )
     return RECIPES[name]()
 
 

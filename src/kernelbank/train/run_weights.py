@@ -19,7 +19,7 @@ def write_weights(folder: RunFolder, spec: ModelSpec) -> None:
     _, tensors = checkpoints.read(folder.checkpoint)
     for prefix, path in (("model.", folder.weights), ("ema.", folder.ema)):
         if state := _part(tensors, prefix):
-            save_model(path, state, spec, f"run {folder.path.name}")
+            save_model(path, state, spec, "kernelbank train")
 
 
 def read_run_weights(folder: RunFolder, model: nn.Module, ema: bool) -> str:

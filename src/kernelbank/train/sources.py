@@ -13,10 +13,12 @@ from rich.progress import Progress
 from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import FileSplit, Loading
 from kernelbank.data.load import NAMED_DATA, open_data
+from kernelbank.errors import InputError
 from kernelbank.model import ModelSpec
 from kernelbank.train.engine import Engine
 from kernelbank.train.model import describe, expected_input
 from kernelbank.train.request import DataOptions, ModelOptions
+from kernelbank.zoo import NAMED, SMALL
 
 ENLARGED = 2
 """How many times an image is enlarged, at least, where a run says so."""
@@ -25,6 +27,8 @@ ENLARGED = 2
 def open_dataset(model: str, options: DataOptions, crop_pct: float, engine: Engine, console: Console) -> Dataset:
     """The data, unpacked by the first process of every machine while the others wait. Raises InputError."""
     assert options.data is not None
+    if model in SMALL and options.data not in NAMED_DATA and options.img_size is None:
+        raise InputError(f"invalid img_size=None for model {model}, which takes any size; expected --img-size")
     workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
     (channels, height, width), mean, std = expected_input(model)
     size = (channels, options.img_size or height, options.img_size or width)
@@ -56,11 +60,8 @@ def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
 
 def model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Dataset, verb: str) -> ModelSpec:
     """The description of the model for `data`. Raises InputError, SpecError and UsageError."""
-    side = source.img_size
-    if source.data in NAMED_DATA:
-        size: tuple[int, int] | None = data.img_size
-    else:
-        size = None if side is None else (side, side)
+    takes_any_size = name in NAMED or source.data in NAMED_DATA or source.img_size is not None
+    size = data.img_size if takes_any_size else None  # some stock models have no img_size
     return describe(
         name, mixer=weights.mixer, mlp=weights.mlp, arguments=weights.arguments(verb), img_size=size,
         in_chans=data.in_chans, num_classes=data.num_classes,

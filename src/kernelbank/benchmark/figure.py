@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from kernelbank.benchmark.measure import Row
-from kernelbank.files import replace_file
-
-# Okabe and Ito's palette, told apart with every common colour vision deficiency; black is the first subject.
-PALETTE = ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = "osD^vPX"
+from kernelbank.report.style import COLOURS, MARKERS, new_figure, write_figure
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """Both axes logarithmic, bars from quartile to quartile. The file's ending says its format."""
-    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.5, 5.0)
     panel = figure.subplots()
     for index, text in enumerate(dict.fromkeys(row.subject for row in rows)):
         mine = sorted((row for row in rows if row.subject == text), key=lambda row: row.site.side)
         sides, rates = [row.site.side for row in mine], [row.images_per_second for row in mine]
         low = [rate - row.site.batch / row.seconds.high for rate, row in zip(rates, mine, strict=True)]
         high = [row.site.batch / row.seconds.low - rate for rate, row in zip(rates, mine, strict=True)]
-        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         panel.errorbar(sides, rates, [low, high], label=text, capsize=3, linewidth=1.6, color=colour, marker=marker)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
@@ -38,5 +30,4 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8)
     panel.set_title(title, fontsize=10)
-    kind = path.suffix.removeprefix(".") or "png"
-    replace_file(path, lambda beside: figure.savefig(beside, dpi=160, format=kind))
+    write_figure(figure, path)

@@ -1,0 +1,43 @@
+"""A data set of images in files from its splits, with a validation split held out where there is none."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernelbank.data.dataset import Dataset
+from kernelbank.data.images import FileSplit, Loading, held_out
+from kernelbank.errors import InputError
+
+VALIDATION = 0.1
+"""The share of the training images that is held out where a data set has no validation split."""
+
+
+def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: str | None = None) -> Dataset:
+    """The data set of `split` (train, val, test; None where there is none). `digest` is the SHA-256 of its archive; by
+    default that of the names and labels of its training images. Raises InputError without a train split."""
+    train, val, test = (split(which) for which in ("train", "val", "test"))
+    if train is None:
+        raise InputError(f"data: {name} has no train split")
+    rows = np.arange(len(train))
+    names = [train.name(row) for row in rows] if val is None or digest is None else []
+    train_rows, val_rows = rows, np.arange(0 if val is None else len(val))
+    if val is None:
+        chosen = held_out(names, train.labels, VALIDATION)
+        train_rows, val_rows, val = rows[~chosen], rows[chosen], train
+    if digest is None:
+        lines = (f"{file}\0{label}" for file, label in zip(names, train.labels, strict=True))
+        digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return Dataset(
+        name=name,
+        sha256=digest,
+        train=FileSplit(train, train_rows, loading),
+        val=FileSplit(val, val_rows, loading),
+        test=None if test is None else FileSplit(test, np.arange(len(test)), loading),
+        num_classes=len(train.classes),
+        in_chans=loading.size[0],
+        img_size=loading.size[1:],
+    )
