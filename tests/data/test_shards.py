@@ -247,16 +247,16 @@ def other_labels(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (without("0003.png"), r"sample 0003 in .*pets-train-00\.tar has no image, only \.cls, \.json; legal: \.jpg"),
-        (without("0003.cls"), r"sample 0003 in .*pets-train-00\.tar has no label, only \.json, \.png; legal: \.cls"),
-        (with_label(b"cat"), r"0003\.cls in .*pets-train-00\.tar is b'cat'; legal: a class number from 0 on"),
+        (without("0003.png"), r"sample 0003 in .*pets-train-00\.tar has no image, only \.cls, \.json; expected \.jpg"),
+        (without("0003.cls"), r"sample 0003 in .*pets-train-00\.tar has no label, only \.json, \.png; expected \.cls"),
+        (with_label(b"cat"), r"0003\.cls in .*pets-train-00\.tar is b'cat'; expected a class number from 0 on"),
         (with_label(b"4"), r"class 2 of wds/.*pets holds no image \(2 of 5 are empty\)"),
         (cut, r"shard .*pets-train-00\.tar is not a whole tar file, uncompressed: unexpected end of data"),
         (packed, r"shard .*pets-train-00\.tar is not a whole tar file, uncompressed"),
         (twice, r"pets-train-00\.tar holds 0003\.cls twice"),
-        (empty, r"pets holds no shard; legal: wds/FOLDER with train-0000\.tar"),
-        (unnamed, r"more-00\.tar names no split, other shards do; legal: one of train, training, val"),
-        (no_train, r"wds/.*pets has no train split, only val; legal: wds/FOLDER"),
+        (empty, r"pets holds no shard; expected wds/FOLDER with train-0000\.tar"),
+        (unnamed, r"more-00\.tar names no split, other shards do; expected one of train, training, val"),
+        (no_train, r"wds/.*pets has no train split, only val; expected wds/FOLDER"),
         (other_classes, r"pets val has 3 classes, the train split 2: 1 unknown \(7\)"),
         (no_info, r"_info\.json does not say splits with filenames \(KeyError"),
         (other_labels, r"invalid alt_label='label'; expected labels in \.cls"),
@@ -272,7 +272,7 @@ def test_shards_that_cannot_be_used_are_one_line(
 
 def test_a_shard_that_is_not_there(folder: Path, tmp_path: Path) -> None:
     for text in (folder / "pets-train-{00..03}.tar", folder / "cats-*.tar", "https://example.org/train-{0..9}.tar"):
-        with pytest.raises(InputError, match=r"there is no file .*\.tar; legal: .*, on a local disk"):
+        with pytest.raises(InputError, match=r"there is no file .*\.tar; expected .*, on a local disk"):
             opened(text, tmp_path)
 
 

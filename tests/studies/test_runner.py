@@ -20,7 +20,7 @@ from kernelbank.data.load import load
 from kernelbank.errors import InputError
 from kernelbank.records import RunRecord
 from kernelbank.studies import run as runs
-from kernelbank.studies import runner
+from kernelbank.studies import runner, session
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.run import Run, grid
 from kernelbank.train.checkpoint import Progress, State, save
@@ -95,7 +95,7 @@ def test_a_broken_record_is_named_set_aside_and_repeated(whole: Path, capfd: pyt
     ("change", "said"),
     [
         ({"row": "softmax"}, "its row differs"),
-        ({"mixer": "garbage"}, "its mixer differs"),
+        ({"seed": 7}, "its seed differs"),
         ({"test_top1": "nan"}, "has a test_top1 of nan and no failure"),
         ({"epochs": 1}, "holds 1 of 2 epochs and no failure"),
     ],
@@ -229,13 +229,13 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(runner, "execute", interrupt)
     assert study(tmp_path) == 130
-    assert "the same command goes on where it was" in capsys.readouterr().err
+    assert "the same command goes on from here" in capsys.readouterr().err
 
 
 def test_a_crash_of_a_worker_is_reported(tmp_path: Path) -> None:
     (run,) = some_runs()[:1]
-    broken = replace(run, mixer="no such record")
-    with pytest.raises(runner.WorkerError, match="unknown row 'no'") as caught:
+    broken = replace(run, model=replace(run.model, mixer="vit kernel=two_step(7)"))
+    with pytest.raises(runner.WorkerError, match="expected a multiple of 7, the number of heads") as caught:
         runner.run_all([broken, broken], tmp_path, 2, lambda event: None)
     assert "Traceback" in caught.value.detail and "\n" not in str(caught.value)
 
@@ -246,10 +246,10 @@ def test_a_failed_worker_is_told_in_the_command(
     def fail(*_: object) -> None:
         raise runner.WorkerError("a worker process ended unasked (exit code -9)", "Traceback: here\n")
 
-    monkeypatch.setattr(runner, "run_all", fail)
+    monkeypatch.setattr(session, "run_all", fail)
     assert study(tmp_path) == 1
     complaint = capsys.readouterr().err
-    assert "ended unasked (exit code -9)" in complaint and "goes on where it was" in complaint
+    assert "ended unasked (exit code -9)" in complaint and "goes on from there" in complaint
     assert "Traceback" not in complaint and complaint.splitlines()[-1].startswith("kernelbank: error: a worker")
     assert study(tmp_path, "--debug") == 1
     assert "Traceback: here\n" in capsys.readouterr().err
@@ -269,8 +269,8 @@ def test_keys_are_readable_and_tell_runs_apart() -> None:
     changes: list[Run] = [
         replace(first, recipe=replace(first.recipe, lr=0.5)),
         replace(first, data=replace(first.data, sha256="0")),
-        replace(first, mixer="vit"),
-        replace(first, mlp="none"),
+        replace(first, model=replace(first.model, mixer="vit")),
+        replace(first, model=replace(first.model, mlp="none")),
         replace(first, study="depthwise"),
     ]
     assert len({first.key, *(run.key for run in changes)}) == 6

@@ -15,15 +15,6 @@ from pathlib import Path
 
 import torch
 
-import kernelbank.commands.study
-import kernelbank.commands.train
-import kernelbank.report.curves
-import kernelbank.studies.progress
-import kernelbank.studies.runner
-import kernelbank.train.run_weights
-import kernelbank.train.loop
-import kernelbank.train.model
-import kernelbank.train.progress  # noqa: F401
 from kernelbank.cli import main
 
 

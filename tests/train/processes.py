@@ -24,7 +24,7 @@ MIXERS = ("vit", "ddwconv", "vit activation=batchnorm")
 
 def losses(mixer: str, recipe: Recipe, hardware: Hardware, dtype: torch.dtype, checkpoint: Path | None = None) -> Any:
     """The loss after every step, the epochs, and the weights' sum of absolute values."""
-    loop.LOOK = 1
+    loop.SYNC_EVERY = 1
     engine, told = Engine(hardware), list[float]()
     model = tiny_model(mixer).to(dtype)
     history = train(model, tiny_data(dtype=dtype), recipe, seed=3, engine=engine, checkpoint=checkpoint,

@@ -52,7 +52,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_two_processes_compute_what_one_does(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """float64, no drop path, 50 updates of the same global batch; statistics of BatchNorm over both."""
-    monkeypatch.setattr(loop, "LOOK", 1)
+    monkeypatch.setattr(loop, "SYNC_EVERY", 1)
     one = json.loads(json.dumps(processes.equal()))
     for mixer in processes.MIXERS:
         alone, shared = one[mixer], two["equal"][mixer]
@@ -65,7 +65,7 @@ def test_two_processes_compute_what_one_does(two: Any, monkeypatch: pytest.Monke
 
 
 def test_ddp_with_everything_on_and_exact_counts(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "LOOK", 1)
+    monkeypatch.setattr(loop, "SYNC_EVERY", 1)
     shared, alone = two["everything"], processes.everything()
     assert shared["world"] == 2 and len(shared["epochs"]) == 2 and all(0 < loss < 10 for loss in shared["losses"])
     assert shared["epochs"][-1]["ema_top1"] is not None

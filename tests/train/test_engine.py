@@ -93,11 +93,11 @@ def test_layer_decay_gives_deeper_layers_lower_rates() -> None:
     by_name = {name: scales[id(p)] for name, p in model.named_parameters()}
     assert by_name["head.weight"] == 1.0 and by_name["blocks.1.attn.q.weight"] == 0.5
     assert by_name["blocks.0.attn.q.weight"] == 0.25 and by_name["patch_embed.proj.weight"] == 0.125
-    with pytest.raises(InputError, match=r"layer_decay=0\.5 needs a model with group_matcher"):
+    with pytest.raises(InputError, match=r"invalid layer_decay=0\.5 for a model without group_matcher"):
         build_optimiser(nn.Linear(2, 2), replace(RECIPE, layer_decay=0.5))
 
 
 def test_mixing_is_in_pairs() -> None:
     recipe = replace(RECIPE, mixup=0.8)
-    with pytest.raises(InputError, match="micro_batch=3 is not legal"):
+    with pytest.raises(InputError, match="invalid micro_batch=3 for"):
         train(tiny_model(), tiny_data(), recipe, seed=0, engine=Engine(Hardware(device="cpu", micro_batch=3)))

@@ -21,7 +21,7 @@ from kernelbank.train.request import DataOptions, EvaluateOptions
 from kernelbank.train.run_weights import read_run_weights
 from kernelbank.train.runs import RunFolder
 from kernelbank.train.session import warnings_on
-from kernelbank.train.sources import model_spec, open_dataset
+from kernelbank.train.sources import initial_weights, model_spec, open_dataset
 
 
 def run(options: EvaluateOptions) -> int:
@@ -45,7 +45,7 @@ def _open(options: EvaluateOptions, engine: Engine) -> tuple[nn.Module, Dataset,
     if folder.config.exists():
         return _open_run(options, folder, engine, console)
     check_model(options.model)
-    start = InitialWeights(options.weights.initial_checkpoint, options.weights.pretrained)
+    start = initial_weights(options.weights)
     if not start.given:
         raise UsageError("evaluate", f"{options.model} is not the folder of a run, and as a model it has no weights; "
                                      "expected --initial-checkpoint FILE or --pretrained")  # fmt: skip

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 import kernelbank.models  # noqa: F401  (registers ours with timm)
 from kernelbank.errors import InputError, SpecError
-from kernelbank.model import Dropout, ModelSpec, TimmTrunk, by_stage
+from kernelbank.model import Dropout, ModelSpec, TimmTrunk, by_stage, with_window
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
 from kernelbank.nn.build import build
 from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.schema import decode
+from kernelbank.spec import read_stages
 from kernelbank.text import suggest
 from kernelbank.weights.file import read_model_file
 from kernelbank.zoo import MODELS, NAMED, find
@@ -28,10 +29,12 @@ DROPOUT = tuple(f.name for f in fields(Dropout))
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the weights come from before training: a file, timm's published weights, or a random draw."""
+    """Where the weights come from before training: a file, timm's published weights, or a random draw. `mixer` are the
+    specs, or cells of them, that replace the mixers of given weights."""
 
     checkpoint: str | None = None
     pretrained: bool = False
+    mixer: str | None = None
 
     @property
     def given(self) -> bool:
@@ -91,15 +94,30 @@ def describe(
             trunk = TimmTrunk(name=name, arguments=given)
             return ModelSpec(trunk=trunk, mixer=mixer, img_size=img_size, in_chans=in_chans, num_classes=num_classes,
                              dropout=dropout, name=name)  # fmt: skip
-        spec = find(name)
+        spec, window = find(name), given.pop("window_size", None)
         return replace(
-            spec, trunk=_with_arguments(spec, given), mixer=mixer or spec.mixer, mlp=mlp or spec.mlp,
+            spec, trunk=_with_arguments(spec, given), mixer=_mixer(spec, mixer, window), mlp=mlp or spec.mlp,
             img_size=img_size or spec.img_size, in_chans=in_chans, num_classes=num_classes, dropout=dropout,
         )  # fmt: skip
     except SpecError:
         raise
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _mixer(spec: ModelSpec, text: str | None, window: Any) -> str:
+    """The mixers of `spec`, changed by the specs or cells of `text` and with windows of another side."""
+    stages = spec.stages
+    if text is not None:
+        specs = read_stages(text, len(stages), [stage.mixer for stage in stages])
+    else:
+        specs = tuple(stage.mixer for stage in stages)
+    mixer = by_stage([str(mixer) for mixer in specs])
+    if window is None:
+        return mixer
+    if type(window) is not int:
+        raise ValueError(f"invalid model_args.window_size={window!r}; expected int")
+    return with_window(mixer, window)
 
 
 def _with_arguments(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
@@ -152,20 +170,17 @@ def create(spec: ModelSpec, weights: InitialWeights, *, seed: int) -> tuple[nn.M
     if weights.checkpoint is None:
         if weights.pretrained and not isinstance(spec.trunk, TimmTrunk):
             raise InputError(f"invalid pretrained=True; expected a file, since there are no weights of {spec.name}")
-        model = _seeded(replace(spec, mixer=None) if weights.pretrained else spec, seed, weights.pretrained)
-        replaced = weights.pretrained and spec.mixer is not None
-        return model, _replaced(model, spec.mixer) if replaced and spec.mixer else []
-    state, source = read_model_file(Path(weights.checkpoint))
-    before = spec if source is None else replace(spec, mixer=source.mixer, mlp=source.mlp)
-    if source is not None and type(source.trunk) is not type(spec.trunk):
-        raise InputError(f"initial_checkpoint: {weights.checkpoint} holds a model with a {source.trunk.family} trunk; "
-                         f"expected a {spec.trunk.family} trunk, as {spec.name} has")  # fmt: skip
-    if isinstance(before.trunk, TimmTrunk) and source is None:
-        before = replace(before, mixer=None)
-    model = _seeded(before, seed, False)
-    notes = load_weights(model, state, weights.checkpoint)
-    if spec.mixer is not None and spec.mixer != before.mixer:
-        notes += _replaced(model, spec.mixer)
+        model, notes = _seeded(spec, seed, weights.pretrained), []
+    else:
+        state, source = read_model_file(Path(weights.checkpoint))
+        before = spec if source is None else replace(spec, mixer=source.mixer, mlp=source.mlp)
+        if source is not None and type(source.trunk) is not type(spec.trunk):
+            raise InputError(f"initial_checkpoint: {weights.checkpoint} holds a model with a {source.trunk.family} "
+                             f"trunk; expected a {spec.trunk.family} trunk, as {spec.name} has")  # fmt: skip
+        model = _seeded(before, seed, False)
+        notes = load_weights(model, state, weights.checkpoint)
+    if weights.mixer is not None:
+        notes += str(replace_mixers(model, weights.mixer).replaced).splitlines()
     return model, notes
 
 
@@ -174,10 +189,6 @@ def _seeded(spec: ModelSpec, seed: int, pretrained: bool) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(spec, **options)
-
-
-def _replaced(model: nn.Module, mixer: str) -> list[str]:
-    return str(replace_mixers(model, mixer).replaced).splitlines()
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:

@@ -26,14 +26,14 @@ from kernelbank.schema import decode
 from kernelbank.train.checkpoint import differences
 from kernelbank.train.engine import Engine
 from kernelbank.train.loop import DivergedError, StepReport, Stopped, evaluate, train
-from kernelbank.train.model import InitialWeights, check_model, create, describe, described
+from kernelbank.train.model import check_model, create, describe, described
 from kernelbank.train.progress import Watch, watch
 from kernelbank.train.recipe import Recipe
 from kernelbank.train.request import DataOptions, ModelOptions, TrainOptions
 from kernelbank.train.run_weights import write_weights
 from kernelbank.train.runs import OUTPUTS, Log, RunFolder
 from kernelbank.train.signals import StopRequest, stop_on_signal
-from kernelbank.train.sources import enlargement, model_spec, open_dataset
+from kernelbank.train.sources import enlargement, initial_weights, model_spec, open_dataset
 from kernelbank.train.tracking import tracking
 
 IDENTITY = ("model", "start", "data", "recipe", "seed")
@@ -142,7 +142,7 @@ class Session:
         self.options, self.folder = resolve(options)
         check_model(self.options.model)
         self.recipe = self.options.settings
-        self.start = InitialWeights(self.options.weights.initial_checkpoint, self.options.weights.pretrained)
+        self.start = initial_weights(self.options.weights)
         # what can be checked before any image is read
         describe(self.options.model, arguments=self.options.weights.arguments("train"))
         self.engine = Engine(self.options.hardware, self.options.tracker, self.folder.path)

@@ -16,7 +16,7 @@ from kernelbank.data.load import NAMED_DATA, open_data
 from kernelbank.errors import InputError
 from kernelbank.model import ModelSpec
 from kernelbank.train.engine import Engine
-from kernelbank.train.model import describe, expected_input
+from kernelbank.train.model import InitialWeights, describe, expected_input
 from kernelbank.train.request import DataOptions, ModelOptions
 from kernelbank.zoo import NAMED, SMALL
 
@@ -58,12 +58,20 @@ def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
         yield update
 
 
+def initial_weights(options: ModelOptions) -> InitialWeights:
+    """Where the weights of a run come from; a mixer replaces those of given weights."""
+    given = options.pretrained or options.initial_checkpoint is not None
+    return InitialWeights(options.initial_checkpoint, options.pretrained, options.mixer if given else None)
+
+
 def model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Dataset, verb: str) -> ModelSpec:
-    """The description of the model for `data`. Raises InputError, SpecError and UsageError."""
+    """The description of the model for `data`, before a mixer replaces those of given weights. Raises InputError,
+    SpecError and UsageError."""
     takes_any_size = name in NAMED or source.data in NAMED_DATA or source.img_size is not None
     size = data.img_size if takes_any_size else None  # some stock models have no img_size
+    mixer = None if initial_weights(weights).given else weights.mixer
     return describe(
-        name, mixer=weights.mixer, mlp=weights.mlp, arguments=weights.arguments(verb), img_size=size,
+        name, mixer=mixer, mlp=weights.mlp, arguments=weights.arguments(verb), img_size=size,
         in_chans=data.in_chans, num_classes=data.num_classes,
     )  # fmt: skip
 

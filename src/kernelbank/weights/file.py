@@ -123,12 +123,26 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         beside.touch()
         mode = beside.stat().st_mode  # safetensors makes files that only their owner reads
         save_file(whole, beside, {"format": "pt", **metadata})
+        _sort_metadata(beside)
         beside.chmod(mode)
 
     try:
         replace_file(path, fill)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file in place: the library writes it in an order that changes from one process
+    to the next, so that equal models would have different bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "a header grows by sorting"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 # ---- files of ours ---------------------------------------------------------------------------------------
