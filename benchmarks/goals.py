@@ -22,13 +22,12 @@ from torch import Tensor
 from kernelbank.benchmark.subjects import Runner, Site, read
 from kernelbank.benchmark.timing import Distribution, exponent, interleave, peak_memory, ratios, verdict
 from kernelbank.files import replace_text
-from kernelbank.ops import associated, pointwise
 from kernelbank.ops.bank import TwoStepBank
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Call, Context
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
-from kernelbank.ops.path import Call
-from kernelbank.ops.plan import PATHS, plan
+from kernelbank.ops.paths import LINEAR_PATHS, POSITION_PATHS, associated, pointwise
+from kernelbank.ops.plan import plan
 from kernelbank.ops.position import matrix, spread
 from kernelbank.records import CodeIdentity, Machine
 from kernelbank.spec import MixerSpec
@@ -131,14 +130,14 @@ class Core:
         s, _ = self._setting()
         return str(plan(s, Call(self.batch * self.side**2), machine()))
 
-    def _setting(self) -> tuple[Setting, dict[str, Tensor]]:
+    def _setting(self) -> tuple[Context, dict[str, Tensor]]:
         spec = MixerSpec.parse(self.text)
         params = {e.name: torch.randn(e.shape) for e in inventory(spec, self.dim, self.heads, (self.side, self.side))}
-        bare = Setting(spec, self.dim, self.heads, geometry(spec, (self.side, self.side), 0))
+        bare = Context(spec, self.dim, self.heads, geometry(spec, (self.side, self.side), 0))
         chosen = plan(bare, Call(self.batch * self.side**2), machine())
-        form = PATHS[chosen.position.path if chosen.position else "dense"].run
-        linear = PATHS[chosen.linear.path].run
-        return Setting(spec, self.dim, self.heads, bare.geo, linear=linear, position=form), params
+        form = POSITION_PATHS[chosen.position.path if chosen.position else "dense"].run
+        linear = LINEAR_PATHS[chosen.linear.path].run
+        return Context(spec, self.dim, self.heads, bare.geo, linear=linear, position=form), params
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(0)

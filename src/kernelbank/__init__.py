@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from kernelbank.nn.edit.dynamize import dynamize
     from kernelbank.nn.edit.replace import replace_mixers
     from kernelbank.nn.mixer import Mixer
-    from kernelbank.ops.path import PathError
+    from kernelbank.ops.paths.path import PathError
     from kernelbank.ops.plan import mix, use_path
     from kernelbank.spec import MixerSpec, SpecError
     from kernelbank.weights.from_timm import from_timm
@@ -32,7 +32,7 @@ __all__ = [
 _HOMES = {
     "Mixer": "kernelbank.nn.mixer",
     "MixerSpec": "kernelbank.spec",
-    "PathError": "kernelbank.ops.path",
+    "PathError": "kernelbank.ops.paths.path",
     "SpecError": "kernelbank.spec",
     "accelerate": "kernelbank.nn.accelerate",
     "dynamize": "kernelbank.nn.edit.dynamize",

@@ -7,7 +7,8 @@ import torch
 
 from kernelbank.analysis import proofs
 from kernelbank.ops import plan
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Context, Params
+from kernelbank.ops.paths.path import MixerPath
 
 
 @pytest.mark.parametrize("name", proofs.PROOFS)
@@ -26,15 +27,15 @@ def test_an_error_above_the_tolerance_fails() -> None:
 def test_a_broken_path_fails(name: str, spoil: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every use of the operator adds an error to one image of whatever path the plan takes."""
 
-    def broken(whole: plan.Path) -> plan.Path:
-        def run(x: torch.Tensor, p: Params, s: Setting) -> torch.Tensor:
+    def broken(whole: MixerPath) -> MixerPath:
+        def run(x: torch.Tensor, p: Params, s: Context) -> torch.Tensor:
             noise = torch.zeros_like(x)
             noise[0, 0, 0] = spoil * torch.rand(())
             return whole.run(x, p, s) + noise
 
         return replace(whole, run=run)
 
-    for path, whole in plan.PATHS.items():
-        if whole.slot == "mixer" and path not in ("conv", "reference"):
-            monkeypatch.setitem(plan.PATHS, path, broken(whole))
+    for path, whole in plan.MIXER_PATHS.items():
+        if path not in ("conv", "reference"):
+            monkeypatch.setitem(plan.MIXER_PATHS, path, broken(whole))
     assert not proofs.prove(name).holds

@@ -14,7 +14,7 @@ from torch import nn
 import kernelbank
 from kernelbank import use_path
 from kernelbank.errors import InputError
-from kernelbank.ops.path import PathError
+from kernelbank.ops.paths.path import PathError
 
 SMALL: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2},

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kernelbank import Mixer, MixerSpec, use_path
-from kernelbank.ops import associated
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Context
 from kernelbank.ops.geometry import geometry
+from kernelbank.ops.paths import associated
+from kernelbank.ops.paths.toeplitz import dense, row_moments
 from kernelbank.ops.position import matrix
-from kernelbank.ops.toeplitz import row_moments
 
 GRID = (6, 5)
 
@@ -48,7 +48,7 @@ def test_rows_whose_terms_cancel_are_summed_kernel_by_kernel(monkeypatch: pytest
     without it the sum of squares is wrong."""
     spec = MixerSpec.parse("layernorm_attention activation=l2")
     geo = geometry(spec, GRID, 0)
-    s = Setting(spec, 1, 1, geo)
+    s = Context(spec, 1, 1, geo, position=dense)
     p = {"table.weight": 30 * torch.randn(1, 11, 9)}
     row, tiny = 7, 1e-3 * torch.randn(30)
     key = (tiny - matrix(p, geo)[0, row]).view(1, 1, 30, 1)

@@ -18,19 +18,18 @@ from torch import Tensor
 
 from kernelbank import Mixer, use_path
 from kernelbank.atlas import ROWS
-from kernelbank.ops import pointwise
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Call, Context
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
-from kernelbank.ops.path import Call, PathError
-from kernelbank.ops.plan import PATHS
+from kernelbank.ops.paths import LINEAR_PATHS, MIXER_PATHS, POSITION_PATHS, SLOTS, pointwise
+from kernelbank.ops.paths.path import PathError
 from kernelbank.spec import CELLS, MixerSpec
 from kernelbank.spec.axes import AXES, Window
 from kernelbank.spec.pipeline import STEPS
 
 RECORDS = 400
 SERVED = 25
-FASTER = {name: path for name, path in PATHS.items() if name != "reference"}
+FASTER = [name for name in SLOTS if name != "reference"]
 WITHOUT_GRADIENT = {"mkldnn", "pointwise_onednn"}  # float32 alone: the next tests but one
 
 
@@ -94,6 +93,13 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "SMALL", 20)
 
 
+def unsupported(path: str, s: Context, call: Call) -> str | None:
+    """Why a path of any slot does not support the call."""
+    if path in LINEAR_PATHS:
+        return LINEAR_PATHS[path].unsupported(call, machine())
+    return {**MIXER_PATHS, **POSITION_PATHS}[path].unsupported(s, call, machine())
+
+
 def served(path: str, call: Call, first: int) -> Iterator[tuple[int, MixerSpec, Host]]:
     """SERVED records, with the seed each was drawn by, that a path serves: few meet the special ones by chance."""
     found = 0
@@ -101,7 +107,7 @@ def served(path: str, call: Call, first: int) -> Iterator[tuple[int, MixerSpec, 
         choose = random.Random(seed).choice
         spec, host, training = choose_spec(choose), choose_host(choose), choose((True, False))
         geo = geometry(spec, host.grid, host.prefix)
-        if PATHS[path].refuses(Setting(spec, host.dim, host.num_heads, geo, training and call.grad), call, machine()):
+        if unsupported(path, Context(spec, host.dim, host.num_heads, geo, training and call.grad), call):
             continue
         yield seed, spec, host
         found += 1
@@ -150,7 +156,7 @@ def test_a_table_read_in_strips(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert float((made["pointwise_onednn"] - made["reference"]).abs().max()) < 1e-4
 
 
-POSITIONS = [name for name, path in PATHS.items() if path.slot == "position"]
+POSITIONS = list(POSITION_PATHS)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from kernelbank import Mixer, MixerSpec, mix, use_path
-from kernelbank.ops import toeplitz
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Call, Context
 from kernelbank.ops.expansion import LARGEST
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import Machine
-from kernelbank.ops.path import Call, PathError
-from kernelbank.ops.plan import PATHS, Plan, plan, verdicts
+from kernelbank.ops.paths import SLOTS, toeplitz
+from kernelbank.ops.paths.path import PathError
+from kernelbank.ops.plan import Plan, plan, verdicts
 
 
 def test_an_unknown_path_is_named_with_the_nearest() -> None:
@@ -24,7 +24,7 @@ def test_an_unknown_path_is_named_with_the_nearest() -> None:
 
 def test_a_path_that_cannot_serve_is_an_error_with_the_paths_that_can() -> None:
     mixer = Mixer("dwsa", 8, 2, (2, 2))
-    with use_path("sdpa"), pytest.raises(PathError, match="paths that can: vectorised, conv, reference"):
+    with use_path("sdpa"), pytest.raises(PathError, match="paths that do: vectorised, conv, reference"):
         mixer(torch.randn(1, 4, 8))
     mixer(torch.randn(1, 4, 8))
 
@@ -41,7 +41,7 @@ CPU = Machine("cpu", 2, True, True, {"linear": (1.0, 1.0), "conv1x1": (0.9, 2.0)
 def chosen(text: str, grid: tuple[int, int], dim: int = 384, heads: int = 6, m: Machine = CPU, **call: Any) -> Plan:
     spec = MixerSpec.parse(text).at_block(1)
     tokens = call.pop("batch", 8) * grid[0] * grid[1]
-    return plan(Setting(spec, dim, heads, geometry(spec, grid, 0)), Call(tokens, **call), m)
+    return plan(Context(spec, dim, heads, geometry(spec, grid, 0)), Call(tokens, **call), m)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_a_plan_is_pure() -> None:
 
 def test_every_path_has_a_verdict_with_a_reason() -> None:
     spec = MixerSpec.parse("dwsa")
-    said = verdicts(Setting(spec, 384, 6, geometry(spec, (14, 14), 0)), Call(grad=True), CPU)
-    assert [v.path for v in said] == list(PATHS) and all(v.reason for v in said)
+    said = verdicts(Context(spec, 384, 6, geometry(spec, (14, 14), 0)), Call(grad=True), CPU)
+    assert [v.path for v in said] == list(SLOTS) and all(v.reason for v in said)
     assert [v.path for v in said if v.verdict == "chosen"] == ["vectorised", "linear", "dense"]
-    assert {v.path: v.reason for v in said}["mkldnn"] == "it has no gradient"
+    assert {v.path: v.reason for v in said}["mkldnn"] == "it has no derivative"
 
 
 def test_two_paths_of_one_part_cannot_be_forced_together() -> None:

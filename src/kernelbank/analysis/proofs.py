@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kernelbank.atlas import ROWS
 from kernelbank.nn.mixer import Mixer
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Context
 from kernelbank.ops.geometry import visibility
 from kernelbank.ops.plan import use_path
 from kernelbank.ops.position import relative
@@ -123,7 +123,7 @@ def _out(mixer: Mixer, o_BhTd: Tensor) -> Tensor:
 
 def _position(mixer: Mixer) -> Tensor:
     """p (h, T, T) as the operator expands it, zero where invisible."""
-    p = relative(mixer.tensors(), Setting(mixer.spec, mixer.dim, mixer.num_heads, mixer.geometry))
+    p = relative(mixer.tensors(), Context(mixer.spec, mixer.dim, mixer.num_heads, mixer.geometry))
     assert p is not None
     visible = mixer.geometry.visible
     return p if visible is None else torch.where(visible, p, 0)

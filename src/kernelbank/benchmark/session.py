@@ -18,10 +18,9 @@ from kernelbank.benchmark.measure import Growth, Row, growths, measure
 from kernelbank.benchmark.subjects import Site, Subject, check, read
 from kernelbank.errors import UsageError
 from kernelbank.files import replace_text
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Call, Context
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
-from kernelbank.ops.path import Call
 from kernelbank.ops.plan import plan, verdicts
 from kernelbank.records import CodeIdentity, MachineIdentity
 from kernelbank.spec import MixerSpec
@@ -48,7 +47,7 @@ def _explain(options: Any) -> int:
     for side in options.grid:
         for batch in options.batch:
             check_host(options.dim, options.heads, (side, side), 0)
-            s = Setting(spec, options.dim, options.heads, geometry(spec, (side, side), 0), options.train)
+            s = Context(spec, options.dim, options.heads, geometry(spec, (side, side), 0), options.train)
             call = Call(batch * side * side, dtype=_dtype(options), grad=options.train,
                         autocast=options.train and options.bf16)  # fmt: skip
             said = [asdict(v) for v in verdicts(s, call, here)]
@@ -63,7 +62,7 @@ def _explain(options: Any) -> int:
         title = f"{one['record']} on {one['grid']} x {one['grid']}, batch {one['batch']}"
         table = Table("part", "path", "verdict", "reason", title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for v in one["verdicts"]:
-            style = {"chosen": "bold green", "refused": "dim"}.get(v["verdict"], "")
+            style = {"chosen": "bold green", "unsupported": "dim"}.get(v["verdict"], "")
             table.add_row(v["slot"], v["path"], v["verdict"], v["reason"], style=style)
         console.print(table)
     return 0

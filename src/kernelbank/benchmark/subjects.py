@@ -24,8 +24,9 @@ from kernelbank.errors import InputError
 from kernelbank.nn.accelerate import accelerate
 from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.nn.mixer import Mixer
-from kernelbank.ops.path import PathError
-from kernelbank.ops.plan import PATHS, use_path
+from kernelbank.ops.paths import SLOTS
+from kernelbank.ops.paths.path import PathError
+from kernelbank.ops.plan import use_path
 from kernelbank.spec import MixerSpec
 from kernelbank.text import suggest
 
@@ -61,8 +62,8 @@ def read(text: str) -> Subject:
         body, forced = f"{body}@{more}", rest
     paths = tuple(word.strip() for word in forced.split(",")) if at else ()
     for path in paths:
-        if path not in PATHS:
-            raise InputError(f"unknown path {path!r}{suggest(path, PATHS)}; expected one of {', '.join(PATHS)}")
+        if path not in SLOTS:
+            raise InputError(f"unknown path {path!r}{suggest(path, SLOTS)}; expected one of {', '.join(SLOTS)}")
     words = body.split()
     accelerated = words[:1] == ["accelerate"]
     name, colon, record = " ".join(words[accelerated:]).partition(":")
@@ -124,7 +125,7 @@ class Runner:
     def macs(self) -> int:
         """Multiply-adds of one image as this subject runs: products and convolutions, no transforms."""
         counter, one = FlopCounterMode(display=False), self.x[:1]
-        paths = tuple(path for path in self.subject.paths if PATHS[path].slot != "linear")
+        paths = tuple(path for path in self.subject.paths if SLOTS[path] != "linear")
         self.module.eval()
         with torch.no_grad(), counter, use_path(*paths, "linear"), sdpa_kernel(SDPBackend.MATH):
             self.module(one)

@@ -10,7 +10,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
-from kernelbank.ops.plan import static_conv
+from kernelbank.ops.plan import planned_linear
 
 
 class AcceleratedLinear(nn.Linear):
@@ -18,7 +18,7 @@ class AcceleratedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., O)."""
-        return static_conv(x, self.weight, self.bias)
+        return planned_linear(x, self.weight, self.bias)
 
 
 class AcceleratedMlp(Mlp):
@@ -28,7 +28,7 @@ class AcceleratedMlp(Mlp):
         """x (..., C) -> (..., C)."""
         if torch.is_grad_enabled() or not self._is_plain():
             return super().forward(x)  # type: ignore[no-untyped-call]
-        x = static_conv(x, self.fc1.weight, self.fc1.bias, gelu=True)
+        x = planned_linear(x, self.fc1.weight, self.fc1.bias, gelu=True)
         return self.drop2(self.fc2(self.norm(self.drop1(x))))
 
     def _is_plain(self) -> bool:

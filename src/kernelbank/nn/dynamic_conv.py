@@ -19,7 +19,7 @@ from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
 from kernelbank.nn.mixer import Tempered, initialise_tensor
-from kernelbank.ops.context import Setting
+from kernelbank.ops.context import Context
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.kernel import Pair, conv_images
 from kernelbank.ops.mix import generated_kernel, learned_kernel
@@ -189,7 +189,7 @@ class DynamicConv2d(Tempered):
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The kernel of each image (B, C_out, C_in/g, k, k), and its bias (B or 1, C_out) if there is one."""
         grid = (x.shape[2], x.shape[3])
-        s = Setting(
+        s = Context(
             self.spec, self.in_channels, 1, Geometry(self.spec.support, grid, 0), self.training, self.temperature
         )
         source_BTC, p = x.flatten(2).transpose(1, 2), self.tensors()

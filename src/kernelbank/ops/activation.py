@@ -119,7 +119,7 @@ def _below_maximum(s: Scores, dim: int) -> Tensor:
 
 
 def _batchnorm(s: Scores, params: Mapping[str, Tensor], training: bool) -> Tensor:
-    """One set of statistics and one affine a head, over batch, queries and visible kernels."""
+    """One set of statistics and one affine per head, over batch, queries and visible kernels."""
     weight, bias = (params[f"activation_norm.{n}"].view(-1, 1, 1).to(s.a.dtype) for n in ("weight", "bias"))
     mean, var = params["activation_norm.running_mean"], params["activation_norm.running_var"]
     if training:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelbank.ops.context import Params, Setting
-from kernelbank.ops.frame import batch_norm, head_norm, linear
+from kernelbank.ops.context import Context, Params
+from kernelbank.ops.frame import batch_norm, head_norm, linear, linear_dtype
 from kernelbank.ops.geometry import pool_cells
 from kernelbank.spec import Dynamic
 
@@ -28,7 +28,7 @@ class TwoStepBank(NamedTuple):
     value_bias: Tensor | None = None
 
 
-def generate_taps(features_BnC: Tensor, p: Params, s: Setting) -> tuple[Tensor, Tensor]:
+def generate_taps(features_BnC: Tensor, p: Params, s: Context) -> tuple[Tensor, Tensor]:
     """(taps (B, n, R*t), hidden (B, n, C or C/r)): the key weights of a dynamic bank, and what made them."""
     assert isinstance(s.spec.bank, Dynamic)
     hidden = features_BnC
@@ -40,13 +40,20 @@ def generate_taps(features_BnC: Tensor, p: Params, s: Setting) -> tuple[Tensor, 
     return SQUASH[s.spec.bank.squash](linear(hidden, p, "key", s)), hidden
 
 
-def two_step_bank(source_BTC: Tensor, p: Params, s: Setting) -> TwoStepBank:
-    """The kernels of a two_step record, before `project` mixes them."""
-    if not isinstance(s.spec.bank, Dynamic):
-        key, bias = p["key.weight"].flatten(2), p.get("key.bias")  # (h, K, d*t)
-        value = p["value.weight"].transpose(1, 2)
-        return TwoStepBank(key[None], value[None], 1.0, None if bias is None else bias[:, None], p.get("value.bias"))
+def generator_dtype(p: Params, s: Context) -> torch.dtype:
+    """The dtype of the features that a dynamic bank is generated from, outside autocast."""
+    assert isinstance(s.spec.bank, Dynamic)
+    return linear_dtype(p, "key" if s.spec.bank.r is None else "reduce", s)
+
+
+def two_step_bank(source_BTC: Tensor, p: Params, s: Context) -> TwoStepBank:
+    """The kernels of a two_step spec, before `project` mixes them."""
     h, d = s.heads, s.dim // s.heads
+    if not isinstance(s.spec.bank, Dynamic):  # in one head of size 1 the kernels are the weights of two nn.Linears
+        key, bias = p["key.weight"].reshape(h, -1, d * s.spec.size**2), p.get("key.bias")
+        value = p["value.weight"].reshape(h, d, -1).mT
+        bias = None if bias is None else bias.reshape(h, 1, -1)
+        return TwoStepBank(key[None], value[None], 1.0, bias, p.get("value.bias"))
     cells = pool_cells(source_BTC, s.spec.bank.stride, s.geo)
     taps, hidden = generate_taps(cells, p, s)
     value = SQUASH[s.spec.bank.squash](linear(hidden, p, "value", s))

@@ -1,16 +1,16 @@
-"""What every function of the operator is told: the record, where it runs, and how."""
+"""What a call of the operator is: `Context`, the mixer and how it runs, and `Call`, what its input adds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.linear import Linear, plain
-from kernelbank.ops.toeplitz import Positional, dense
+from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import Dynamic, Grouped, MixerSpec, Own, Project, SpecError, Window
 from kernelbank.spec.inventory import Grid, groups, heads
 
@@ -18,12 +18,13 @@ Params = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The record `spec` at `dim` channels and `num_heads` heads on `geo`.
+class Context:
+    """The mixer `spec` at `dim` channels and `num_heads` heads on `geo`, and how it runs.
 
-    `linear` runs the static convs, `position` the positional operator where a path has no N x N map for it.
-    `temperature` replaces the tau of a predict record in training; `attn_drop` drops entries of the attention map
-    in training; `mask` (B or 1, 1, T, T), True where a query may see a kernel, narrows what the record sees.
+    `temperature` replaces tau of a predict spec in training; `attn_drop` drops entries of the attention map in
+    training; `mask` (B or 1, 1, T, T), True where a query may see a kernel, narrows what the spec sees. `modules` are
+    the linear layers, by name, that must be called as modules: they have hooks, are parametrised or replaced. `linear`
+    runs the others, `position` the positional operator where a path has no N x N map for it; the plan fills both.
     """
 
     spec: MixerSpec
@@ -34,8 +35,9 @@ class Setting:
     temperature: float | None = None
     attn_drop: float = 0.0
     mask: Tensor | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     linear: Linear = plain
-    position: Positional = dense
+    position: Callable[[Tensor, Tensor, Grid], Tensor] | None = None
 
     @property
     def heads(self) -> int:
@@ -49,41 +51,99 @@ class Setting:
 
     @property
     def shared(self) -> int:
-        """R: how many weights a generated one-step kernel has a tap, one a channel or one a group."""
+        """R: the weights of a generated one-step kernel per tap, one per channel or one per group."""
         return self.groups if isinstance(self.spec.kernel, Grouped) else self.dim
 
     @property
     def visible(self) -> Tensor | None:
-        """V (B or 1, 1, T, n) under the record and the mask; None when every position sees every kernel."""
-        seen = None if self.geo.visible is None else self.geo.visible[None, None]
+        """V (B or 1, 1, T, n) under the spec and the mask; None when every position sees every kernel."""
+        visible = None if self.geo.visible is None else self.geo.visible[None, None]
         if self.mask is None:
-            return seen
-        return self.mask if seen is None else seen & self.mask
+            return visible
+        return self.mask if visible is None else visible & self.mask
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an input adds to a context: the number of `tokens` in all images (1 where a compiler may not decide on it),
+    the device and dtype, whether gradients are wanted, and whether autocast, a compiler or a transform of torch.func is
+    active."""
+
+    tokens: int = 1
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    grad: bool = False
+    autocast: bool = False
+    compiling: bool = False
+    transformed: bool = False
+
+    @staticmethod
+    def of(x: Tensor, learns: bool) -> Call:
+        """The call with input `x` (..., C); `learns` says whether anything in it requires a gradient."""
+        compiling = recorded()
+        return Call(
+            1 if compiling else x.numel() // max(x.shape[-1], 1),
+            x.device.type,
+            x.dtype,
+            learns and torch.is_grad_enabled(),
+            not x.is_meta and torch.is_autocast_enabled(x.device.type),
+            compiling,
+            False if compiling else transformed(),
+        )
 
 
 def check_input(x: Tensor, spec: MixerSpec, grid: Grid, prefix: int) -> None:
-    """Raises SpecError unless x is (B, T, C) with T = prefix + H * W and the record is resolved for a block."""
+    """Raise SpecError unless x is (B, T, C) with T = prefix + H * W and an alternating shift is resolved."""
     if x.ndim != 3 or x.shape[1] != prefix + grid[0] * grid[1]:
         raise SpecError(
-            f"x has shape {tuple(x.shape)}; legal: (B, T, C) with T = {prefix} prefix tokens + {grid[0]} x {grid[1]} "
-            f"positions = {prefix + grid[0] * grid[1]}"
+            f"invalid x of shape {tuple(x.shape)}; expected (B, T, C) with T = {prefix} prefix tokens + {grid[0]} x "
+            f"{grid[1]} positions = {prefix + grid[0] * grid[1]}"
         )
     spec.check_resolved()
 
 
 def check_mask(mask: Tensor, x: Tensor, spec: MixerSpec) -> Tensor:
-    """The mask as (B or 1, 1, T, T). Raises SpecError for a mask that the record cannot honour, by name."""
+    """The mask as (B or 1, 1, T, T), True where a query may see a kernel.
+
+    Boolean masks, and additive ones of 0 and -inf, may be (T, T), (B, T, T), (B, 1, T, T), (B, 1, 1, T) or, for key
+    padding, (B, T); a mask (T, T) with B = T is one of queries and kernels.
+
+    Raises:
+        SpecError: If the spec cannot honour a mask, or if the mask has another shape, dtype or value.
+    """
     B, T, _ = x.shape
     if not isinstance(spec.bank, Dynamic) or spec.bank.stride > 1 or isinstance(spec.mix, Project):
-        raise SpecError(f"attn_mask: {spec} cannot honour a mask, its kernels belong to no single position")
+        raise SpecError(f"invalid attn_mask for {spec}; expected none, since its kernels belong to no single position")
     if isinstance(spec.support, Own) or (isinstance(spec.support, Window) and spec.support.pad != "masked"):
-        raise SpecError(f"attn_mask: support={spec.support} cannot be narrowed by a mask")
+        raise SpecError(f"invalid attn_mask for support={spec.support}; expected none")
+    if mask.is_floating_point():
+        mask = _from_additive(mask)
     if mask.dtype != torch.bool:
-        raise SpecError(f"attn_mask: dtype {mask.dtype} is not legal; legal: bool, True where a query sees a kernel")
-    shaped = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
-    if shaped.ndim != 4 or shaped.shape[0] not in (1, B) or shaped.shape[1:] != (1, T, T):
+        raise SpecError(f"invalid attn_mask of dtype {mask.dtype}; expected bool, True where a query sees a kernel, or "
+                        "floats that are 0 or -inf")  # fmt: skip
+    shaped = _shaped(mask, T)
+    if shaped.ndim != 4 or shaped.shape[0] not in (1, B) or shaped.shape[1] != 1 or shaped.shape[3] != T \
+            or shaped.shape[2] not in (1, T):  # fmt: skip
         raise SpecError(
-            f"attn_mask: shape {tuple(mask.shape)} is not legal; legal: ({T}, {T}), ({B}, {T}, {T}) or "
-            f"({B}, 1, {T}, {T}); a mask a head is not honoured"
+            f"invalid attn_mask of shape {tuple(mask.shape)}; expected ({T}, {T}), ({B}, {T}), ({B}, {T}, {T}), "
+            f"({B}, 1, 1, {T}) or ({B}, 1, {T}, {T}); a mask per head is not supported"
         )
-    return shaped
+    return shaped.expand(-1, -1, T, -1)
+
+
+def _shaped(mask: Tensor, tokens: int) -> Tensor:
+    """The mask with four axes."""
+    if mask.ndim == 2:
+        return mask[None, None] if mask.shape[0] == tokens else mask[:, None, None]
+    return mask[:, None] if mask.ndim == 3 else mask
+
+
+def _from_additive(mask: Tensor) -> Tensor:
+    """What an additive mask leaves visible. Raises SpecError for values other than 0 and -inf, where they can be read:
+    outside compilers and on real tensors."""
+    visible = mask == 0
+    readable = not (recorded() or mask.is_meta or transformed())
+    if readable and not bool((visible | (mask == -torch.inf)).all()):
+        raise SpecError("invalid attn_mask with values other than 0 and -inf; expected visibility: a bias belongs to "
+                        "position=relative")  # fmt: skip
+    return visible

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from kernelbank.ops.transforms import recorded, transformed
+
 LARGEST = 64 * 2**20
 """Bytes of the largest value that is kept."""
 MOST = 16
@@ -37,16 +39,20 @@ class _Kept:
 
 
 _KEPT = WeakIdKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def expanded(tables: tuple[Tensor, ...], what: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """`make()`, which depends on `tables` and `what` alone; kept for the next call where no gradient is wanted."""
     if not _may_keep(tables):
         return make()
-    entry = _KEPT.get(tables[0])
+    home = tables[0].untyped_storage()  # a weak reference to the tensor would stop torch from swapping parameters
+    with _LOCK:
+        entry = _KEPT.get(home)
     if entry is None or not _same(entry.sources, tables):
         entry = _Kept(tuple(table.detach().clone() for table in tables))
-        _KEPT[tables[0]] = entry
+        with _LOCK:
+            _KEPT[home] = entry
     made = entry.made.get(what)
     if made is None:
         with torch.inference_mode(False), torch.no_grad():
@@ -57,8 +63,11 @@ def expanded(tables: tuple[Tensor, ...], what: Hashable, make: Callable[[], Tens
 
 
 def _may_keep(tables: tuple[Tensor, ...]) -> bool:
-    """Not for a compiler, which would keep a graph's tensor; nor off the CPU, where comparing values waits."""
-    if torch.compiler.is_compiling() or any(table.device.type != "cpu" for table in tables):
+    """Not for compilers, tracing and transforms, which would leave their own tensors behind; nor off the CPU, where
+    comparing values waits."""
+    if recorded() or transformed():
+        return False
+    if any(table.device.type != "cpu" for table in tables):
         return False
     return not (torch.is_grad_enabled() and any(table.requires_grad for table in tables))
 

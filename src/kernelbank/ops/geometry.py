@@ -6,7 +6,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from kernelbank.spec.support import seen
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the record and the grid fix, whatever the image: `support` of the kernels, the (padded) `grid` they are
+    """What the spec and the grid fix, whatever the image: `support` of the kernels, the (padded) `grid` they are
     applied on, `prefix` tokens before it, `sides` of the relative table. Its tensors are made when a path first
     needs them and kept for every mixer of the same geometry: a path without an N x N tensor never makes one."""
 
@@ -61,15 +61,24 @@ class Geometry:
 def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | None = None) -> Geometry:
     """The geometry of `spec` on an H x W `grid` after `prefix` tokens. Raises SpecError for an alternating shift."""
     spec.check_resolved()
-    padded = padded_grid(spec.support, grid)
+    support = on_grid(spec.support, grid)
+    padded = padded_grid(support, grid)
     return Geometry(
-        spec.support if isinstance(spec.bank, Dynamic) and (padded or _hides(spec.support, grid)) else All(),
+        support if isinstance(spec.bank, Dynamic) and (padded or _hides(support, grid)) else All(),
         grid if padded is None else padded,
         prefix,
         extent(spec, grid) if spec.position == "relative" else None,
         None if padded is None else grid,
         device,
     )
+
+
+def on_grid(support: Support, grid: Grid) -> Support:
+    """The support on a grid: mmpretrain shifts neither axis where the shorter side is no longer than the window
+    (``ShiftWindowMSA.forward``); by the definition and in timm each axis decides for itself."""
+    if isinstance(support, Window) and support.pad == "mmpretrain" and min(grid) <= support.M:
+        return replace(support, shift=0)
+    return support
 
 
 def _hides(support: Support, grid: Grid) -> bool:
@@ -121,9 +130,8 @@ def visibility(support: Support, grid: Grid, prefix: int, device: torch.device |
 
 def axis_visibility(support: Support, length: int, device: torch.device | None) -> Tensor:
     """(length, length): whether a coordinate sees another along one axis."""
-    at = torch.arange(length, device=device)
-    bounds = torch.tensor([(region.start, region.stop) for region in seen(support, length)], device=device)
-    return (at >= bounds[:, :1]) & (at < bounds[:, 1:])
+    rows = [[at in region for at in range(length)] for region in seen(support, length)]
+    return torch.tensor(rows, dtype=torch.bool, device=device).view(length, length)
 
 
 def padded_grid(support: Support, grid: Grid) -> Grid | None:
@@ -138,7 +146,7 @@ def padded_cells(support: Window, grid: Grid, device: torch.device | None = None
     """The source position of each cell of the padded grid (-1: padding).
 
     ``mmpretrain`` pads bottom and right to whole windows; ``timm`` rolls by the shift first, then pads. Pads carry
-    zeros into the static convs and are kernels like any other (systems.md 5.8).
+    zeros into the linear layers and are kernels like any other (systems.md 5.8).
     """
     axes = [_padded_axis(support, length, device) for length in grid]
     rows, columns = (torch.where(axis < length, axis, -1) for axis, length in zip(axes, grid, strict=True))

@@ -11,20 +11,21 @@ from torch import Tensor
 
 from kernelbank.ops.activation import activate
 from kernelbank.ops.bank import TwoStepBank, box, two_step_bank
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Context, Params
 from kernelbank.ops.frame import head_norm
 from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.precision import wide
+from kernelbank.ops.transforms import traced
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]
-Attend = Callable[[Tensor, TwoStepBank, Params, Setting], Tensor]
-"""(q (B, h, T, d*t), the bank, params, setting) -> o (B, h, T, d)."""
+Attend = Callable[[Tensor, TwoStepBank, Params, Context], Tensor]
+"""(q (B, h, T, d*t), the bank, params, context) -> o (B, h, T, d)."""
 
 
-def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting, attend: Attend | None = None) -> Tensor:
+def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context, attend: Attend | None = None) -> Tensor:
     """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j (paper 4.1), by two matrix products unless `attend` has a form
     of its own."""
     bank = project(two_step_bank(source_BTC, p, s), p, s)
@@ -33,24 +34,24 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting, att
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
 
 
-def queries(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+def queries(operand_BTC: Tensor, p: Params, s: Context) -> Tensor:
     """The operand's patches by head, (B, h, T, d*t)."""
     patches = unfold(normed_operand(operand_BTC, p, s), s.spec.size, s.geo)
     return patches.unflatten(2, (s.heads, -1)).flatten(3).transpose(1, 2)
 
 
-def normed_operand(operand_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-    """The operand after the LayerNorm a head of qk_norm, where the mixer has one."""
+def normed_operand(operand_BTC: Tensor, p: Params, s: Context) -> Tensor:
+    """The operand after the LayerNorm per head of qk_norm, where the mixer has one."""
     return head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2)
 
 
-def products(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+def products(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
     """The whole attention map between two matrix products."""
     scores = (q * bank.scale) @ bank.key.transpose(-1, -2)
     return weigh(scores, logits(bank, p, s), s.visible, p, s).to(bank.value.dtype) @ bank.value
 
 
-def logits(bank: TwoStepBank, p: Params, s: Setting) -> Tensor | None:
+def logits(bank: TwoStepBank, p: Params, s: Context) -> Tensor | None:
     """What is added to the scores, (h, T or 1, n): key bias and relative position; None when nothing is."""
     position = relative(p, s)
     if position is None or bank.key_bias is None:
@@ -58,14 +59,14 @@ def logits(bank: TwoStepBank, p: Params, s: Setting) -> Tensor | None:
     return position + bank.key_bias
 
 
-def weigh(scores: Tensor, added: Tensor | None, visible: Tensor | None, p: Params, s: Setting) -> Tensor:
+def weigh(scores: Tensor, added: Tensor | None, visible: Tensor | None, p: Params, s: Context) -> Tensor:
     """The attention map of scores (B, h, T, n): the activation, then dropout."""
     a = activate(scores if added is None else scores + added, visible, s.spec.activation, p, s.training)
     return F.dropout(a, s.attn_drop, s.training)
 
 
-def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-    """One kernel a position: o_i = sum_t w_it q_{i+t}, and the positional term of a relative position."""
+def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
+    """One kernel per position: o_i = sum_t w_it q_{i+t}, and the positional term of a relative position."""
     match s.spec.bank:
         case Box():
             return from_grid(
@@ -82,7 +83,7 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
             return convolve(operand_BTC, weight, bias, s.groups if isinstance(s.spec.kernel, Full) else s.dim, s.geo)
 
 
-def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
+def positional_term(taps_BnCt: Tensor, p: Params, s: Context) -> Tensor | None:
     """sum_j p_ij sum_t k_jt of a depth-wise kernel (design 1.3; the paper's p_i k at size 1)."""
     if s.geo.sides is None:
         return None
@@ -94,8 +95,8 @@ def positional_term(taps_BnCt: Tensor, p: Params, s: Setting) -> Tensor | None:
     return (position.to(k_Bhnd.dtype) @ k_Bhnd).transpose(1, 2).flatten(2)
 
 
-def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Setting) -> Tensor:
-    """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution an image, or patches. The positional term
+def apply_kernel(x_BTC: Tensor, kernel: Tensor, bias: Tensor | None, position: Tensor | None, s: Context) -> Tensor:
+    """A generated kernel (B, 1 or T, R, t): a gate at size 1, a convolution per image, or patches. The positional term
     and the bias are added."""
     B, _, C = x_BTC.shape
     size, shared = s.spec.size, kernel.shape[2]
@@ -124,7 +125,7 @@ def gate(x: Tensor, kernel: Tensor, added: Tensor | None) -> Tensor:
 def convolve(x_BTC: Tensor, weight: Tensor, bias: Tensor | None, groups: int, geo: Geometry) -> Tensor:
     """The kernel (B or 1, C_out, C_in/g, k, k) over the grid with zeros outside; prefix tokens meet its centre tap.
 
-    One kernel an image runs as one grouped convolution with the batch in the groups.
+    One kernel per image runs as one grouped convolution with the batch in the groups.
     """
     image, tokens = to_grid(x_BTC, geo), x_BTC[:, : geo.prefix].transpose(1, 2)[:, :, None]
     o = conv_images(image, weight, bias, groups, weight.shape[-1] // 2)
@@ -145,8 +146,11 @@ def conv_images(
     dilation: int | Pair = 1,
 ) -> Tensor:
     """A convolution with one kernel for all images or one for each: weight (1 or B, C_out, C_in/g, k, k), bias
-    (1 or B, C_out). One kernel an image runs as one grouped convolution with the batch in the groups."""
+    (1 or B, C_out). One kernel per image runs as one grouped convolution with the batch in the groups, or as a product
+    with the patches in a graph that is recorded for other batches."""
     (B, C, H, W), (kernels, out) = x_BCHW.shape, weight.shape[:2]
+    if kernels_per_image(weight) and traced():
+        return _by_patches(x_BCHW, weight, bias, groups, padding, stride, dilation)
     if B == 0:  # no image, no kernel: their sum keeps the graph
         weight, bias = weight.sum(0, keepdim=True), None if bias is None else bias.sum(0, keepdim=True)
     if B == 0 or kernels == 1:
@@ -154,6 +158,33 @@ def conv_images(
     bias = None if bias is None else bias.expand(B, out).flatten()
     y = conv2d(x_BCHW.reshape(1, B * C, H, W), weight.flatten(0, 1), bias, padding, B * groups, stride, dilation)
     return y.view(B, out, *y.shape[2:])
+
+
+def kernels_per_image(weight: Tensor) -> bool:
+    """Whether a weight holds one kernel for each of several images."""
+    return weight.shape[0] != 1
+
+
+def _by_patches(
+    x_BCHW: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    padding: int | Pair,
+    stride: int | Pair,
+    dilation: int | Pair,
+) -> Tensor:
+    """As `conv_images`, with nothing in its operations that depends on the number of images."""
+    out, sides = weight.shape[1], weight.shape[3:]
+    pads, steps, gaps = (v if isinstance(v, tuple) else (v, v) for v in (padding, stride, dilation))
+    height, width = (
+        (side + 2 * pad - gap * (k - 1) - 1) // step + 1
+        for side, pad, gap, k, step in zip(x_BCHW.shape[2:], pads, gaps, sides, steps, strict=True)
+    )
+    patches = F.unfold(x_BCHW, tuple(sides), gaps, pads, steps).unflatten(1, (groups, -1))  # (B, g, C/g t, L)
+    y = (weight.flatten(2).unflatten(1, (groups, -1)) @ patches).flatten(1, 2)
+    y = y if bias is None else y + bias[..., None]
+    return y.view(-1, out, height, width)
 
 
 def conv2d(

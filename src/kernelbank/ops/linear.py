@@ -1,8 +1,8 @@
-"""Static convs of size 1 on tokens: three forms of x W^T + b, which differ in speed by machine.
+"""Linear layers on tokens (static convolutions of size 1): three forms of x W^T + b, which differ in speed by machine.
 
 `plain` is the definition. `conv1x1` reaches oneDNN's kernels through a convolution on a channels-last view of the
-tokens, with autograd and without a copy. `onednn` is torch's fused linear: no autograd, and private, so that it is
-only offered where a trial of it worked (`machine.probe`).
+tokens, with autograd and without a copy. `onednn` is torch's fused linear: it has no autograd and is private, so that
+it is used only where a trial of it succeeded (`machine.probe`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Linear = Callable[..., Tensor]
-"""(x (..., C), weight (O, C), bias (O) or None, gelu=False) -> (..., O), through the exact GELU where it is asked."""
+"""(x (..., C), weight (O, C), bias (O) or None, gelu=False) -> (..., O), through the exact GELU if asked."""
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:

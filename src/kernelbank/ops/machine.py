@@ -26,7 +26,7 @@ _log = logging.getLogger("kernelbank")
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine as probed. `gains` is the speed of each form of a static conv relative to F.linear, for few
+    """The machine as probed. `gains` is the speed of each form of a linear layer relative to F.linear, for few
     tokens and for many (float32, no gradient); empty where no probe was possible, and `reason` says why."""
 
     device: str = "cpu"
@@ -88,12 +88,12 @@ def _probe_once(device: str) -> int:
         with _disable_current_modes():  # what counts or records the caller's operations must not see ours
             _probed[device, threads] = found = probe(device)
         if found.reason and device == "cpu":
-            _log.info("static convs run as F.linear: %s", found.reason)
+            _log.info("linear layers run as F.linear: %s", found.reason)
     return threads
 
 
 def probe(device: str = "cpu") -> Machine:
-    """Time the forms of a static conv against each other. A machine that cannot tell gets no gains, and a reason."""
+    """Time the forms of a linear layer against each other. A machine that cannot tell gets no gains, and a reason."""
     threads, has = torch.get_num_threads(), torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if device != "cpu":
         return Machine(device, threads, reason="the forms are those of a CPU")

@@ -1,32 +1,27 @@
-"""`mix`: the operator, and `plan`: the one pure function that says which paths run it and why."""
+"""`mix`: the operator, and `plan`: the pure function that says which paths run it and why."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kernelbank.ops import associated, bottleneck, conv, images, kernel, pointwise, reference, regions, sdpa, shifts
-from kernelbank.ops.context import Params, Setting, check_input, check_mask
-from kernelbank.ops.frame import enter, leave
-from kernelbank.ops.geometry import Geometry, crop, geometry, lay_out
-from kernelbank.ops.linear import FORMS
+from kernelbank.ops.context import Call, Context, Params, check_input, check_mask
+from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.machine import Machine, machine
-from kernelbank.ops.path import Call, Path, PathError, Slot
-from kernelbank.ops.serving import Forms, Mixers, Positions
-from kernelbank.ops.toeplitz import dense, fourier, hybrid, hybrid_fft
-from kernelbank.spec import MixerSpec, TwoStep
+from kernelbank.ops.paths import LINEAR_PATHS, MIXER_PATHS, POSITION_PATHS, SLOTS, PathError
+from kernelbank.ops.paths.path import MixerPath, PositionPath, Slot
+from kernelbank.spec import MixerSpec
 from kernelbank.spec.inventory import Grid
 from kernelbank.text import suggest
 
-Core = Callable[[Tensor, Tensor, Params, Setting], Tensor]
-Run = Callable[[Tensor, Params, Setting], Tensor]
-FormFit = Callable[[None, Call, Machine], str | None]
+Forced = Mapping[Slot, str]
+"""The forced path of a slot."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """The path of each slot. A mixer that makes no use of the positional operator has none."""
+    """The path of each slot; `position` is None for a mixer that does not use the positional operator."""
 
     mixer: Choice
     linear: Choice
@@ -62,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one path: chosen, able or refused, and why."""
+    """What a plan says of one path: chosen, supported or unsupported, and why."""
 
     slot: Slot
     path: str
@@ -70,198 +65,184 @@ class Verdict:
     reason: str
 
 
-def _framed(core: Core) -> Run:
-    """The static convs around a core, on the padded layout where the record states one."""
+# ---- forced paths ----------------------------------------------------------------------------------------
 
-    def run(x_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-        operand, source = enter(lay_out(x_BTC, s.geo), p, s)
-        return crop(leave(core(operand, source, p, s), p, s), s.geo)
-
-    return run
+_forced: ContextVar[tuple[str, ...]] = ContextVar("kernelbank_forced_paths", default=())
 
 
-def _attending(attend: kernel.Attend) -> Run:
-    return _framed(lambda operand, source, p, s: kernel.two_step(operand, source, p, s, attend))
+class _Compiled(threading.local):
+    """The same for torch.compile, which cannot trace a ContextVar before torch 2.14."""
+
+    names: tuple[str, ...] = ()
 
 
-def _by(module: ModuleType) -> Core:
-    """The two cores of a module, whichever the record's kernel needs."""
-
-    def core(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
-        steps: Core = module.two_step if isinstance(s.spec.kernel, TwoStep) else module.one_step
-        return steps(operand, source, p, s)
-
-    return core
+_compiled = _Compiled()
 
 
-# In each slot the first path that fits is taken; the last ones serve whatever the others refuse.
-PATHS: dict[str, Path] = {
-    "bottleneck": Path("mixer", _framed(bottleneck.two_step), Mixers.bottleneck, Mixers.fits_bottleneck),
-    "windows_sdpa": Path("mixer", regions.mixer(regions.softmax), Mixers.windows_sdpa, Mixers.fits_windows_sdpa),
-    "windows": Path("mixer", regions.mixer(regions.products), Mixers.windows, Mixers.fits_windows),
-    "associated": Path("mixer", _attending(associated.attend_affine), Mixers.associated, Mixers.fits_associated,
-                       Mixers.located),
-    "moments": Path("mixer", _attending(associated.attend_moments), Mixers.moments, Mixers.fits_moments,
-                    Mixers.located),
-    "sdpa": Path("mixer", _attending(sdpa.attend), Mixers.sdpa, Mixers.fits_sdpa),
-    "pointwise_onednn": Path("mixer", _attending(pointwise.attend_onednn), Mixers.pointwise_onednn,
-                             Mixers.fits_pointwise_onednn),
-    "pointwise": Path("mixer", _attending(pointwise.attend), Mixers.pointwise, Mixers.fits_pointwise),
-    "shifts": Path("mixer", _framed(shifts.one_step), Mixers.shifts, Mixers.fits_shifts, Mixers.one_step_everywhere),
-    "images": Path("mixer", _framed(images.one_step), Mixers.images, Mixers.fits_images),
-    "vectorised": Path("mixer", _framed(_by(kernel)), Mixers.vectorised, Mixers.fits_vectorised,
-                       Mixers.one_step_everywhere),
-    "conv": Path("mixer", _framed(_by(conv)), Mixers.conv, Mixers.never, Mixers.one_step_everywhere),
-    "reference": Path("mixer", reference.mixer, Mixers.reference, Mixers.never),
-    "mkldnn": Path("linear", FORMS["mkldnn"], Forms.mkldnn, Forms.fits_mkldnn),
-    "conv1x1": Path("linear", FORMS["conv1x1"], Forms.any, Forms.fits_conv1x1),
-    "linear": Path("linear", FORMS["linear"], Forms.any, Forms.fits_linear),
-    "dense": Path("position", dense, Positions.any, Positions.fits_dense),
-    "hybrid": Path("position", hybrid, Positions.any, Positions.fits_hybrid),
-    "hybrid_fft": Path("position", hybrid_fft, Positions.any, Positions.fits_hybrid_fft),
-    "fourier": Path("position", fourier, Positions.any, Positions.fits_fourier),
-}  # fmt: skip
-SLOTS: tuple[Slot, ...] = ("mixer", "linear", "position")
-
-# The forced paths, innermost last. A list and no ContextVar: torch.compile cannot trace the latter on torch 2.11.
-_forced: list[str] = []
+def _forced_now() -> dict[Slot, str]:
+    names = _compiled.names if torch.compiler.is_compiling() else _forced.get()
+    return {SLOTS[name]: name for name in names}
 
 
 @contextmanager
 def use_path(*names: str) -> Iterator[None]:
-    """Force a path in this process, or one for each slot: ``with kernelbank.use_path("sdpa", "conv1x1"):``.
+    """Force a path, or one for each slot, in this thread and task: ``with kernelbank.use_path("sdpa", "conv1x1"):``.
 
-    Raises PathError here for an unknown name or two of one slot, and inside for a record or input that a path cannot
-    serve.
+    Raises:
+        PathError: For an unknown name or two paths of one slot; inside, for a spec or an input that a forced path does
+            not support.
     """
     for name in names:
-        if name not in PATHS:
-            raise PathError(f"unknown path {name!r}{suggest(name, PATHS)}; legal: {', '.join(PATHS)}")
-    if len({PATHS[name].slot for name in names}) < len(names):
-        raise PathError(f"paths {', '.join(names)}: two of them run the same part; legal: one a part")
-    _forced.extend(names)
+        if name not in SLOTS:
+            raise PathError(f"unknown path {name!r}{suggest(name, SLOTS)}; expected one of {', '.join(SLOTS)}")
+    if len({SLOTS[name] for name in names}) < len(names):
+        raise PathError(f"invalid paths {', '.join(names)}: two of them run the same part; expected one per part")
+    inner = (*_forced.get(), *names)
+    token, before = _forced.set(inner), _compiled.names
+    _compiled.names = inner
     try:
         yield
     finally:
-        del _forced[len(_forced) - len(names) :]
+        _forced.reset(token)
+        _compiled.names = before
 
 
-def plan(s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str] | None = None) -> Plan:
-    """The paths for the setting `s` and what `call` says of the input, on a `machine` as probed, and the reasons.
-    Pure: the same question has the same answer. `forced` fixes the path of a slot.
+# ---- the plan --------------------------------------------------------------------------------------------
 
-    Raises PathError when a forced path cannot serve: it says why, and which can.
+
+def plan(s: Context, call: Call, machine: Machine, forced: Forced | None = None) -> Plan:
+    """The paths for the context `s` and a `call` on a `machine` as probed, and the reasons. Equal arguments give equal
+    plans. `forced` fixes the path of a slot.
+
+    Raises:
+        PathError: If a forced path does not support the call. The message says why and names the paths that do.
     """
     forced = forced or {}
     linear = linear_form(call, machine, forced)
-    position = _choose("position", s, call, machine, forced)
-    mixer = _choose("mixer", s, call, machine, forced)
-    if mixer is None:  # only where a positional operator is forced that no mixer path would run
-        able = {name: path for name, path in PATHS.items() if path.slot == "mixer" and path.spreads(s)}
-        why = "; ".join(f"{name}: {path.refuses(s, call, machine)}" for name, path in able.items())
-        raise PathError(
-            f"path {forced['position']!r} cannot serve {s.spec}: every mixer path with a positional operator "
-            f"refuses ({why}); paths that can: none"
-        )
-    return Plan(mixer, linear, position if PATHS[mixer.path].spreads(s) else None)
+    position = _position(s, call, machine, forced)
+    mixer = _mixer(s, call, machine, forced)
+    return Plan(mixer, linear, position if MIXER_PATHS[mixer.path].uses_position(s) else None)
 
 
-def linear_form(call: Call, machine: Machine, forced: Mapping[Slot, str]) -> Choice:
-    """The form of a static conv, whatever the record. Raises PathError when a forced form cannot serve."""
-    forms = {name: path for name, path in PATHS.items() if path.slot == "linear"}
-    refused = {name: cast(FormFit, path.refuses)(None, call, machine) for name, path in forms.items()}
-    able = [name for name, reason in refused.items() if reason is None]
+def linear_form(call: Call, machine: Machine, forced: Forced) -> Choice:
+    """The path of a linear layer, whatever the spec. Raises PathError if the forced one does not support the call."""
+    reasons = {name: path.unsupported(call, machine) for name, path in LINEAR_PATHS.items()}
     if name := forced.get("linear"):
-        if name not in able:
-            raise PathError(f"path {name!r} cannot serve {call}: {refused[name]}; paths that can: {', '.join(able)}")
+        if reasons[name] is not None:
+            raise PathError(f"path {name!r} does not support the call: {reasons[name]}; {_supported(reasons)}")
         return Choice(name, "forced")
-    reasons = {name: cast(FormFit, forms[name].fits)(None, call, machine) for name in able}
-    return next(Choice(name, reason) for name, reason in reasons.items() if reason is not None)
+    supported = (path for name, path in LINEAR_PATHS.items() if reasons[name] is None)
+    return next(Choice(path.name, why) for path in supported if (why := path.preferred(call, machine)) is not None)
 
 
-def _choose(slot: Slot, s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str]) -> Choice | None:
-    """The first path of a slot that serves and fits, or the forced one."""
-    if slot in forced:
-        _check_forced(slot, s, call, machine, forced)
-        return Choice(forced[slot], "forced")
-    for name, path in PATHS.items():
-        if path.slot != slot or (slot == "mixer" and "position" in forced and not path.spreads(s)):
-            continue
-        if path.refuses(s, call, machine) is None and (reason := path.fits(s, call, machine)) is not None:
-            return Choice(name, reason)
-    if slot == "mixer":  # a forced positional operator, where no path that uses it would be taken by itself
-        able = (n for n, p in PATHS.items() if p.slot == slot and p.spreads(s) and p.refuses(s, call, machine) is None)
-        return next((Choice(name, "it has the forced positional operator") for name in able), None)
-    return None
-
-
-def _check_forced(slot: Slot, s: Setting, call: Call, machine: Machine, forced: Mapping[Slot, str]) -> None:
-    """Raises PathError when the forced path of a slot cannot serve."""
-    name = forced[slot]
-    reason = PATHS[name].refuses(s, call, machine)
-    if reason is None and slot == "mixer" and "position" in forced and not PATHS[name].spreads(s):
-        reason = f"it has no positional operator to run as {forced['position']!r}"
-    if reason is not None:
-        able = [n for n, p in PATHS.items() if p.slot == slot and p.refuses(s, call, machine) is None]
-        raise PathError(f"path {name!r} cannot serve {s.spec}: {reason}; paths that can: {', '.join(able) or 'none'}")
-
-
-def verdicts(s: Setting, call: Call, machine: Machine) -> list[Verdict]:
-    """What every path says of a setting: the chosen ones with the plan's reason, the refusing ones with theirs."""
-    chosen = plan(s, call, machine)
-    reasons = {c.path: c.reason for c in (chosen.mixer, chosen.linear, chosen.position) if c is not None}
-    said = []
-    for name, path in PATHS.items():
-        refusal = path.refuses(s, call, machine)
-        if name in reasons:
-            said.append(Verdict(path.slot, name, "chosen", reasons[name]))
-        elif refusal:
-            said.append(Verdict(path.slot, name, "refused", refusal))
-        else:
-            unused = path.slot == "position" and chosen.position is None
-            why = path.fits(s, call, machine)
-            reason = f"the mixer path {chosen.path} does not use it" if unused else why or "it is not the fastest here"
-            said.append(Verdict(path.slot, name, "able", reason))
-    return said
-
-
-_PLANS: dict[object, Plan] = {}
-
-
-def _planned(s: Setting, call: Call) -> Plan:
-    """`plan` on this machine with what is forced now, remembered unless a compiler traces it."""
-    here = machine(call.device)
-    forced = {PATHS[name].slot: name for name in _forced}
-    if call.compiling:
-        return plan(s, call, here, forced)
-    key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, call, here, *_forced)
-    if key not in _PLANS:
-        if len(_PLANS) > 4096:
-            _PLANS.clear()
-        _PLANS[key] = plan(s, call, here, forced)
-    return _PLANS[key]
-
-
-def _call(x: Tensor, learns: bool) -> Call:
-    return Call(
-        x.numel() // max(x.shape[-1], 1),
-        x.device.type,
-        x.dtype,
-        learns and torch.is_grad_enabled(),
-        not x.is_meta and torch.is_autocast_enabled(x.device.type),
-        torch.compiler.is_compiling(),
+def _mixer(s: Context, call: Call, machine: Machine, forced: Forced) -> Choice:
+    """The forced path, or the first that supports the call, is preferred for it, and uses a forced position path."""
+    if name := forced.get("mixer"):
+        _check_forced(MIXER_PATHS, name, s, call, machine)
+        if "position" in forced and not MIXER_PATHS[name].uses_position(s):
+            raise PathError(f"path {name!r} has no positional operator to run as {forced['position']!r} for {s.spec}")
+        return Choice(name, "forced")
+    candidates = [path for path in MIXER_PATHS.values() if "position" not in forced or path.uses_position(s)]
+    supported = [path for path in candidates if path.unsupported(s, call, machine) is None]
+    for path in supported:
+        if (reason := path.preferred(s, call, machine)) is not None:
+            return Choice(path.name, reason)
+    if supported:  # a forced positional operator, where no path that uses it is preferred
+        return Choice(supported[0].name, "it has the forced positional operator")
+    why = "; ".join(f"{path.name}: {path.unsupported(s, call, machine)}" for path in candidates)
+    raise PathError(
+        f"path {forced['position']!r} does not support {s.spec}: no mixer path with a positional operator supports it "
+        f"({why}); paths that do: none"
     )
 
 
-def static_conv(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """x (..., C) W^T + b, through the exact GELU where it is asked, by the form that a plan takes for a static conv.
+def _position(s: Context, call: Call, machine: Machine, forced: Forced) -> Choice | None:
+    """The forced path, or the first that supports the call and is preferred for it; None if there is none."""
+    if name := forced.get("position"):
+        _check_forced(POSITION_PATHS, name, s, call, machine)
+        return Choice(name, "forced")
+    for name, path in POSITION_PATHS.items():
+        if path.unsupported(s, call, machine) is None and (reason := path.preferred(s, call, machine)) is not None:
+            return Choice(name, reason)
+    return None
 
-    Raises PathError when a forced form cannot serve.
+
+def _check_forced(
+    paths: Mapping[str, MixerPath] | Mapping[str, PositionPath], name: str, s: Context, call: Call, machine: Machine
+) -> None:
+    """Raise PathError if the path `name` does not support the call."""
+    reasons = {other: path.unsupported(s, call, machine) for other, path in paths.items()}
+    if reasons[name] is not None:
+        raise PathError(f"path {name!r} does not support {s.spec}: {reasons[name]}; {_supported(reasons)}")
+
+
+def _supported(reasons: Mapping[str, str | None]) -> str:
+    names = ", ".join(name for name, reason in reasons.items() if reason is None)
+    return f"paths that do: {names or 'none'}"
+
+
+def verdicts(s: Context, call: Call, machine: Machine) -> list[Verdict]:
+    """What the plan says of every path: why it was chosen, why it does not support the call, or why another was."""
+    chosen = plan(s, call, machine)
+    found = []
+    for slot, choice, paths in (
+        ("mixer", chosen.mixer, _questions(MIXER_PATHS, s, call, machine)),
+        ("linear", chosen.linear, {name: (path.unsupported(call, machine), path.preferred(call, machine))
+                                   for name, path in LINEAR_PATHS.items()}),
+        ("position", chosen.position, _questions(POSITION_PATHS, s, call, machine)),
+    ):  # fmt: skip
+        for name, (unsupported, preferred) in paths.items():
+            if choice is not None and choice.path == name:
+                found.append(Verdict(SLOTS[name], name, "chosen", choice.reason))
+            elif unsupported is not None:
+                found.append(Verdict(SLOTS[name], name, "unsupported", unsupported))
+            else:
+                unused = slot == "position" and choice is None
+                why = f"the mixer path {chosen.path} does not use it" if unused else preferred
+                found.append(Verdict(SLOTS[name], name, "supported", why or "it is not the fastest here"))
+    return found
+
+
+def _questions(
+    paths: Mapping[str, MixerPath] | Mapping[str, PositionPath], s: Context, call: Call, machine: Machine
+) -> dict[str, tuple[str | None, str | None]]:
+    """Why each path does not support a call, and why it is preferred."""
+    return {
+        name: (path.unsupported(s, call, machine), path.preferred(s, call, machine)) for name, path in paths.items()
+    }
+
+
+_PLANS: dict[object, Plan] = {}
+_MOST_PLANS = 4096
+
+
+def _planned(s: Context, call: Call) -> Plan:
+    """`plan` on this machine with the paths that are forced now, remembered unless a compiler traces it."""
+    here, forced = machine(call.device), _forced_now()
+    if call.compiling:
+        return plan(s, call, here, forced)
+    key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, frozenset(s.modules), call, here,
+           *forced.values())  # fmt: skip
+    if (known := _PLANS.get(key)) is not None:
+        return known
+    if len(_PLANS) > _MOST_PLANS:
+        _PLANS.clear()
+    return _PLANS.setdefault(key, plan(s, call, here, forced))
+
+
+# ---- the operator ----------------------------------------------------------------------------------------
+
+
+def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """x (..., C) W^T + b, through the exact GELU if asked, by the path that the plan takes for linear layers.
+
+    Raises:
+        PathError: If a forced path does not support the call.
     """
     learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    call = _call(x, learns)
-    form = linear_form(call, machine(call.device), {PATHS[name].slot: name for name in _forced})
-    return PATHS[form.path].run(x, weight, bias, gelu)
+    call = Call.of(x, learns)
+    choice = linear_form(call, machine(call.device), _forced_now())
+    return LINEAR_PATHS[choice.path].run(x, weight, bias, gelu)
 
 
 def mix(
@@ -277,18 +258,26 @@ def mix(
     attn_drop: float = 0.0,
     temperature: float | None = None,
     geo: Geometry | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Tensor:
-    """The operator: the mixer `spec` with `params` (named as `inventory` lists them) on x (B, T, C) -> (B, T, C).
+    """The operator: the mixer `spec` on x (B, T, C) -> (B, T, C), T = prefix + H * W with `grid` = (H, W).
 
-    T = prefix + H * W with `grid` = (H, W). `attn_mask`, boolean, True where a query may see a kernel: (T, T),
-    (B, T, T) or (B, 1, T, T). `geo` is the geometry if it is at hand. In training, BatchNorm buffers among the
-    params are updated in place.
+    Args:
+        params: The tensors by the names that `inventory` lists. BatchNorm buffers among them are updated in place in
+            training.
+        attn_mask: What a query may see: boolean, or floats that are 0 or -inf; (T, T), (B, T) for key padding,
+            (B, T, T), (B, 1, 1, T) or (B, 1, T, T).
+        attn_drop: The rate at which entries of the attention map are dropped in training.
+        temperature: Replaces tau of a predict spec in training.
+        geo: The geometry, if it is at hand.
+        modules: Linear layers, by name, that are called in place of their params.
 
-    Raises SpecError for a shape that does not fit, an unresolved alternate shift or a mask that the record cannot
-    honour, and PathError when a forced path cannot serve.
+    Raises:
+        SpecError: For a shape that does not fit, an unresolved alternating shift, or an unsupported mask.
+        PathError: If a forced path does not support the call.
     """
     check_input(x, spec, grid, prefix)
-    s = Setting(
+    s = Context(
         spec,
         x.shape[-1],
         num_heads,
@@ -297,9 +286,13 @@ def mix(
         temperature,
         attn_drop,
         None if attn_mask is None else check_mask(attn_mask, x, spec),
+        modules or {},
     )
-    call = _call(x, x.requires_grad or any(p.requires_grad for p in params.values()))
-    chosen = _planned(s, call)
-    position = PATHS[chosen.position.path].run if chosen.position else s.position
-    s = replace(s, linear=PATHS[chosen.linear.path].run, position=position)
-    return PATHS[chosen.path].run(x, params, s)
+    # a module may learn whatever its parameters say
+    learns = bool(modules) or x.requires_grad or any(p.requires_grad for p in params.values())
+    chosen = _planned(s, Call.of(x, learns))
+    position: Callable[[Tensor, Tensor, Grid], Tensor] | None = None
+    if chosen.position is not None:
+        position = POSITION_PATHS[chosen.position.path].run
+    s = replace(s, linear=LINEAR_PATHS[chosen.linear.path].run, position=position)
+    return MIXER_PATHS[chosen.path].run(x, params, s)

@@ -1,25 +1,26 @@
-"""The position axis: the relative table as a T x T matrix a head."""
+"""The position axis: the relative table as a T x T matrix per head."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Context, Params
 from kernelbank.ops.expansion import expanded
 from kernelbank.ops.geometry import Geometry, kept, relative_offsets
 
 
-def relative(p: Params, s: Setting) -> Tensor | None:
+def relative(p: Params, s: Context) -> Tensor | None:
     """p (h, T, T), p[h, i, j] the table's entry at offset i - j; arbitrary where i does not see j. None without a
     relative position."""
     return None if s.geo.sides is None else matrix(p, s.geo)
 
 
-def spread(x_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-    """sum_j p_ij x_j over every j, (B, T, C): the operator of the setting on the grid, and one number a head for each
-    side of the prefix."""
+def spread(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
+    """sum_j p_ij x_j over every j, (B, T, C): the context's positional operator on the grid, and one number per head
+    for each side of the prefix."""
     P, table = s.geo.prefix, p["table.weight"]
+    assert s.position is not None
     on_grid = s.position(x_BTC[:, P:], table, s.geo.grid)
     if not P:
         return on_grid

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Context, Params
 from kernelbank.ops.geometry import crop, lay_out
 from kernelbank.spec import Box, Dynamic, Full, Pool, Predict, Project, TwoStep
 from kernelbank.spec.inventory import bank_size
@@ -22,8 +22,8 @@ from kernelbank.spec.pipeline import Step
 EPS = 1e-6
 
 
-def mixer(x: Tensor, p: Params, s: Setting) -> Tensor:
-    """static conv -> dynamic conv(s) -> static conv, on tokens (B, T, C)."""
+def mixer(x: Tensor, p: Params, s: Context) -> Tensor:
+    """linear layer -> dynamic convolutions -> linear layer, on tokens (B, T, C)."""
     x = lay_out(x, s.geo)
     match s.spec.frame:
         case "bare":
@@ -42,7 +42,7 @@ def mixer(x: Tensor, p: Params, s: Setting) -> Tensor:
     return crop(o, s.geo)
 
 
-# ---- static convs and norms ------------------------------------------------------------------------------
+# ---- linear layers and norms -----------------------------------------------------------------------------
 
 
 def affine(x: Tensor, p: Params, name: str) -> Tensor:
@@ -56,13 +56,15 @@ def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     return (x - mean) / torch.sqrt(var + eps)
 
 
-def batch_norm(x: Tensor, p: Params, name: str, s: Setting, eps: float = 1e-5) -> Tensor:
+def batch_norm(x: Tensor, p: Params, name: str, s: Context, eps: float = 1e-5) -> Tensor:
     """BatchNorm over every axis but the last: biased variance normalises, the unbiased one is remembered."""
     mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
     if s.training:
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) == 1 and name != "activation_norm":
-            raise ValueError(f"{name}: BatchNorm needs more than one value a channel in training, got one")
+            raise ValueError(
+                f"{name}: invalid batch of one token; expected more than one value per channel in training"
+            )
         running, (mean, var) = (mean, var), (rows.mean(0), rows.var(0, unbiased=False))
         with torch.no_grad():
             for old, new in zip(running, (mean, var * len(rows) / max(len(rows) - 1, 1)), strict=True):
@@ -71,7 +73,7 @@ def batch_norm(x: Tensor, p: Params, name: str, s: Setting, eps: float = 1e-5) -
 
 
 def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
-    """LayerNorm over the d channels of a head, the last axis; x itself without qk_norm."""
+    """LayerNorm over the d channels of each head, the last axis; x itself without qk_norm."""
     if "k_norm.weight" not in p:
         return x
     mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
@@ -81,7 +83,7 @@ def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
 # ---- the grid --------------------------------------------------------------------------------------------
 
 
-def patch(x: Tensor, i: int, s: Setting) -> Tensor:
+def patch(x: Tensor, i: int, s: Context) -> Tensor:
     """The size x size neighbours of token i, (B, C, t), row by row; zeros outside the grid, and around a prefix
     token, which is its own 1 x 1 grid."""
     (H, W), P, half = s.geo.grid, s.geo.prefix, s.spec.size // 2
@@ -95,7 +97,7 @@ def patch(x: Tensor, i: int, s: Setting) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def cells(x: Tensor, s: Setting) -> Tensor:
+def cells(x: Tensor, s: Context) -> Tensor:
     """The features that generate the bank: prefix tokens as they are, then the mean of each s x s cell."""
     assert isinstance(s.spec.bank, Dynamic)
     (H, W), P, stride = s.geo.grid, s.geo.prefix, s.spec.bank.stride
@@ -109,7 +111,7 @@ def cells(x: Tensor, s: Setting) -> Tensor:
     return torch.stack(made, 1)
 
 
-def seen(i: int, b: int, s: Setting) -> list[int]:
+def seen(i: int, b: int, s: Context) -> list[int]:
     """V_i: the kernels that query i of image b sees, by index."""
     n = s.spec.mix.r if isinstance(s.spec.mix, Project) else bank_size(s.spec, s.dim, s.geo.grid, s.geo.prefix)
     kernels = list(range(n)) if s.geo.visible is None else s.geo.visible[i].nonzero()[:, 0].tolist()
@@ -119,7 +121,7 @@ def seen(i: int, b: int, s: Setting) -> list[int]:
     return [j for j in kernels if bool(row[j])]
 
 
-def position(i: int, j: int, p: Params, s: Setting) -> Tensor:
+def position(i: int, j: int, p: Params, s: Context) -> Tensor:
     """p_ij (h): the table at offset i - j, or one of the three prefix entries."""
     P, W = s.geo.prefix, s.geo.grid[1]
     if i < P or j < P:
@@ -132,13 +134,13 @@ def position(i: int, j: int, p: Params, s: Setting) -> Tensor:
 # ---- kernels ---------------------------------------------------------------------------------------------
 
 
-def squash(w: Tensor, s: Setting) -> Tensor:
+def squash(w: Tensor, s: Context) -> Tensor:
     """What acts on generated weights."""
     assert isinstance(s.spec.bank, Dynamic)
     return {"identity": w, "sigmoid": 1 / (1 + torch.exp(-w)), "tanh": torch.tanh(w)}[s.spec.bank.squash]
 
 
-def reduced(features: Tensor, p: Params, s: Setting) -> Tensor:
+def reduced(features: Tensor, p: Params, s: Context) -> Tensor:
     """The bottleneck of a generator, if there is one: conv, in bn_relu a BatchNorm, ReLU."""
     if "reduce.weight" not in p:
         return features
@@ -148,11 +150,12 @@ def reduced(features: Tensor, p: Params, s: Setting) -> Tensor:
     return hidden.clamp(min=0)
 
 
-def two_step_kernels(source: Tensor, p: Params, s: Setting) -> tuple[Tensor, Tensor]:
+def two_step_kernels(source: Tensor, p: Params, s: Context) -> tuple[Tensor, Tensor]:
     """k (B, h, n, d, t) and v (B, h, n, d), after `project`."""
     B, (h, d) = len(source), (s.heads, s.dim // s.heads)
     if not isinstance(s.spec.bank, Dynamic):
-        return p["key.weight"].flatten(3).expand(B, -1, -1, -1, -1), p["value.weight"].mT.expand(B, -1, -1, -1)
+        k = p["key.weight"].reshape(h, -1, d, s.spec.size**2)
+        return k.expand(B, -1, -1, -1, -1), p["value.weight"].reshape(h, d, -1).mT.expand(B, -1, -1, -1)
     hidden = reduced(cells(source, s), p, s)
     k = squash(affine(hidden, p, "key"), s).unflatten(-1, (h, d, -1))
     k = head_norm(k.mT, p, "k_norm").mT.transpose(1, 2)
@@ -163,7 +166,7 @@ def two_step_kernels(source: Tensor, p: Params, s: Setting) -> tuple[Tensor, Ten
     return k, v
 
 
-def two_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
+def two_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> Tensor:
     """s_ij = q_i . k_j / sqrt(d) + p_ij, a = phi(s) over what is visible, o_i = sum_j a_ij v_j."""
     (B, T, _), h = operand.shape, s.heads
     k, v = two_step_kernels(source, p, s)
@@ -177,7 +180,7 @@ def two_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
             for j in seen(i, b, s):
                 score = scale * (q[b] * k[b, :, j]).sum((-1, -2))
                 if "key.bias" in p and not isinstance(s.spec.bank, Dynamic):
-                    score = score + p["key.bias"][:, j]
+                    score = score + p["key.bias"].reshape(h, -1)[:, j]
                 table[b, i, j] = score + position(i, j, p, s) if s.spec.position == "relative" else score
     for index, step in enumerate(s.spec.activation):
         table = activate(table, step, s.spec.activation[index + 1 :], p, s)
@@ -188,7 +191,7 @@ def two_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
     return o + p["value.bias"] if "value.bias" in p and not isinstance(s.spec.bank, Dynamic) else o
 
 
-def one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
+def one_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> Tensor:
     """o_i = sum_t w_it q_{i+t} with the kernel of position i, plus sum_j p_ij sum_t k_jt."""
     match s.spec.bank:
         case Box():
@@ -199,13 +202,13 @@ def one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
             return static_one_step(operand, source, p, s)
 
 
-def box(x: Tensor, i: int, s: Setting) -> Tensor:
+def box(x: Tensor, i: int, s: Context) -> Tensor:
     """The mean of the taps inside the grid minus the centre."""
     inside = patch(torch.ones_like(x), i, s)
     return patch(x, i, s).sum(-1) / inside.sum(-1) - x[:, i]
 
 
-def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
+def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> Tensor:
     """The kernel of position i is the mean of the kernels it sees, or generated from their mean feature."""
     features, (B, T, C), R = cells(source, s), operand.shape, s.shared
 
@@ -239,7 +242,7 @@ def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> 
     return torch.stack(outputs, 1)
 
 
-def static_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> Tensor:
+def static_one_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> Tensor:
     """y_o = sum_ct W_oct x_ct in each group, W the one kernel of the bank or pi_k W_k summed over k."""
     weight, bias = p["weight"].flatten(3), p.get("bias")  # (K, out, C_in/g, t)
     pi = weight.new_ones(len(operand), 1)
@@ -266,7 +269,7 @@ def static_one_step(operand: Tensor, source: Tensor, p: Params, s: Setting) -> T
 # ---- activation ------------------------------------------------------------------------------------------
 
 Table = dict[tuple[int, int, int], Tensor]
-"""Scores a head (h), by image, query and kernel: an entry that is not visible does not exist."""
+"""Scores per head (h), by image, query and kernel: an entry that is not visible does not exist."""
 
 
 POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -294,7 +297,7 @@ OVER: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(table: Table, step: Step, after: tuple[Step, ...], p: Params, s: Setting) -> Table:
+def activate(table: Table, step: Step, after: tuple[Step, ...], p: Params, s: Context) -> Table:
     """One step of the pipeline over the table."""
     if step.argument is not None:  # scale(x)
         return {key: a * step.argument for key, a in table.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,15 @@ from torch import Tensor
 
 EPS, MOMENTUM = 1e-5, 0.1  # torch.nn.BatchNorm's
 
-# The depth of `synchronised`. A list and no ContextVar: torch.compile cannot trace the latter on torch 2.11.
-_synchronised: list[None] = []
+
+class _Depth(threading.local):
+    """How many `synchronised` contexts are open in this thread. No ContextVar, which torch.compile cannot trace before
+    torch 2.14."""
+
+    value = 0
+
+
+_synchronised = _Depth()
 
 
 @contextmanager
@@ -23,16 +31,16 @@ def synchronised() -> Iterator[None]:
 
     Every process must run the same forward passes. Without a process group nothing changes.
     """
-    _synchronised.append(None)
+    _synchronised.value += 1
     try:
         yield
     finally:
-        _synchronised.pop()
+        _synchronised.value -= 1
 
 
 def over_processes() -> bool:
     """Whether statistics are summed over processes here."""
-    return bool(_synchronised) and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return bool(_synchronised.value) and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Sum(torch.autograd.Function):

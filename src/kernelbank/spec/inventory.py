@@ -222,6 +222,10 @@ def _generator(spec: MixerSpec, dim: int, num_heads: int) -> Iterator[Tensor]:
 def _static_two_step(spec: MixerSpec, dim: int, num_heads: int, grid: Grid) -> Iterator[Tensor]:
     h, K, k = heads(spec, dim, num_heads), bank_size(spec, dim, grid, 0), spec.size
     biased = spec.bias and spec.frame == "bare"
+    if h == k == 1:  # the kernels are two linear layers, an FFN's
+        yield from _linear("key", K, dim, biased)
+        yield from _linear("value", dim, K, biased)
+        return
     yield Tensor("key.weight", (h, K, dim // h, k, k), "linear", dim // h * k * k)
     if biased:
         yield Tensor("key.bias", (h, K), "zeros")

@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops.bank import TwoStepBank
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.kernel import logits
+from kernelbank.ops.machine import Machine
+from kernelbank.ops.paths.framed import attending
+from kernelbank.ops.paths.path import MixerPath, Reason, needs_two_step
 from kernelbank.spec.pipeline import L1, Pipeline
 
 
@@ -22,12 +25,12 @@ def temperature(steps: Pipeline) -> float | None:
     return x if len(steps) >= 2 and steps[-2].name == "exp" and steps[-1] == L1 else None
 
 
-def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
     """softmax(x (scale q k^T + p)) v."""
     return fused(q, bank, logits(bank, p, s), s.visible, s)
 
 
-def fused(q: Tensor, bank: TwoStepBank, added: Tensor | None, visible: Tensor | None, s: Setting) -> Tensor:
+def fused(q: Tensor, bank: TwoStepBank, added: Tensor | None, visible: Tensor | None, s: Context) -> Tensor:
     """The same for what is `added` to the scores and `visible` among them."""
     x = temperature(s.spec.activation)
     assert x is not None
@@ -39,3 +42,18 @@ def fused(q: Tensor, bank: TwoStepBank, added: Tensor | None, visible: Tensor | 
             mask = torch.where(visible, mask, -torch.inf)
     drop = s.attn_drop if s.training else 0.0
     return F.scaled_dot_product_attention(q, key.to(q.dtype), value.to(q.dtype), mask, drop, scale=bank.scale * x)
+
+
+def unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Any activation but softmax over kernels."""
+    if (reason := needs_two_step(s)) is not None:
+        return reason
+    return "the activation is not softmax over kernels" if temperature(s.spec.activation) is None else None
+
+
+def preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Except under forward-mode differentiation and transforms, which torch's fused attention lacks on CPUs."""
+    return None if call.transformed else "torch's fused attention holds no map"
+
+
+PATH = MixerPath("sdpa", attending(attend), unsupported, preferred)

@@ -1,4 +1,4 @@
-"""A kernel a position, larger than 1: the patches are never made. One multiply-add of a shifted map for each tap."""
+"""A kernel per position, larger than 1: one multiply-add of a shifted map per tap, and no patches."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.geometry import from_grid, to_grid
 from kernelbank.ops.kernel import positional_term
+from kernelbank.ops.machine import Machine
 from kernelbank.ops.mix import generated_kernel
+from kernelbank.ops.paths.framed import framed
+from kernelbank.ops.paths.path import MixerPath, Reason, needs_every_kernel, needs_one_step
+from kernelbank.ops.paths.vectorised import one_step_with_table
+from kernelbank.ops.transforms import recorded, transformed
+from kernelbank.spec import Dynamic
 
 
-def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
     """o_i = sum_t w_it x_{i+t} by taps; a prefix token meets the centre tap."""
     kernel, taps = generated_kernel(source_BTC, p, s)  # (B, T, R, t)
     P, size, (H, W) = s.geo.prefix, s.spec.size, s.geo.grid
     kernel = kernel.to(operand_BTC.dtype)
     x = to_grid(operand_BTC, s.geo).unflatten(1, (s.shared, -1))  # (B, R, C/R, H, W)
     w = kernel[:, P:].permute(0, 2, 3, 1).unflatten(3, (H, W))  # (B, R, t, H, W)
-    y = _functional(x, w, size) if torch.compiler.is_compiling() else _Shifted.apply(x, w.contiguous(), size)
+    plain = recorded() or transformed()
+    y = _functional(x, w, size) if plain else _Shifted.apply(x, w.contiguous(), size)
     centre = kernel[:, :P, :, size * size // 2, None]
     prefix = (operand_BTC[:, :P].unflatten(2, (s.shared, -1)) * centre).flatten(2)
     o = from_grid(prefix, y.flatten(1, 2))
@@ -32,7 +38,7 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
 
 
 def _functional(x: Tensor, w: Tensor, size: int) -> Tensor:
-    """As `_Shifted`, for a compiler that derives and fuses by itself."""
+    """As `_Shifted`, by operations that torch differentiates to any order, transforms and fuses."""
     parts = _parts(F.pad(x, (size // 2,) * 4), size, x.shape[3:])
     o = torch.zeros_like(x)
     for t, part in parts:
@@ -47,16 +53,18 @@ class _Shifted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, size: int) -> Tensor:
         ctx.size = size
         padded = F.pad(x, (size // 2,) * 4)
-        ctx.save_for_backward(padded, w)
+        ctx.save_for_backward(x, padded, w)
         o = x.new_zeros(x.shape)
         for t, part in _parts(padded, size, x.shape[3:]):
             o.addcmul_(part, w[:, :, t, None])
         return o
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        padded, w = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, padded, w = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradients are differentiated in turn
+            d_x, d_w = _differentiable(ctx, x, w, grads[0])
+            return d_x, d_w, None
         g, half = grads[0].contiguous(), ctx.size // 2
         d_padded, d_w = torch.zeros_like(padded), torch.empty_like(w)
         height, width = g.shape[3:]
@@ -67,9 +75,34 @@ class _Shifted(torch.autograd.Function):
         return d_padded[..., half : half + height, half : half + width], d_w, None
 
 
+def _differentiable(ctx: Any, x: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `_Shifted` for x and w by torch's own differentiable operations."""
+    needed = ctx.needs_input_grad[:2]
+    wanted = [t for t, wants in zip((x, w), needed, strict=True) if wants]
+    found = iter(torch.autograd.grad(_functional(x, w, ctx.size), wanted, grad, create_graph=True))
+    return tuple(next(found) if wants else None for wants in needed)
+
+
 def _parts(padded: Tensor, size: int, grid: torch.Size) -> list[tuple[int, Tensor]]:
     """The map shifted by each tap, as views."""
     height, width = grid
     return [
         (dy * size + dx, padded[..., dy : dy + height, dx : dx + width]) for dy in range(size) for dx in range(size)
     ]
+
+
+def unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """One kernel for all positions, and size 1."""
+    if (reason := needs_one_step(s)) is not None:
+        return reason
+    if not isinstance(s.spec.bank, Dynamic) or s.spec.size == 1:
+        return "it runs generated kernels larger than 1"
+    return "one kernel per image is a convolution" if needs_every_kernel(s) is None else None
+
+
+def preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Always."""
+    return f"{s.spec.size**2} shifted maps instead of patches {s.spec.size**2} times as large"
+
+
+PATH = MixerPath("shifts", framed(one_step), unsupported, preferred, one_step_with_table)

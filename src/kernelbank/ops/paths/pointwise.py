@@ -1,6 +1,6 @@
-"""Attention with a pointwise activation: its scores need no other score, so they are made, activated and used chunk
-by chunk while they lie in the cache. Training keeps one map and nothing else of that size: the activated one where
-the derivative follows from it, else the scores."""
+"""Attention with a pointwise activation: an entry of its map needs no other entry, so the map is computed, activated
+and used in chunks that fit the cache. Training keeps one tensor of the size of the map: the activated scores where the
+derivative follows from them, else the scores."""
 
 from __future__ import annotations
 
@@ -12,15 +12,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernelbank.ops.associated import Affine, affine
+from kernelbank.ops.activation import POINTWISE
 from kernelbank.ops.bank import TwoStepBank
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.expansion import LARGEST, expanded
 from kernelbank.ops.kernel import logits
 from kernelbank.ops.linear import onednn
-from kernelbank.ops.toeplitz import strips
+from kernelbank.ops.machine import Machine
+from kernelbank.ops.paths.closed_form import Affine, affine
+from kernelbank.ops.paths.framed import attending
+from kernelbank.ops.paths.linear import onednn_unsupported
+from kernelbank.ops.paths.path import (
+    MixerPath,
+    Reason,
+    first,
+    kernel_count,
+    needs_every_kernel,
+    needs_no_dropout,
+    needs_two_step,
+)
+from kernelbank.ops.paths.toeplitz import strips
 from kernelbank.spec.pipeline import Pipeline
 
 CHUNK = 5 * 2**18
@@ -68,20 +80,36 @@ def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None
     before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
     if before is None or after is None or after.shift:
         return None
-    return Pointwise(before, steps[at[0]].name, after.gain)
+    return _without_gain(Pointwise(before, steps[at[0]].name, after.gain))
 
 
-def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+def _without_gain(steps: Pointwise) -> Pointwise:
+    """The same function with its gain inside the non-linearity where that is possible: g relu(s)^2 = relu(sqrt(g) s)^2
+    and g exp(s) = exp(s + log g), whose values stay small in half precision."""
+    if steps.gain <= 0:
+        return steps
+    before = steps.before
+    match steps.name:
+        case "relu2":
+            inside = steps.gain**0.5
+            return Pointwise(Affine(before.gain * inside, before.shift * inside), "relu2", 1.0)
+        case "exp" if steps.gain != 1:
+            return Pointwise(Affine(before.gain, before.shift + math.log(steps.gain)), "exp", 1.0)
+        case _:
+            return steps
+
+
+def attend(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
     """gain * f(scale q k^T + p) v."""
     return _attend(q, bank, p, s, Batched(q))
 
 
-def attend_onednn(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+def attend_onednn(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
     """As `attend` without gradients, each product of a head by oneDNN's linear."""
     return _attend(q, bank, p, s, OneDNN())
 
 
-def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Setting, products: Batched | OneDNN) -> Tensor:
+def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Context, products: Batched | OneDNN) -> Tensor:
     (_, h, T, _), n = q.shape, bank.key.shape[2]
     steps = pointwise(s.spec.activation, n, T)
     assert steps is not None
@@ -144,17 +172,18 @@ class _Weighted(torch.autograd.Function):
         ctx: Any, q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, factors: Factors, name: str
     ) -> Tensor:
         kept = q.new_empty(*q.shape[:3], key.shape[2])
-        ctx.name, ctx.factors, ctx.added = name, factors, added is not None
-        ctx.save_for_backward(q, key, value, kept)
+        ctx.name, ctx.factors = name, factors
+        ctx.save_for_backward(q, key, value, added, kept)
         return _forward(q, key, value, factors, _from_matrix(added), NON_LINEARITIES[name], kept, Batched(q))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, key, value, kept = ctx.saved_tensors
+        q, key, value, added, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradients are differentiated in turn
+            return (*_differentiable(ctx, q, key, value, added, grads[0]), None, None)
         f, factors, products = NON_LINEARITIES[ctx.name], ctx.factors, Batched(q)
         d_q, d_key, d_value = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, key, value))
-        d_added = q.new_zeros(kept.shape[1:]) if ctx.added else None
+        d_added = q.new_zeros(kept.shape[1:]) if ctx.needs_input_grad[3] else None
         for images, heads, rows in chunks(*kept.shape):
             at, d_o = kept[images, heads, rows], grads[0][images, heads, rows]
             a = at if f.keeps_output else f.apply(at.clone())
@@ -166,6 +195,18 @@ class _Weighted(torch.autograd.Function):
             if d_added is not None:
                 d_added[heads, rows] += d_s.sum(0)
         return d_q, d_key, d_value, d_added, None, None
+
+
+def _differentiable(
+    ctx: Any, q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `_Weighted` for q, k, v and p by torch's own differentiable operations."""
+    inputs = (q, key, value, added)
+    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed and t is not None]
+    scores = q @ key.mT * ctx.factors.scores
+    a = POINTWISE[ctx.name](scores if added is None else scores + added)
+    found = iter(torch.autograd.grad(a @ value * ctx.factors.output, wanted, grad, create_graph=True))
+    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:4])
 
 
 @dataclass(frozen=True)
@@ -262,3 +303,42 @@ def chunks(B: int, h: int, T: int, n: int) -> Iterator[tuple[slice, slice, slice
                     slice(head, head + heads),
                     slice(row, min(row + rows, T)),
                 )
+
+
+AHEAD = 1.5
+"""The speed of oneDNN's linear relative to F.linear from which it also runs the products of attention
+(docs/performance.md)."""
+ONEDNN_KERNELS = 256
+"""Kernels from which those products are large enough for it, one head at a time."""
+
+
+def unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Other activations, hidden kernels, dropout, compilers and transforms."""
+    if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
+        return reason
+    if pointwise(s.spec.activation, 2, 2) is None:
+        return "the activation is not one non-linearity between affine steps"
+    if call.compiling:
+        return "a compiler unrolls its chunks"
+    return "it has no rule for transforms of torch.func" if call.transformed else None
+
+
+def preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """On CPUs."""
+    return "chunks of the map stay in the cache" if call.device == "cpu" else None
+
+
+def onednn_path_unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Gradients, and whatever oneDNN's linear does not support."""
+    return first(unsupported(s, call, m), onednn_unsupported(call, m))
+
+
+def onednn_path_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Many kernels, on a machine where oneDNN's linear is far ahead."""
+    n, gain = kernel_count(s), m.gain("mkldnn", call.tokens)
+    fits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
+    return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if fits else None
+
+
+ONEDNN = MixerPath("pointwise_onednn", attending(attend_onednn), onednn_path_unsupported, onednn_path_preferred)
+PATH = MixerPath("pointwise", attending(attend), unsupported, preferred)

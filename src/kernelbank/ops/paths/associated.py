@@ -4,73 +4,33 @@ closed form through k^T k. The derivation stands in docs/performance.md."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from kernelbank.ops.activation import EPS
 from kernelbank.ops.bank import TwoStepBank
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Call, Context, Params
+from kernelbank.ops.machine import Machine
+from kernelbank.ops.paths.closed_form import affine, moments
+from kernelbank.ops.paths.framed import attending
+from kernelbank.ops.paths.path import (
+    MixerPath,
+    Reason,
+    first,
+    half_precision,
+    kernel_count,
+    needs_every_kernel,
+    needs_no_dropout,
+    needs_two_step,
+)
+from kernelbank.ops.paths.toeplitz import row_moments
 from kernelbank.ops.position import matrix_rows, spread
-from kernelbank.ops.toeplitz import row_moments
-from kernelbank.spec.pipeline import Pipeline
-
-NORMALISERS = ("center", "layernorm", "rmsnorm", "l2")
-
-
-@dataclass(frozen=True)
-class Affine:
-    """x -> gain x + shift."""
-
-    gain: float = 1.0
-    shift: float = 0.0
-
-
-def affine(steps: Pipeline, kernels: int, positions: int) -> Affine | None:
-    """A pipeline of affine steps as one, over so many visible kernels and positions; None if a step is not affine."""
-    gain, shift = 1.0, 0.0
-    for step in steps:
-        n = positions if step.axis == "positions" else kernels
-        match step.name:
-            case "identity":
-                factor = 1.0
-            case "scale":
-                factor = step.argument or 1.0
-            case "count":
-                factor = 1 / n
-            case "sqrt_count":
-                factor = n**-0.5
-            case "log_count":
-                factor, shift = 1.0, shift - float(torch.tensor(float(n), dtype=torch.float64).log())
-            case _:
-                return None
-        gain, shift = gain * factor, shift * factor
-    return Affine(gain, shift)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """A pipeline affine, normaliser over the kernels, affine."""
-
-    before: Affine
-    normaliser: str
-    after: Affine
-
-
-def moments(steps: Pipeline, kernels: int, positions: int) -> Moments | None:
-    """`steps` as such a pipeline, or None."""
-    at = [index for index, step in enumerate(steps) if step.name in NORMALISERS]
-    if len(at) != 1 or steps[at[0]].axis == "positions":
-        return None
-    before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
-    return None if before is None or after is None else Moments(before, steps[at[0]].name, after)
-
+from kernelbank.spec import Static
 
 # ---- affine ----------------------------------------------------------------------------------------------
 
 
-def attend_affine(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+def attend_affine(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
     """g (scale q (k^T v) + p v) + c sum_j v_j, for the activation g s + c."""
     a = affine(s.spec.activation, bank.key.shape[2], q.shape[2])
     assert a is not None
@@ -90,7 +50,7 @@ def _turned(key: Tensor, value: Tensor, factor: float) -> Tensor:
     return product.unflatten(0, pairs)
 
 
-def by_position(x_BhTd: Tensor, p: Params, s: Setting) -> Tensor:
+def by_position(x_BhTd: Tensor, p: Params, s: Context) -> Tensor:
     """sum_j p_ij x_j, head by head, (B, h, T, d)."""
     x_BTC = x_BhTd.transpose(1, 2).flatten(2)
     return spread(x_BTC, p, s).unflatten(2, (s.heads, -1)).transpose(1, 2)
@@ -99,7 +59,7 @@ def by_position(x_BhTd: Tensor, p: Params, s: Setting) -> Tensor:
 # ---- moments ---------------------------------------------------------------------------------------------
 
 
-def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tensor:
+def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
     """(sum_j (s_ij - mu_i) v_j) / sigma_i, with keys and values centred first where the mean is taken off."""
     steps = moments(s.spec.activation, bank.key.shape[2], q.shape[2])
     assert steps is not None
@@ -116,7 +76,7 @@ def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Setting) -> Tenso
     return o + steps.after.shift * bank.value.sum(2, keepdim=True) if steps.after.shift else o
 
 
-def _sum_of_squares(q: Tensor, key: Tensor, p: Params, s: Setting, gain: float, centred: bool) -> Tensor:
+def _sum_of_squares(q: Tensor, key: Tensor, p: Params, s: Context, gain: float, centred: bool) -> Tensor:
     """sum_j s_ij^2, or sum_j (s_ij - mu_i)^2 with centred keys, (B, h, T, 1): q (k^T k) q + 2 q . (p k) + sum p^2.
 
     Rows where these terms cancel, so that too few digits are left, are summed kernel by kernel.
@@ -137,7 +97,7 @@ def _sum_of_squares(q: Tensor, key: Tensor, p: Params, s: Setting, gain: float, 
 
 
 def _with_exact_rows(
-    total: Tensor, rows: Tensor, q: Tensor, key: Tensor, p: Params, s: Setting, gain: float, centred: bool
+    total: Tensor, rows: Tensor, q: Tensor, key: Tensor, p: Params, s: Context, gain: float, centred: bool
 ) -> Tensor:
     """`total` with the marked rows (B, h, T) summed kernel by kernel."""
     for b, i in rows.any(-1).nonzero().tolist():
@@ -150,3 +110,56 @@ def _with_exact_rows(
         index = torch.full_like(at, b), torch.full_like(at, i), at
         total = total.index_put(index, (scores**2).sum(-1, keepdim=True))
     return total
+
+
+# ---- paths -----------------------------------------------------------------------------------------------
+
+LINEAR_TIME = 190
+"""Kernels from which the closed form of a normaliser beats chunks of its map (docs/performance.md)."""
+
+
+def affine_unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Activations that are not affine, hidden kernels, dropout."""
+    if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
+        return reason
+    if affine(s.spec.activation, 1, 1) is None:
+        return "the activation is not affine, so the products keep their order"
+    return None
+
+
+def affine_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """More kernels than channels per head."""
+    n, d = kernel_count(s), s.dim // s.heads * s.spec.size**2
+    return f"q (k^T v) costs {d} per query, (q k^T) v {n}" if n > d else None
+
+
+def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Other activations, hidden kernels, dropout, half precision, and calls whose values cannot be read."""
+    if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
+        return reason
+    steps = moments(s.spec.activation, 2, 2)
+    if steps is None:
+        return "the activation is not one normaliser over kernels between affine steps"
+    if steps.before.shift and steps.normaliser in ("rmsnorm", "l2"):
+        return f"a shift before {steps.normaliser} is not in its closed form"
+    if isinstance(s.spec.bank, Static) and s.spec.bias and s.spec.frame == "bare":
+        return "a key bias is not in its closed form"
+    if half_precision(call):
+        return "sums of squares cancel in half precision"
+    readable = not call.compiling and not call.transformed and call.device != "meta"
+    return None if readable else "its guard reads values, which traced, transformed and meta tensors do not have"
+
+
+def moments_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Many kernels."""
+    n = kernel_count(s)
+    return f"linear in {n} kernels (from {LINEAR_TIME} on)" if n >= LINEAR_TIME else None
+
+
+def has_table(s: Context) -> bool:
+    """Whether there is a relative table."""
+    return s.geo.sides is not None
+
+
+AFFINE = MixerPath("associated", attending(attend_affine), affine_unsupported, affine_preferred, has_table)
+MOMENTS = MixerPath("moments", attending(attend_moments), moments_unsupported, moments_preferred, has_table)

@@ -1,10 +1,9 @@
-"""The positional operator y_i = sum_j p_(i-j) x_j on the grid, one table a head: a product with a Toeplitz matrix.
+"""The positional operator y_i = sum_j p_(i-j) x_j on the grid, one table per head: a product with a Toeplitz matrix.
 
-Four forms. `dense` makes the N x N matrix. `hybrid` takes the discrete Fourier transform along y and multiplies by a
-W x W matrix a frequency along x: H^2 W^2 becomes about H W^2; `hybrid_fft` does so with fast transforms. `fourier`
-transforms both axes. The last three never hold an N x N tensor, and run in float32 where x is in half precision or
-autocast is on.
-"""
+There are four ways. `dense` forms the N x N matrix. `hybrid` takes the discrete Fourier transform along y and
+multiplies by a W x W matrix per frequency along x: H^2 W^2 becomes about H W^2; `hybrid_fft` does so with fast
+transforms. `fourier` transforms both axes. The last three hold no N x N tensor, and run in float32 where x is in half
+precision or autocast is on."""
 
 from __future__ import annotations
 
@@ -15,18 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernelbank.ops.expansion import expanded
+from kernelbank.ops.context import Call, Context
+from kernelbank.ops.expansion import LARGEST, expanded
 from kernelbank.ops.geometry import kept, relative_offsets
+from kernelbank.ops.machine import Machine
+from kernelbank.ops.paths.closed_form import affine, moments
+from kernelbank.ops.paths.path import (
+    Positional,
+    PositionPath,
+    Reason,
+    half_precision,
+    keeps_expansions,
+    needs_every_kernel,
+)
 from kernelbank.ops.precision import full_precision, wide
-
-Grid = tuple[int, int]
-Positional = Callable[[Tensor, Tensor, Grid], Tensor]
-"""(x (B, N, C), table (h, 2a-1, 2b-1), (H, W)) -> (B, N, C), H <= a and W <= b."""
+from kernelbank.spec import TwoStep
+from kernelbank.spec.inventory import Grid
 
 
 def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
-    """Products with the matrix of a head: one for all images where gradients are wanted, whose sum over the images is
-    then part of a product, and in half precision; else one an image, which needs no copy of x."""
+    """Products with the matrix of each head: one for all images where gradients are wanted, whose sum over the images
+    is then part of a product, and in half precision; else one per image, which needs no copy of x."""
     (B, N, C), h = x_BNC.shape, table.shape[0]
     matrix = expanded((table,), ("dense", grid, x_BNC.dtype), lambda: _dense_matrix(table, grid).to(x_BNC.dtype))
     if not torch.is_grad_enabled() and x_BNC.dtype == wide(x_BNC.dtype):
@@ -217,3 +225,58 @@ def smooth(least: int) -> int:
         if rest == 1:
             return length
         length += 1
+
+
+DENSE, DENSE_TRAINED, DENSE_HALF = 300, 400, 1600
+"""Positions up to which the N x N matrix of a table is the fastest: in float32, with gradients, and in half precision
+(docs/performance.md)."""
+TRANSFORMED = 72
+"""The side up to which computing the spectrum of `hybrid` at every call is worth it."""
+
+
+def unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Specs whose table does not enter linearly, and hidden kernels."""
+    if s.geo.sides is None:
+        return "the spec has no relative position"
+    if (reason := needs_every_kernel(s)) is not None:
+        return reason
+    nonlinear = isinstance(s.spec.kernel, TwoStep) and not (
+        affine(s.spec.activation, 2, 2) or moments(s.spec.activation, 2, 2)
+    )
+    return "the table is added to scores that go through a non-linearity" if nonlinear else None
+
+
+def dense_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Few positions."""
+    positions = s.geo.grid[0] * s.geo.grid[1]
+    most = DENSE_HALF if half_precision(call) else DENSE_TRAINED if call.grad else DENSE
+    return f"{positions} positions (up to {most}) make a matrix that fits" if positions <= most else None
+
+
+def hybrid_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Spectra that are kept, or small enough to be computed at every call."""
+    H, W = s.geo.grid
+    fits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if keeps_expansions(call) else max(H, W) <= TRANSFORMED
+    if not fits:
+        return None
+    return f"{H * W} positions: {H} frequencies of {2 * W} x {2 * W} products, transforms as products"
+
+
+def hybrid_fft_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Spectra that are kept: two numbers where `hybrid` keeps four."""
+    (H, W), h = s.geo.grid, s.num_heads
+    fits = keeps_expansions(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
+    return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if fits else None
+
+
+def fourier_preferred(s: Context, call: Call, m: Machine) -> Reason:
+    """Where no other way is."""
+    return f"{s.geo.grid[0]} x {s.geo.grid[1]} positions: two transforms, no product of W x W"
+
+
+PATHS = (
+    PositionPath("dense", dense, unsupported, dense_preferred),
+    PositionPath("hybrid", hybrid, unsupported, hybrid_preferred),
+    PositionPath("hybrid_fft", hybrid_fft, unsupported, hybrid_fft_preferred),
+    PositionPath("fourier", fourier, unsupported, fourier_preferred),
+)

@@ -8,14 +8,18 @@ from torch import Tensor
 
 from kernelbank.ops import kernel
 from kernelbank.ops.bank import two_step_bank
-from kernelbank.ops.context import Params, Setting
+from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.geometry import to_grid, unfold
 from kernelbank.ops.kernel import conv2d, logits, normed_operand, weigh
+from kernelbank.ops.machine import Machine
 from kernelbank.ops.mix import generated_kernel, project
-from kernelbank.spec import Dynamic
+from kernelbank.ops.paths.framed import framed
+from kernelbank.ops.paths.path import MixerPath, Reason, needs_static_tensors, never_preferred
+from kernelbank.ops.paths.vectorised import one_step_with_table
+from kernelbank.spec import Dynamic, TwoStep
 
 
-def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
+def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
     """The keys as a kernel (B*h*n, d, k, k) and the values as a kernel (B*C, n, 1, 1), groups B*h: the images and
     heads are groups of one convolution over a map of B*C channels (systems.md 5.2)."""
     (B, T, C), h = operand_BTC.shape, s.heads
@@ -30,9 +34,9 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
 
 
-def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> Tensor:
-    """o_i = sum_t w_it q_{i+t}: one kernel an image is a depth-wise convolution of it, a kernel per position a grouped
-    1 x 1 convolution of the patches, one group a position and shared kernel."""
+def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
+    """o_i = sum_t w_it q_{i+t}: one kernel per image is a depth-wise convolution of it, a kernel per position a grouped
+    1 x 1 convolution of the patches, one group per position and shared kernel."""
     if not isinstance(s.spec.bank, Dynamic):
         return kernel.one_step(operand_BTC, source_BTC, p, s)
     weight, taps = generated_kernel(source_BTC, p, s)
@@ -49,15 +53,15 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Setting) -> 
     return (o if position is None else o + position).to(operand_BTC.dtype)
 
 
-def _per_position(x_BTC: Tensor, weight_BTRt: Tensor, s: Setting) -> Tensor:
-    """The patches of C/R channels that share a kernel as C/R places of a map with a channel a tap, groups B T R."""
+def _per_position(x_BTC: Tensor, weight_BTRt: Tensor, s: Context) -> Tensor:
+    """The patches of C/R channels that share a kernel as C/R places of a map with a channel per tap, groups B T R."""
     B, T, R, t = weight_BTRt.shape
     patches = unfold(x_BTC, s.spec.size, s.geo).unflatten(2, (R, -1)).mT.to(weight_BTRt.dtype)  # (B, T, R, t, C/R)
     maps = patches.reshape(1, B * T * R * t, 1, patches.shape[-1])
     return conv2d(maps, weight_BTRt.reshape(B * T * R, t, 1, 1), None, 0, B * T * R).reshape(B, T, -1)
 
 
-def _query_key(operand_BTC: Tensor, key: Tensor, s: Setting) -> Tensor:
+def _query_key(operand_BTC: Tensor, key: Tensor, s: Context) -> Tensor:
     """The first dynamic conv: (B*h*n, T). A prefix token is its own 1 x 1 grid and meets the centre tap."""
     (B, T, C), P, size = operand_BTC.shape, s.geo.prefix, s.spec.size
     image = to_grid(operand_BTC, s.geo).reshape(1, B * C, *s.geo.grid)
@@ -67,3 +71,17 @@ def _query_key(operand_BTC: Tensor, key: Tensor, s: Setting) -> Tensor:
     tokens = operand_BTC[:, :P].transpose(1, 2).reshape(1, B * C, 1, P)
     centre = key[:, :, size // 2, size // 2, None, None]
     return torch.cat([conv2d(tokens, centre, None, 0, B * s.heads).view(-1, P), on_grid], 1)
+
+
+def core(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
+    """The dynamic convolutions of either kind."""
+    steps = two_step if isinstance(s.spec.kernel, TwoStep) else one_step
+    return steps(operand_BTC, source_BTC, p, s)
+
+
+def unsupported(s: Context, call: Call, m: Machine) -> Reason:
+    """Static kernels that are modules."""
+    return needs_static_tensors(s)
+
+
+PATH = MixerPath("conv", framed(core), unsupported, never_preferred, one_step_with_table)

@@ -1,0 +1,51 @@
+"""Ways to run the operator. A path is a file of this package and an entry here; the first entry that supports a call
+and is preferred for it is taken (`ops.plan`)."""
+
+from __future__ import annotations
+
+from kernelbank.ops.paths import (
+    associated,
+    bottleneck,
+    conv,
+    images,
+    linear,
+    literal,
+    pointwise,
+    sdpa,
+    shifts,
+    toeplitz,
+    vectorised,
+    windows,
+)
+from kernelbank.ops.paths.path import LinearPath, MixerPath, PathError, PositionPath, Slot
+
+_MIXER: tuple[MixerPath, ...] = (
+    bottleneck.PATH,
+    windows.SOFTMAX,
+    windows.PATH,
+    associated.AFFINE,
+    associated.MOMENTS,
+    sdpa.PATH,
+    pointwise.ONEDNN,
+    pointwise.PATH,
+    shifts.PATH,
+    images.PATH,
+    vectorised.PATH,
+    conv.PATH,
+    literal.PATH,
+)
+
+MIXER_PATHS: dict[str, MixerPath] = {path.name: path for path in _MIXER}
+"""By name, in the order in which they are asked. `vectorised` supports what the ones before it do not; the last two run
+only where they are forced."""
+LINEAR_PATHS: dict[str, LinearPath] = {path.name: path for path in linear.PATHS}
+POSITION_PATHS: dict[str, PositionPath] = {path.name: path for path in toeplitz.PATHS}
+
+SLOTS: dict[str, Slot] = {
+    **dict.fromkeys(MIXER_PATHS, "mixer"),
+    **dict.fromkeys(LINEAR_PATHS, "linear"),
+    **dict.fromkeys(POSITION_PATHS, "position"),
+}
+"""The part of the operator that each path runs, by the path's name."""
+
+__all__ = ["LINEAR_PATHS", "MIXER_PATHS", "POSITION_PATHS", "SLOTS", "PathError"]

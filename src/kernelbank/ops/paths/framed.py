@@ -1,0 +1,31 @@
+"""A core between the linear layers of the frame: what most mixer paths are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from kernelbank.ops.context import Context, Params
+from kernelbank.ops.frame import enter, leave
+from kernelbank.ops.geometry import crop, lay_out
+from kernelbank.ops.kernel import Attend, two_step
+
+Core = Callable[[Tensor, Tensor, Params, Context], Tensor]
+"""(operand (B, T, C), source (B, T, C), params, context) -> (B, T, C): the dynamic convolutions."""
+Run = Callable[[Tensor, Params, Context], Tensor]
+
+
+def framed(core: Core) -> Run:
+    """The linear layers around a core, on the padded layout where the spec states one."""
+
+    def run(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
+        operand, source = enter(lay_out(x_BTC, s.geo), p, s)
+        return crop(leave(core(operand, source, p, s), p, s), s.geo)
+
+    return run
+
+
+def attending(attend: Attend) -> Run:
+    """The mixer whose attention is `attend`."""
+    return framed(lambda operand, source, p, s: two_step(operand, source, p, s, attend))

@@ -1,0 +1,67 @@
+"""The linear layers: by oneDNN's fused linear, as 1 x 1 convolutions, or by F.linear."""
+
+from __future__ import annotations
+
+import torch
+
+from kernelbank.ops.context import Call
+from kernelbank.ops.linear import FORMS
+from kernelbank.ops.machine import Machine
+from kernelbank.ops.paths.path import LinearPath, Reason
+
+WORTH = 1.05
+"""The speed relative to F.linear from which another form is preferred."""
+EPILOGUE = 1.15
+"""How much slower oneDNN's linear may be than another form: the GELU in its epilogue makes up for it."""
+
+
+def supports_all(call: Call, m: Machine) -> Reason:
+    """Every call is supported."""
+    return None
+
+
+def onednn_unsupported(call: Call, m: Machine) -> Reason:
+    """oneDNN's fused linear has no gradient, no autocast and two dtypes, and a compiler does not lower it."""
+    if call.device != "cpu" or not m.fused:
+        return f"torch's fused oneDNN linear does not work here ({m.reason or 'its trial failed'})"
+    if call.grad or call.transformed:
+        return "it has no derivative"
+    if call.autocast:
+        return "autocast does not reach it"
+    if call.compiling:
+        return "torch's compiler lowers it for frozen weights alone"
+    return None if call.dtype in (torch.float32, torch.bfloat16) else f"it does not support {call.dtype}"
+
+
+def onednn_preferred(call: Call, m: Machine) -> Reason:
+    """Where it is the fastest in the probe, or nearly."""
+    return _gain("mkldnn", call, m, EPILOGUE)
+
+
+def conv1x1_preferred(call: Call, m: Machine) -> Reason:
+    """Where it is the fastest in the probe; a compiler sees through F.linear."""
+    return _gain("conv1x1", call, m) if call.device == "cpu" and not call.compiling else None
+
+
+def plain_preferred(call: Call, m: Machine) -> Reason:
+    """Where no other form is."""
+    if call.compiling:
+        return "a compiler sees through it"
+    return f"no other form is {WORTH}x as fast here" + (f" ({m.reason})" if m.reason else "")
+
+
+def _gain(form: str, call: Call, m: Machine, behind: float = WORTH) -> Reason:
+    """Why a form is preferred in float32: its speed in the probe is worth it, and no supported form is `behind` times
+    as fast."""
+    if call.dtype != torch.float32 or call.autocast:
+        return None
+    supported = [name for name in FORMS if name != "mkldnn" or onednn_unsupported(call, m) is None]
+    gain, best = m.gain(form, call.tokens), max(m.gain(name, call.tokens) for name in supported)
+    return f"{gain:.2f}x F.linear in the probe" if gain >= WORTH and gain * behind > best else None
+
+
+PATHS = (
+    LinearPath("mkldnn", FORMS["mkldnn"], onednn_unsupported, onednn_preferred),
+    LinearPath("conv1x1", FORMS["conv1x1"], supports_all, conv1x1_preferred),
+    LinearPath("linear", FORMS["linear"], supports_all, plain_preferred),
+)
