@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kernelbank.model import ModelSpec, ViTTrunk
 from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone
 from kernelbank.nn.build import backbone_arguments
-from kernelbank.nn.mixer import accept_timm_names
+from kernelbank.nn.state import translate
 from kernelbank.nn.transform import Placement, move_all
 from kernelbank.spec import Window
 from kernelbank.spec.inventory import Grid, inventory
@@ -48,7 +48,7 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
     and the matrices of `project` as `nn.carry` does. timm's names of attention and MLP are taken too."""
     assert isinstance(model, Backbone)
     for path, mixer, _ in model.mixers_on(_grid(model)):
-        accept_timm_names(mixer, state, f"{path}.")
+        translate(state, f"{path}.", mixer.spec, mixer.entries)
     source = _source_grid(state, model)
     for path, mixer, grid in model.mixers_on(source):
         held = {entry.name: state[f"{path}.{entry.name}"] for entry in mixer.entries

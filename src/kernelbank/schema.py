@@ -64,7 +64,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
             return _SPECIAL[value]
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
             return float(value)
-    if origin is None and type(value) is kind:
+    if origin is None and type(value) is kind and not (kind is int and abs(value) >= 2**64):
         return value
     raise ValueError(f"invalid {name}={_shown(value)}; expected {getattr(kind, '__name__', kind)}")
 

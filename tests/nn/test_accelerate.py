@@ -87,6 +87,6 @@ def test_bad_input() -> None:
     with (
         kernelbank.accelerate(linear),
         use_path("mkldnn"),
-        pytest.raises(PathError, match="no gradient; paths that can"),
+        pytest.raises(PathError, match="no derivative; paths that do"),
     ):
         linear(torch.randn(2, 4))

@@ -1,47 +1,56 @@
-"""The backbone: published sizes, every row in both skeletons, weights by name, bad input."""
+"""The backbone: published sizes, every row on both trunks, weights by name, bad input."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
 from kernelbank import SpecError
-from kernelbank.atlas import ROWS, SKELETONS, Skeleton
-from kernelbank.nn.backbone import build
+from kernelbank.atlas import ROWS
+from kernelbank.model import ModelSpec, SwinTrunk, Trunk, ViTTrunk
+from kernelbank.nn.backbone import Backbone
+from kernelbank.nn.build import build_backbone
 from kernelbank.nn.layers import initialise
+from kernelbank.zoo import SMALL, deit, swin
 
-SWIN_T = Skeleton(4, 96, (2, 2, 6, 2), (3, 6, 12, 24))
-
-
-def deit(dim: int, heads: int) -> Skeleton:
-    return Skeleton(16, dim, (12,), (heads,), class_token=True, pos_embed="learn")
+SWIN_T = swin(96, 6)
 
 
-@pytest.mark.parametrize(("skeleton", "mixer", "published"), [
-    (deit(192, 3), "vit", 5_717_416), (deit(384, 6), "vit", 22_050_664), (deit(768, 12), "vit", 86_567_656),
+def build(trunk: Trunk, mixer: str, mlp: str = "ffn", **sizes: Any) -> Backbone:
+    rate = sizes.pop("drop_path_rate", 0.0)
+    return build_backbone(ModelSpec(trunk=trunk, mixer=mixer, mlp=mlp, **sizes), drop_path_rate=rate)
+
+
+@pytest.mark.parametrize(("trunk", "mixer", "published"), [
+    (deit(192), "vit", 5_717_416), (deit(384), "vit", 22_050_664), (deit(768), "vit", 86_567_656),
     (SWIN_T, "swin", 28_288_354), (SWIN_T, "dwnet", 24_172_744), (SWIN_T, "ddwconv", 51_131_752),
-    (SWIN_T, "iddwconv", 26_243_176), (Skeleton(16, 384, (12,), (6,)), "dwsa", 20_253_040),
+    (SWIN_T, "iddwconv", 26_243_176), (deit(384, on_grid_alone=True), "dwsa", 20_253_040),
 ])  # fmt: skip
-def test_published_sizes_are_exact(skeleton: Skeleton, mixer: str, published: int) -> None:
+def test_published_sizes_are_exact(trunk: Trunk, mixer: str, published: int) -> None:
     with torch.device("meta"):
-        model = build(skeleton, mixer, img_size=(224, 224))
+        model = build(trunk, mixer, img_size=(224, 224))
     assert sum(p.numel() for p in model.parameters()) == published
 
 
-def small(plain: bool, prefix: bool = False) -> Skeleton:
+def small(plain: bool, prefix: bool = False) -> Trunk:
     if plain:
-        return Skeleton(2, 32, (2,), (2,), prefix, "learn" if prefix else "none", 2 * prefix)
-    return Skeleton(1, 32, (1, 2), (2, 4))
+        return ViTTrunk(
+            patch_size=(2, 2), embed_dim=32, depth=2, num_heads=2, class_token=prefix, reg_tokens=2 * prefix,
+            pos_embed="learn" if prefix else "none", global_pool="token" if prefix else "avg",
+        )  # fmt: skip
+    return SwinTrunk(patch_size=(1, 1), embed_dim=32, depths=(1, 2), num_heads=(2, 4))
 
 
 @pytest.mark.parametrize(
-    "skeleton", [small(True), small(True, prefix=True), small(False)], ids=["plain", "tokens", "stages"]
+    "trunk", [small(True), small(True, prefix=True), small(False)], ids=["plain", "tokens", "stages"]
 )
 @pytest.mark.parametrize("row", ROWS)
-def test_every_row_runs_as_mixer_and_learns(row: str, skeleton: Skeleton) -> None:
+def test_every_row_runs_as_mixer_and_learns(row: str, trunk: Trunk) -> None:
     """Non-square, odd grids; as the mixer with the FFN, and as the MLP itself without a mixer of its own kind."""
     text = "swin support=window(3, alternate)" if row == "swin" else row
-    model = build(skeleton, text, text, img_size=(6, 10), in_chans=1, num_classes=3, drop_path_rate=0.1)
+    model = build(trunk, text, text, img_size=(6, 10), in_chans=1, num_classes=3, drop_path_rate=0.1)
     x = torch.randn(2, 1, 6, 10)
     model(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -57,14 +66,14 @@ def test_any_record_is_an_mlp_or_none(mlp: str) -> None:
 
 
 def test_blocks_alternate_their_shift_inside_the_stage() -> None:
-    skeleton = Skeleton(1, 8, (3, 2), (2, 2))
-    model = build(skeleton, "swin support=window(2, alternate)", img_size=(8, 8), in_chans=1, num_classes=2)
+    trunk = SwinTrunk(patch_size=(1, 1), embed_dim=8, depths=(3, 2), num_heads=(2, 2))
+    model = build(trunk, "swin support=window(2, alternate)", img_size=(8, 8), in_chans=1, num_classes=2)
     assert [[b.attn.spec.support.shift for b in stage.blocks] for stage in model.layers] == [[0, 1, 0], [0, 1]]
 
 
 def test_weights_come_from_seed_and_name_alone() -> None:
     """Rows with different parameters are paired: what they share is equal, in any order of construction."""
-    make = lambda mixer: build(SKELETONS["plain"], mixer, img_size=(8, 8), in_chans=1, num_classes=10)  # noqa: E731
+    make = lambda mixer: build(SMALL["plain"].trunk, mixer, img_size=(8, 8), in_chans=1, num_classes=10)  # noqa: E731
     a, b, c = make("vit_relpos"), make("dwsa"), make("vit_relpos")
     for model, seed in ((a, 0), (b, 0), (c, 1)):
         torch.manual_seed(seed + 5)
@@ -85,10 +94,10 @@ def test_no_weight_decay_names_tables_and_embeddings() -> None:
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: build(small(True), "vit", img_size=(7, 8)), r"img_size=\(7, 8\) is not legal"),
-    (lambda: Skeleton(1, 8, (1, 1), (1, 1), class_token=True), "prefix tokens are not legal"),
+    (lambda: build(small(True), "vit", img_size=(7, 8)), r"invalid img_size=\(7, 8\)"),
+    (lambda: SwinTrunk(depths=(1, 1), num_heads=(1,)), r"invalid num_heads=\(1,\)"),
     (lambda: build(small(False), "vit | vit | vit", img_size=(8, 8)), "expected 1 or 2 specs for 2 stages, got 3"),
-    (lambda: build(Skeleton(2, 30, (1,), (4,)), "vit", img_size=(8, 8)), "invalid dim=30; expected"),
+    (lambda: build(ViTTrunk(patch_size=(2, 2), embed_dim=30, num_heads=4), "vit", img_size=(8, 8)), "invalid dim=30;"),
     (lambda: build(small(True), "vitt", img_size=(8, 8)), "did you mean 'vit'"),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_error(make: object, message: str) -> None:

@@ -254,7 +254,7 @@ def test_temperature_replaces_tau_in_training_only() -> None:
     assert close(module.train()(x), mean, 1e-4) and not close(plain, mean, 1e-2)
     module.temperature = None
     assert torch.equal(module(x), plain)
-    with pytest.raises(SpecError, match="temperature=0 is not legal"):
+    with pytest.raises(SpecError, match="invalid temperature=0"):
         module.temperature = 0
 
 
@@ -368,12 +368,12 @@ def test_pruned_and_parametrised_weights_are_what_they_compute_to() -> None:
     ("text", "message"),
     [
         ("dconv bank=static(0)", "static\\(0\\): K=0"),
-        ("conv", r"bank=static\(1\) is not legal here: one kernel for all images"),
-        ("pool", "bank=box is not legal here"),
-        ("vit", r"kernel=two_step is not legal here: a convolution applies one kernel; legal: full, depthwise"),
-        ("involution", "support=self is not legal here: a kernel is made of the whole image"),
-        ("dwsa", "position=relative is not legal here"),
-        ("ddwconv frame=bn_relu", "frame=bn_relu is not legal here"),
+        ("conv", r"invalid bank=static\(1\): one kernel for all images"),
+        ("pool", "invalid bank=box"),
+        ("vit", r"invalid kernel=two_step: a convolution applies one kernel; expected full, depthwise"),
+        ("involution", "invalid support=self: a kernel is made of the whole image"),
+        ("dwsa", "invalid position=relative"),
+        ("ddwconv frame=bn_relu", "invalid frame=bn_relu"),
         ("se", "a squashed weight cannot be the convolution's"),
         ("ddwconv bias=False", "the generator's bias holds the convolution's kernel"),
         ("dconv size=5", "size=5 is typed, its kernel is 3 x 3"),
@@ -413,10 +413,10 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("conv", "message"),
     [
-        (nn.Conv2d(4, 4, 2), "its kernel is 2 x 2: the size of a record is an odd square"),
+        (nn.Conv2d(4, 4, 2), "its kernel is 2 x 2: the size of a spec is an odd square"),
         (nn.Conv2d(4, 4, (1, 3)), "its kernel is 1 x 3"),
         (nn.Conv2d(4, 4, 3), "its kernel is full: bank=dynamic\\(4\\) generates depth-wise kernels only"),
-        (nn.Conv2d(4, 8, 3, groups=4), "generates one kernel a channel; legal: 4"),
+        (nn.Conv2d(4, 8, 3, groups=4), "generates one kernel per channel; expected 4"),
         (nn.ConvTranspose2d(4, 4, 3), "a ConvTranspose2d is not an nn.Conv2d"),
         (nn.Conv1d(4, 4, 3), "a Conv1d is not an nn.Conv2d"),
         (nn.LazyConv2d(4, 3), "its weight has no shape before a first forward"),
@@ -435,14 +435,14 @@ def test_convolutions_that_cannot_be_turned(conv: nn.Module, message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"out_channels": 6}, "out_channels=6 is not legal; legal: a multiple of its 4 groups"),
-        ({"out_channels": 0}, "out_channels=0 is not legal"),
+        ({"out_channels": 6}, "invalid out_channels=6; expected a multiple of its 4 groups"),
+        ({"out_channels": 0}, "invalid out_channels=0"),
         ({"in_channels": 6}, "invalid dim=6; expected a multiple of 4"),
-        ({"stride": 0}, "stride=0 is not legal"),
-        ({"dilation": (1, 2, 3)}, r"dilation=\(1, 2, 3\) is not legal"),
-        ({"padding": -1}, "padding=-1 is not legal"),
-        ({"padding": "full"}, "padding='full' is not legal; legal: .* same, valid, tensorflow"),
-        ({"padding_mode": "constant"}, "padding_mode='constant' is not legal; legal: zeros, reflect"),
+        ({"stride": 0}, "invalid stride=0"),
+        ({"dilation": (1, 2, 3)}, r"invalid dilation=\(1, 2, 3\)"),
+        ({"padding": -1}, "invalid padding=-1"),
+        ({"padding": "full"}, "invalid padding='full'; expected .* same, valid, tensorflow"),
+        ({"padding_mode": "constant"}, "invalid padding_mode='constant'; expected zeros, reflect"),
     ],
 )
 def test_numbers_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
@@ -452,5 +452,5 @@ def test_numbers_that_do_not_fit(arguments: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("shape", [(4, 6, 6), (1, 3, 6, 6), (1, 4, 6)])
 def test_inputs_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(SpecError, match=r"x has shape .*; legal: \(B, C, H, W\) with C = 4"):
+    with pytest.raises(SpecError, match=r"invalid x of shape .*; expected \(B, C, H, W\) with C = 4"):
         DynamicConv2d("dconv", 4, 4)(torch.randn(shape))

@@ -94,9 +94,9 @@ def test_the_report_counts_and_gives_reasons() -> None:
     assert lines[0].split() == ["convolution", "was", "became"]
     assert lines[-1] == "12 of 40 convolutions turned with 'ddwconv'"
     held = {line.name: line for line in report(net).lines}
-    assert str(held["stages.0.blocks.0.conv_dw"].record) == "ddwconv frame=bare"
+    assert str(held["stages.0.blocks.0.conv_dw"].spec) == "ddwconv frame=bare"
     assert held["stem.0"].reason.startswith("the first convolution")
-    assert held["stages.1.downsample.1"].reason == "its kernel is 2 x 2: the size of a record is an odd square"
+    assert held["stages.1.downsample.1"].reason == "its kernel is 2 x 2: the size of a spec is an odd square"
     assert held["stages.0.blocks.0.mlp.fc1"].reason.startswith("its kernel is full: bank=dynamic(4)")
     assert {line.name for line in report(net).turned} == dynamic(net).keys()
     assert len(lines) == 42 and all(line.reason for line in report(net).left)

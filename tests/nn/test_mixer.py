@@ -271,20 +271,20 @@ def test_timm_tensors_that_do_not_fit_are_reported_not_scrambled() -> None:
     (lambda: Mixer("involution", 24, 2, (2, 2)), "invalid dim=24: C/16 is not a whole number"),
     (lambda: Mixer("iddwconv", 24, 2, (2, 2)), "invalid dim=24; expected a multiple of 32, the number of groups"),
     (lambda: Mixer("swin", 8, 2, (2, 2)), "at_block"),
-    (lambda: Mixer("dwsa", 8, 2, (2, 2), attn_drop=0.1), "attn_drop=0.1 is not legal"),
-    (lambda: Mixer("vit", 8, 2, (2, 2), proj_drop=1.0), "proj_drop=1.0 is not legal"),
+    (lambda: Mixer("dwsa", 8, 2, (2, 2), attn_drop=0.1), "invalid attn_drop=0.1"),
+    (lambda: Mixer("vit", 8, 2, (2, 2), proj_drop=1.0), "invalid proj_drop=1.0"),
     (lambda: Mixer("dwsa", 8, 2, (2, 2), qk_norm=True), "invalid qk_norm=True for dwsa"),
     (lambda: Mixer("vit", 8, 2, (0, 2)), "invalid grid height=0; expected"),
     (lambda: Mixer("vit", 8, 2, 4), "invalid grid=4; expected"),
     (lambda: Mixer("vit", 8, 2, (4, 4, 4)), "invalid grid=.4, 4, 4.; expected"),
     (lambda: Mixer("vit", 8, True, (2, 2)), "invalid num_heads=True; expected"),
-    (lambda: Mixer(None, 8, 2, (2, 2)), "spec=None is not legal"),
+    (lambda: Mixer(None, 8, 2, (2, 2)), "invalid spec=None"),
     (lambda: Mixer("swin support=window(7, alternate, pad=timm)", 8, 2, (10, 10)), "at_block"),
-    (lambda: setattr(Mixer("dconv", 8, 2, (2, 2)), "temperature", 0), "temperature=0 is not legal"),
+    (lambda: setattr(Mixer("dconv", 8, 2, (2, 2)), "temperature", 0), "invalid temperature=0"),
     (lambda: Mixer("vit", 8, 2, (2, 2), prefix=-1), "invalid prefix=-1; expected"),
-    (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(1, 5, 8)), r"x has shape \(1, 5, 8\).*2 x 2 positions = 4"),
+    (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(1, 5, 8)), r"invalid x of shape \(1, 5, 8\).*2 x 2 positions = 4"),
     (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(1, 4, 6)), "C = 8"),
-    (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(4, 8)), "x has shape"),
+    (lambda: Mixer("vit", 8, 2, (2, 2))(torch.randn(4, 8)), "invalid x of shape"),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_error(build: object, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
@@ -293,12 +293,13 @@ def test_bad_input_is_one_clear_error(build: object, message: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "mask", "message"), [
-    ("dconv", torch.ones(4, 4, dtype=torch.bool), "cannot honour"),
-    ("linformer", torch.ones(4, 4, dtype=torch.bool), "cannot honour"),
-    ("dwsa support=self", torch.ones(4, 4, dtype=torch.bool), "cannot be narrowed"),
-    ("vit", torch.zeros(4, 4), "dtype"),
+    ("dconv", torch.ones(4, 4, dtype=torch.bool), "expected none, since"),
+    ("linformer", torch.ones(4, 4, dtype=torch.bool), "expected none, since"),
+    ("dwsa support=self", torch.ones(4, 4, dtype=torch.bool), "support=self; expected none"),
+    ("vit", torch.zeros(4, 4, dtype=torch.int), "dtype"),
+    ("vit", torch.rand(4, 4), "values other than 0 and -inf"),
     ("vit", torch.ones(4, 5, dtype=torch.bool), "shape"),
-    ("vit", torch.ones(1, 2, 4, 4, dtype=torch.bool), "a mask a head"),
+    ("vit", torch.ones(1, 2, 4, 4, dtype=torch.bool), "a mask per head"),
 ])  # fmt: skip
 def test_masks_that_cannot_be_honoured_are_refused_by_name(text: str, mask: torch.Tensor, message: str) -> None:
     with pytest.raises(SpecError, match=f"attn_mask.*{message}"):
@@ -306,5 +307,5 @@ def test_masks_that_cannot_be_honoured_are_refused_by_name(text: str, mask: torc
 
 
 def test_batchnorm_on_a_single_value_says_so() -> None:
-    with pytest.raises(ValueError, match="reduce_norm: BatchNorm needs more than one value"):
+    with pytest.raises(ValueError, match="reduce_norm: invalid batch of 1 x 1 tokens"):
         Mixer("ddwconv", 8, 2, (8, 8))(torch.randn(1, 64, 8))

@@ -104,7 +104,7 @@ def test_kept_parameters_have_their_values() -> None:
 
 def test_cells_change_each_stage_and_a_record_a_stage_is_taken() -> None:
     model = replace_mixers(swin(), "activation=relu,count | dwsa_window support=window(2, alternate)")
-    assert [str(m) for m in model.replaced.records] == [
+    assert [str(m) for m in model.replaced.specs] == [
         "swin support=window(4, alternate) activation=relu,count", "dwsa_window support=window(2, alternate)",
     ]  # fmt: skip
     assert [b.attn.spec.support.shift for b in model.layers[1].blocks] == [0, 1]
@@ -261,26 +261,26 @@ def subclassed() -> nn.Module:
 
 BLOCKS = timm.models.vision_transformer
 REFUSED = {
-    "another model": (lambda: timm.create_model("test_resnet"), "vit", "a ResNet is not legal; legal: timm's"),
+    "another model": (lambda: timm.create_model("test_resnet"), "vit", "invalid class ResNet; expected timm's"),
     "parallel blocks": (lambda: vit(block_fn=BLOCKS.ParallelScalingBlock), "vit",
-                        r"blocks\.0\.attn: no attention is not legal; legal: timm's Attention"),
-    "differential attention": (lambda: vit(attn_layer="diff"), "vit", "DiffAttention is not legal"),
-    "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm has no place in a record"),
+                        r"blocks\.0\.attn: invalid no attention; expected timm's Attention"),
+    "differential attention": (lambda: vit(attn_layer="diff"), "vit", "invalid a DiffAttention"),
+    "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm has no place in a spec"),
     "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
     "eps of qk_norm": (lambda: vit(qk_norm=True, norm_layer=nn.LayerNorm), "vit", "eps 1e-06"),
     "dropped patches": (lambda: vit(patch_drop_rate=0.5), "vit", "patch_drop_rate"),
     "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "involution kernel=grouped(32)", "a multiple of 32"),
-    "hooks": (hooked, "vit", r"blocks\.1\.attn\.qkv has hooks"),
-    "computed weights": (normed, "vit", "a ParametrizedLinear is not legal"),
-    "pruned weights": (pruned, "vit", r"blocks\.0\.attn\.proj has hooks"),
-    "a forward of its own": (patched, "vit", r"blocks\.0\.attn\.qkv has a forward of its own"),
-    "shared attention": (shared, "vit", "blocks share one attention"),
-    "another shift": (shifted, "swin", r"shift_size=\(1, 1\) is not legal; legal: \(2, 2\)"),
-    "another frame": (vit, "ddwconv", "frame=bn_relu is not legal in place of linear"),
-    "another Swin block": (subclassed, "swin", r"layers\.0\.blocks\.0: a OwnForward is not legal"),
-    "windows not square": (lambda: swin(window_size=(4, 8)), "bias=True", r"window_size=\(4, 8\) is not legal"),
+    "hooks": (hooked, "vit", r"invalid blocks\.1\.attn\.qkv with hooks"),
+    "computed weights": (normed, "vit", "a ParametrizedLinear"),
+    "pruned weights": (pruned, "vit", r"invalid blocks\.0\.attn\.proj with hooks"),
+    "a forward of its own": (patched, "vit", r"invalid blocks\.0\.attn\.qkv with a forward of its own"),
+    "shared attention": (shared, "vit", "attn, which several blocks share"),
+    "another shift": (shifted, "swin", r"invalid shift_size=\(1, 1\); expected \(2, 2\)"),
+    "another frame": (vit, "ddwconv", "invalid frame=bn_relu in place of linear"),
+    "another Swin block": (subclassed, "swin", r"layers\.0\.blocks\.0: invalid class OwnForward"),
+    "windows not square": (lambda: swin(window_size=(4, 8)), "bias=True", r"invalid window_size=\(4, 8\)"),
     "always_partition": (lambda: swin(img_size=8, always_partition=True), "bias=True", "always_partition=True"),
-    "head_dim": (lambda: swin(head_dim=3), "bias=True", "head_dim has no place in a record"),
+    "head_dim": (lambda: swin(head_dim=3), "bias=True", "invalid head_dim"),
     "too many records": (swin, "swin | swin | swin", "expected 1 or 2 specs for 2 stages, got 3"),
     "a record that does not fit": (vit, "involution kernel=grouped(32)", "invalid dim=24; expected"),
     "an unknown cell": (vit, "activatoin=relu", "did you mean 'activation'"),

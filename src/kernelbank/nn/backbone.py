@@ -1,4 +1,4 @@
-"""Backbones: timm's own trunks with blocks whose mixer and MLP are records. One stage is plain (timm's
+"""Backbones: timm's own trunks with blocks whose mixer and MLP are specs. One stage is plain (timm's
 VisionTransformer), several are hierarchical (timm's SwinTransformer).
 
 Everything but the blocks is timm's, names and behaviour included; what the blocks add is documented here.
@@ -17,15 +17,15 @@ from timm.models.swin_transformer import SwinTransformer, resolve_stage_window_s
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageRecords, TokenGrid
+from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageSpecs, TokenGrid
 from kernelbank.nn.edit.stock import check_head_norm
 from kernelbank.nn.mixer import Mixer
 from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
 from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.inventory import Grid
 
-# Arguments of timm's trunks that a record says instead, and how.
-SAID_BY_RECORDS = {
+# Arguments of timm's trunks that a spec says instead, and how.
+SAID_BY_SPECS = {
     "attn_layer": "mixer='vit'", "block_fn": "mixer='vit'", "mlp_layer": "mlp='ffn'",
     "mlp_ratio": "mlp='ffn bank=static(4C)'", "qkv_bias": "mixer='vit bias=False'",
     "act_layer": "mlp='ffn activation=gelu'", "scale_attn_norm": "mixer='vit'", "scale_mlp_norm": "mlp='ffn'",
@@ -38,13 +38,13 @@ DEFAULT_WINDOW = 7  # of a stage without windows, where timm's bookkeeping wants
 class PlainBackbone(VisionTransformer):
     """A plain backbone: timm's VisionTransformer, every block holding `mixer` and `mlp` (``none`` removes it).
 
-    `mixer` and `mlp` are records as text. The other arguments are timm's: class_token, reg_tokens, global_pool,
+    `mixer` and `mlp` are specs as text. The other arguments are timm's: class_token, reg_tokens, global_pool,
     pos_embed, no_embed_class, init_values (LayerScale), qk_norm, dynamic_img_size, drop rates and so on. With
     `dynamic_img_size`, and in `set_input_size`, relative tables and the matrices of `project` are resampled as the
     position embedding is.
 
-    Raises SpecError for records that do not exist or do not fit, images that the patches do not fill, and arguments
-    that a record says instead.
+    Raises SpecError for specs that do not exist or do not fit, images that the patches do not fill, and arguments
+    that a spec says instead.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PlainBackbone(VisionTransformer):
         dtype: torch.dtype | None = None,
         **trunk: Any,
     ) -> None:
-        records = StageRecords(read_stages(mixer, 1)[0], read_mlps(mlp, 1)[0])
+        specs = StageSpecs(read_stages(mixer, 1)[0], read_mlps(mlp, 1)[0])
         _check(trunk, img_size, patch_size, padded=dynamic_img_pad)
         _check_counts(depth=depth, num_heads=num_heads, embed_dim=embed_dim)
         norm = cast(Norm, get_norm_layer(norm_layer) or ViTLayerNorm)
@@ -88,7 +88,7 @@ class PlainBackbone(VisionTransformer):
         )  # fmt: skip
         rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))
         self.blocks = nn.Sequential(
-            *(PlainBlock(records, i, replace(options, drop_path=rate), token_grid) for i, rate in enumerate(rates))
+            *(PlainBlock(specs, i, replace(options, drop_path=rate), token_grid) for i, rate in enumerate(rates))
         )
         reduction = self.patch_embed.feat_ratio()
         self.feature_info = [
@@ -98,7 +98,7 @@ class PlainBackbone(VisionTransformer):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """timm's embeddings and tokens, and the relative tables (Swin's rule)."""
-        return {*super().no_weight_decay(), *_tables(self)}
+        return {*super().no_weight_decay(), *table_names(self)}
 
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
         """Another image or patch size: the position embedding as in timm, relative tables and the matrices of
@@ -117,8 +117,8 @@ class PlainBackbone(VisionTransformer):
 class HierarchicalBackbone(SwinTransformer):
     """A hierarchical backbone: timm's SwinTransformer, every block holding the `mixer` and `mlp` of its stage.
 
-    `mixer` and `mlp` are records as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
-    removes it. `window_size`, as in timm one for all stages or one each, changes the side of windows in the records
+    `mixer` and `mlp` are specs as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
+    removes it. `window_size`, as in timm one for all stages or one each, changes the side of windows in the specs
     that have them. The other arguments are timm's.
 
     Raises SpecError as `PlainBackbone`.
@@ -146,14 +146,14 @@ class HierarchicalBackbone(SwinTransformer):
         stages = len(depths)
         _check_counts(embed_dim=embed_dim, **{f"depths[{i}]": depth for i, depth in enumerate(depths)})
         if not isinstance(num_heads, Sequence) or len(num_heads) != stages:
-            raise SpecError(f"num_heads={num_heads} is not legal; legal: one for each stage of depths={depths}")
+            raise SpecError(f"invalid num_heads={num_heads}; expected one for each stage of depths={depths}")
         _check(trunk, img_size, patch_size)
         pairs = zip(read_stages(mixer, stages), read_mlps(mlp, stages), strict=True)
-        records = _with_windows([StageRecords(*pair) for pair in pairs], window_size)
+        specs = _with_windows([StageSpecs(*pair) for pair in pairs], window_size)
         norm = cast(Norm, get_norm_layer(norm_layer))
         super().__init__(
             img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depths=(0,) * stages, num_heads=num_heads,
-            window_size=window_sides([stage.mixer for stage in records]), norm_layer=norm, device=device, dtype=dtype,
+            window_size=window_sides([stage.mixer for stage in specs]), norm_layer=norm, device=device, dtype=dtype,
             **trunk,
         )  # fmt: skip
         rates = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
@@ -165,13 +165,13 @@ class HierarchicalBackbone(SwinTransformer):
             )  # fmt: skip
             stage.depth = depths[i]
             stage.blocks = nn.Sequential(
-                *(StageBlock(records[i], j, replace(options, drop_path=rate)) for j, rate in enumerate(rates[i]))
+                *(StageBlock(specs[i], j, replace(options, drop_path=rate)) for j, rate in enumerate(rates[i]))
             )
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The relative tables (Swin's rule)."""
-        return _tables(self)
+        return table_names(self)
 
     def set_input_size(
         self,
@@ -183,23 +183,23 @@ class HierarchicalBackbone(SwinTransformer):
     ) -> None:
         """Another image, patch or window size; tables are resampled and rescaled (see `nn.carry`).
 
-        Windows keep the side that the record states unless `window_size` or `window_ratio` is given (timm scales
+        Windows keep the side that the spec states unless `window_size` or `window_ratio` is given (timm scales
         them with the grid). Raises SpecError, and leaves the model as it was, for images that patches do not fill,
         windows that are not square, and `always_partition`.
         """
         if always_partition:
-            raise SpecError("always_partition=True is not legal: no window is larger than the grid; legal: False")
+            raise SpecError("invalid always_partition=True: no window is larger than the grid; expected False")
         embed = self.patch_embed
         image, patch = to_2tuple(img_size or embed.img_size), to_2tuple(patch_size or embed.patch_size)
         check_image(image, patch)
         if window_size is None and window_ratio is not None:
             grid = (image[0] // patch[0], image[1] // patch[1])
             window_size = window_sizes_from_ratio(grid, window_ratio, len(self.layers))
-        records = _with_windows([stage.blocks[0].records for stage in self.layers], window_size)
-        for stage, stage_records in zip(self.layers, records, strict=True):
+        specs = _with_windows([stage.blocks[0].specs for stage in self.layers], window_size)
+        for stage, stage_spec in zip(self.layers, specs, strict=True):
             for block in stage.blocks:
-                block.records = stage_records
-        mixers = [stage.mixer for stage in records]
+                block.specs = stage_spec
+        mixers = [stage.mixer for stage in specs]
         super().set_input_size(img_size, patch_size, window_sides(mixers))
         remember(self, mixer=" | ".join(map(str, mixers)), window_size=None)
 
@@ -216,17 +216,17 @@ class HierarchicalBackbone(SwinTransformer):
 Backbone = PlainBackbone | HierarchicalBackbone
 
 
-def _with_windows(records: Sequence[StageRecords], window_size: int | Sequence[Any] | None) -> list[StageRecords]:
-    """`records` with windows of timm's `window_size`, as they are with None. Raises SpecError for another number of
+def _with_windows(specs: Sequence[StageSpecs], window_size: int | Sequence[Any] | None) -> list[StageSpecs]:
+    """`specs` with windows of timm's `window_size`, as they are with None. Raises SpecError for another number of
     windows than stages, and windows that are not square."""
     if window_size is None:
-        return list(records)
+        return list(specs)
     try:
-        windows = resolve_stage_window_sizes(window_size, len(records))
+        windows = resolve_stage_window_sizes(window_size, len(specs))
     except (AssertionError, TypeError):
-        raise SpecError(f"window_size={window_size} is not legal; legal: a side >= 2, one for all of {len(records)} "
+        raise SpecError(f"invalid window_size={window_size}; expected a side >= 2, one for all of {len(specs)} "
                         "stages or one each") from None  # fmt: skip
-    return [stage.with_window(window) for stage, window in zip(records, windows, strict=True)]
+    return [stage.with_window(window) for stage, window in zip(specs, windows, strict=True)]
 
 
 def window_sides(specs: Sequence[MixerSpec], without: Sequence[tuple[int, int]] = ()) -> tuple[tuple[int, int], ...]:
@@ -245,20 +245,21 @@ def remember(model: nn.Module, **arguments: Any) -> None:
     setattr(model, "_model_args", {k: v for k, v in changed.items() if v is not None})  # noqa: B010 - untyped in timm
 
 
-def _tables(model: nn.Module) -> set[str]:
+def table_names(model: nn.Module) -> set[str]:
+    """The parameters that are relative tables."""
     return {name for name, _ in model.named_parameters() if ".table." in name}
 
 
 def _check(trunk: Mapping[str, Any], img_size: Any, patch_size: Any, padded: bool = False) -> None:
     for name, value in trunk.items():
-        if name in SAID_BY_RECORDS:
-            raise SpecError(f"{name}={value!r} is not legal: a record says it; legal: {SAID_BY_RECORDS[name]}")
+        if name in SAID_BY_SPECS:
+            raise SpecError(f"invalid {name}={value!r}: a spec says it; expected {SAID_BY_SPECS[name]}")
     if trunk.get("fix_init"):
-        raise SpecError("fix_init=True is not legal: mixers are drawn as `inventory` says; legal: False")
+        raise SpecError("invalid fix_init=True: mixers are drawn as `inventory` says; expected False")
     if (mode := trunk.get("weight_init", "")) not in INITS:
-        raise SpecError(f"weight_init={mode!r} is not legal: mixers are drawn as `inventory` says; legal: {INITS}")
+        raise SpecError(f"invalid weight_init={mode!r}: mixers are drawn as `inventory` says; expected {INITS}")
     if rate := trunk.get("patch_drop_rate"):
-        raise SpecError(f"patch_drop_rate={rate} is not legal: dropped patches have no place on the grid; legal: 0")
+        raise SpecError(f"invalid patch_drop_rate={rate}: dropped patches have no place on the grid; expected 0")
     check_image(img_size, patch_size, padded)
 
 
@@ -266,7 +267,7 @@ def _check_counts(**counts: Any) -> None:
     """Raises SpecError unless each is a whole number >= 1."""
     for name, value in counts.items():
         if not COUNT.accepts(value):
-            raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.expected}")
+            raise SpecError(f"invalid {name}={value!r}; expected {COUNT.expected}")
 
 
 def check_image(img_size: Any, patch_size: Any, padded: bool = False) -> None:
@@ -275,7 +276,7 @@ def check_image(img_size: Any, patch_size: Any, padded: bool = False) -> None:
     pairs = {"patch_size": to_2tuple(patch_size), "img_size": to_2tuple(img_size)}
     for name, pair in pairs.items():
         if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-            raise SpecError(f"{name}={tuple(pair)} is not legal; legal: a side or (height, width), {COUNT.expected}")
+            raise SpecError(f"invalid {name}={tuple(pair)}; expected a side or (height, width), {COUNT.expected}")
     image, patch = pairs["img_size"], pairs["patch_size"]
     if not padded and any(side % step for side, step in zip(image, patch, strict=True)):
-        raise SpecError(f"img_size={tuple(image)} is not legal; legal: sides divisible by the patch {tuple(patch)}")
+        raise SpecError(f"invalid img_size={tuple(image)}; expected sides divisible by the patch {tuple(patch)}")

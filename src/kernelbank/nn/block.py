@@ -1,4 +1,4 @@
-"""The block of every backbone: a mixer and an MLP, both records, under timm's names, and where its tokens lie."""
+"""The block of every backbone: a mixer and an MLP, both specs, under timm's names, and where its tokens lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.fx
 from timm.layers import DropPath, LayerScale, PatchEmbed, register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
@@ -50,8 +51,8 @@ class TokenGrid:
             return height, width
         grids = self.seen[count]
         if len(grids) > 1 and _in_backward():
-            raise SpecError(f"gradient checkpointing: {count} tokens were {grids} in images of several shapes; legal: "
-                            "one shape for each number of tokens, or no checkpointing")  # fmt: skip
+            raise SpecError(f"invalid gradient checkpointing: {count} tokens were {grids} in images of several shapes; "
+                            "expected one shape per number of tokens, or no checkpointing")  # fmt: skip
         return grids[-1]
 
 
@@ -60,8 +61,8 @@ def _in_backward() -> bool:
 
 
 @dataclass(frozen=True)
-class StageRecords:
-    """The records of a stage: its mixer, with the shift of windows unresolved, and its MLP or None."""
+class StageSpecs:
+    """The specs of a stage: its mixer, with the shift of windows unresolved, and its MLP or None."""
 
     mixer: MixerSpec
     mlp: MixerSpec | None
@@ -70,7 +71,7 @@ class StageRecords:
         """Those of block `index`, counted inside the stage."""
         return self.mixer.at_block(index), None if self.mlp is None else self.mlp.at_block(index)
 
-    def with_window(self, window: Sequence[int]) -> StageRecords:
+    def with_window(self, window: Sequence[int]) -> StageSpecs:
         """The mixer with windows of (height, width); as it is where it has none. Raises SpecError unless they are
         square, and for a shift that does not fit."""
         support = self.mixer.support
@@ -81,7 +82,7 @@ class StageRecords:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What a block is built from besides its records; `qk_norm`, `init_values` (LayerScale), the drop rates,
+    """What a block is built from besides its specs; `qk_norm`, `init_values` (LayerScale), the drop rates,
     `dynamic` sizes and `norm_layer` as in timm."""
 
     dim: int
@@ -102,15 +103,15 @@ class BlockOptions:
 class Block(nn.Module):
     """x + DropPath(LayerScale(attn(norm1(x)))), then x + DropPath(LayerScale(mlp(norm2(x)))) unless there is no MLP.
 
-    `attn` and `mlp` are Mixers; their names, and those of the rest, are timm's. `records` are those of the stage and
+    `attn` and `mlp` are Mixers; their names, and those of the rest, are timm's. `specs` are those of the stage and
     `index` counts its blocks: an alternating shift is resolved here. Around a bn_relu mixer there is no norm before
     the mixer and BatchNorm before the MLP (DWNet).
     """
 
-    def __init__(self, records: StageRecords, index: int, options: BlockOptions) -> None:
+    def __init__(self, specs: StageSpecs, index: int, options: BlockOptions) -> None:
         super().__init__()
-        self.records, self.index = records, index
-        mixer, mlp = records.at_block(index)
+        self.specs, self.index = specs, index
+        mixer, mlp = specs.at_block(index)
         dd = {"device": options.device, "dtype": options.dtype}
         normed_inside = mixer.frame == "bn_relu"
         self.norm1 = nn.Identity() if normed_inside else options.norm_layer(options.dim, **dd)
@@ -121,7 +122,7 @@ class Block(nn.Module):
         if mlp is not None:
             norm: Norm = TokenBatchNorm if normed_inside else options.norm_layer
             self.norm2 = norm(options.dim, **dd)
-            # timm's Mlp drops after its activation too: that is this record's attention map
+            # timm's Mlp drops after its activation too: that is this spec's attention map
             self.mlp = _mixer(mlp, options, attn_drop=options.proj_drop if isinstance(mlp.kernel, TwoStep) else 0.0)
             self.ls2, self.drop_path2 = _branch(options)
 
@@ -132,14 +133,14 @@ class Block(nn.Module):
             return x
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), grid)))
 
-    def take(self, record: MixerSpec, mixer: Mixer) -> None:
-        """Another mixer, and the stage's record that it is resolved from."""
-        self.records, self.attn = replace(self.records, mixer=record), mixer
+    def take(self, spec: MixerSpec, mixer: Mixer) -> None:
+        """Another mixer, and the stage's spec that it is resolved from."""
+        self.specs, self.attn = replace(self.specs, mixer=spec), mixer
 
     def set_grid(self, grid: Grid) -> None:
-        """Move to another grid, and to `records` where they have changed: tables and projections are resampled and
+        """Move to another grid, and to `specs` where they have changed: tables and projections are resampled and
         rescaled (see `carry`)."""
-        mixer, mlp = self.records.at_block(self.index)
+        mixer, mlp = self.specs.at_block(self.index)
         self.attn = _moved(self.attn, mixer, grid)
         if self.mlp is not None and mlp is not None:
             self.mlp = _moved(self.mlp, mlp, grid)
@@ -148,13 +149,24 @@ class Block(nn.Module):
 class PlainBlock(Block):
     """A block on tokens (B, T, C), prefix first (ViT)."""
 
-    def __init__(self, records: StageRecords, index: int, options: BlockOptions, token_grid: TokenGrid) -> None:
-        super().__init__(records, index, options)
+    def __init__(self, specs: StageSpecs, index: int, options: BlockOptions, token_grid: TokenGrid) -> None:
+        super().__init__(specs, index, options)
         self.token_grid = token_grid
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x (B, T, C) -> (B, T, C). `attn_mask` as in `Mixer`; `is_causal` hides later tokens."""
-        return self.run(x, self.token_grid(x.shape[1] - self.attn.prefix), narrowed(x, attn_mask, is_causal))
+        return self.run(x, grid_of(self, x), narrowed(x, attn_mask, is_causal))
+
+
+# One leaf each for torch.fx: what follows from the shape of the tokens is not to be traced.
+torch.fx.wrap("grid_of")
+torch.fx.wrap("narrowed")
+
+
+@register_notrace_function
+def grid_of(block: PlainBlock, x: Tensor) -> Grid:
+    """The grid of the tokens x (B, T, C) of a block."""
+    return block.token_grid(x.shape[1] - block.attn.prefix)
 
 
 class StageBlock(Block):
@@ -166,12 +178,12 @@ class StageBlock(Block):
         return self.run(x.reshape(B, H * W, C), (H, W)).reshape(B, H, W, C)
 
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
-        """What timm's stages call; the side of windows is in the record."""
+        """What timm's stages call; the side of windows is in the spec."""
         self.set_grid((feat_size[0], feat_size[1]))
 
 
 def _moved(mixer: Mixer, spec: MixerSpec, grid: Grid) -> Mixer:
-    """`mixer` itself on another grid, with its hooks; a new one only for another record."""
+    """`mixer` itself on another grid, with its hooks; a new one only for another spec."""
     if spec != mixer.spec:
         return carry(mixer, spec, grid)[0]
     mixer.set_grid(grid)
@@ -181,7 +193,7 @@ def _moved(mixer: Mixer, spec: MixerSpec, grid: Grid) -> Mixer:
 def square(window: Sequence[int]) -> int:
     """The side of a window (height, width). Raises SpecError unless it is square."""
     if window[0] != window[1]:
-        raise SpecError(f"window_size={tuple(window)} is not legal; legal: square windows")
+        raise SpecError(f"invalid window_size={tuple(window)}; expected square windows")
     return window[0]
 
 

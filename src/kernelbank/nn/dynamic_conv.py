@@ -1,7 +1,7 @@
-"""DynamicConv2d: a convolution of a ConvNet whose kernel is made for each image, stated by a record.
+"""DynamicConv2d: a convolution of a ConvNet whose kernel is made for each image, stated by a spec.
 
-The record says where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
-predictors have a bias (`bias`). What a record has no place for stays outside it, as in nn.Conv2d: C_out, stride,
+The spec says where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
+predictors have a bias (`bias`). What a spec has no place for stays outside it, as in nn.Conv2d: C_out, stride,
 padding, dilation, padding mode, and whether the kernels have a bias.
 """
 
@@ -64,12 +64,12 @@ class DynamicConv2d(Tempered):
     arXiv 1904.04971). ``dynamic`` with ``pool`` or ``mean``, depth-wise: W_b is generated from that mean (or is the
     mean of what is generated everywhere), b_b = b is learned (D-DW-Conv, arXiv 2106.04263).
 
-    `spec` is a record or its text; its frame is bare, and a row's own frame does not apply. `padding` is a number, a
+    `spec` is a spec or its text; its frame is bare, and a row's own frame does not apply. `padding` is a number, a
     pair, ``same``, ``valid``, or ``tensorflow``: zeros for ceil(H / stride) outputs, as timm's Conv2dSame.
     Parameters are named as in the inventory: weight (K, C_out, C_in/g, k, k), bias (K, C_out), reduce, predict; or
     reduce, key, bias (C_out). ``temperature``, not in the state dict, replaces tau in training when it is set.
 
-    Raises SpecError for a record that makes no kernel for each image, and for numbers that do not fit.
+    Raises SpecError for a spec that makes no kernel for each image, and for numbers that do not fit.
     """
 
     weight: nn.Parameter | None
@@ -93,7 +93,7 @@ class DynamicConv2d(Tempered):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.spec = _checked(read_record(spec) if isinstance(spec, str) else spec, RULES)
+        self.spec = _checked(read_conv_spec(spec) if isinstance(spec, str) else spec, RULES)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.entries = tuple(_entries(self.spec, in_channels, out_channels, bias))
         self.groups = groups(self.spec, in_channels, 1)
@@ -101,7 +101,7 @@ class DynamicConv2d(Tempered):
         self.stride, self.dilation = _pair("stride", stride), _pair("dilation", dilation)
         self.padding = _padding(padding, self.spec.size, self.dilation)
         if padding_mode not in PAD_MODES:
-            raise SpecError(f"padding_mode={padding_mode!r} is not legal; legal: {', '.join(PAD_MODES)}")
+            raise SpecError(f"invalid padding_mode={padding_mode!r}; expected {', '.join(PAD_MODES)}")
         self.padding_mode = padding_mode
         shapes = {entry.name: entry.shape for entry in self.entries}
         for name in ("weight", "bias"):
@@ -121,7 +121,7 @@ class DynamicConv2d(Tempered):
         image is W, whatever the routing, which is random:
 
         - softmax: every W_k = W, and the coefficients sum to one;
-        - sigmoid: the coefficients do not sum to one, and the record has no step that would divide them. The routing
+        - sigmoid: the coefficients do not sum to one, and the spec has no step that would divide them. The routing
           is drawn in pairs z and -z, since sigma(z) + sigma(-z) = 1, and the odd one is 0: they sum to K / 2 for
           every image, and every W_k = W / (K / 2). Training is free to leave the pairs, as CondConv is;
         - generated: the last layer of the generator has weight 0 and bias W. What is under it has a gradient from
@@ -132,10 +132,10 @@ class DynamicConv2d(Tempered):
         that is dead for all images would route all of them alike, and a narrow bottleneck may have no other.
         Device, dtype, training mode and requires_grad of the kernels are the convolution's.
 
-        Raises SpecError for a record that cannot state the convolution, and for a convolution that is not a plain
+        Raises SpecError for a spec that cannot state the convolution, and for a convolution that is not a plain
         nn.Conv2d or timm's Conv2dSame.
         """
-        spec = record_for(conv, text)
+        spec = conv_spec(conv, text)
         assert isinstance(conv, nn.Conv2d)
         new = cls(
             spec,
@@ -228,7 +228,7 @@ torch.fx.wrap("_convolve")
 
 def _convolve(conv: DynamicConv2d, x: Tensor) -> Tensor:
     if x.ndim != 4 or x.shape[1] != conv.in_channels:
-        raise SpecError(f"x has shape {tuple(x.shape)}; legal: (B, C, H, W) with C = {conv.in_channels}")
+        raise SpecError(f"invalid x of shape {tuple(x.shape)}; expected (B, C, H, W) with C = {conv.in_channels}")
     weight, bias = conv.kernels(x)
     padded, padding = conv.pad(x)
     y = conv_images(padded, weight, bias, conv.groups, padding, conv.stride, conv.dilation)
@@ -267,16 +267,16 @@ SHARES: dict[str, Callable[[nn.Linear], float]] = {"softmax": _share_of_softmax,
 """By gate: makes the coefficients sum to the same for every image, and gives one over that sum."""
 
 
-# ---- the record ------------------------------------------------------------------------------------------
+# ---- the spec ------------------------------------------------------------------------------------------
 
 
 class Rule(NamedTuple):
-    """What a record must fulfil: the field, whether a record breaks it, the reason, the legal values."""
+    """What a spec must fulfil: the field, whether a spec breaks it, the reason, and what is expected."""
 
     field: str
     broken: Callable[[MixerSpec], bool]
     reason: str
-    legal: str
+    expected: str
 
 
 RULES = (
@@ -287,7 +287,7 @@ RULES = (
     Rule("position", lambda s: s.position != "none", "a convolution has no table of offsets", "none"),
     Rule("frame", lambda s: s.frame != "bare", "what is around a convolution is the network's own", "bare"),
 )  # fmt: skip
-"""What makes a record a convolution with a kernel for each image."""
+"""What makes a spec a convolution with a kernel for each image."""
 
 STARTS = (
     Rule("bank", lambda s: isinstance(s.bank, Dynamic) and s.bank.squash != "identity",
@@ -302,7 +302,7 @@ def _checked(spec: MixerSpec, rules: tuple[Rule, ...]) -> MixerSpec:
     for rule in rules:
         if rule.broken(spec):
             value = AXES[rule.field].show(getattr(spec, rule.field))
-            raise SpecError(f"{rule.field}={value} is not legal here: {rule.reason}; legal: {rule.legal}")
+            raise SpecError(f"invalid {rule.field}={value}: {rule.reason}; expected {rule.expected}")
     return spec
 
 
@@ -310,9 +310,9 @@ def _typed(text: str) -> set[str]:
     return {word.partition("=")[0] for word in words(text) if "=" in word}
 
 
-def read_record(text: str) -> MixerSpec:
-    """The record of `text` in a bare frame, unless a frame is typed: a row's frame stands for layers that a ConvNet
-    has itself. Raises SpecError for a record that makes no kernel for each image."""
+def read_conv_spec(text: str) -> MixerSpec:
+    """The spec of `text` in a bare frame, unless a frame is typed: a row's frame stands for layers that a ConvNet
+    has itself. Raises SpecError for a spec that makes no kernel for each image."""
     spec = MixerSpec.parse(text)
     if "frame" not in _typed(text):
         spec = replace(spec, frame="bare")
@@ -320,14 +320,14 @@ def read_record(text: str) -> MixerSpec:
 
 
 def read_start(text: str) -> MixerSpec:
-    """`read_record` for a record that can compute at the start what a convolution computes. Raises SpecError."""
-    return _checked(read_record(text), STARTS)
+    """`read_conv_spec` for a spec that can compute at the start what a convolution computes. Raises SpecError."""
+    return _checked(read_conv_spec(text), STARTS)
 
 
-def record_for(conv: nn.Module, text: str) -> MixerSpec:
-    """The record of `text` with the kernel and the size of `conv`: groups 1 is full, groups C is depthwise.
+def conv_spec(conv: nn.Module, text: str) -> MixerSpec:
+    """The spec of `text` with the kernel and the size of `conv`: groups 1 is full, groups C is depthwise.
 
-    Raises SpecError when a typed kernel or size is not the convolution's, when no record has them, and when the
+    Raises SpecError when a typed kernel or size is not the convolution's, when no spec has them, and when the
     convolution is no plain one.
     """
     spec, typed = read_start(text), _typed(text)
@@ -335,7 +335,7 @@ def record_for(conv: nn.Module, text: str) -> MixerSpec:
     assert isinstance(conv, nn.Conv2d)
     (high, wide), C = conv.kernel_size, conv.in_channels
     if high != wide or not AXES["size"].accepts(high):
-        raise SpecError(f"its kernel is {high} x {wide}: the size of a record is an odd square")
+        raise SpecError(f"its kernel is {high} x {wide}: the size of a spec is an odd square")
     if "size" in typed and spec.size != high:
         raise SpecError(f"size={spec.size} is typed, its kernel is {high} x {wide}")
     own = Depthwise() if conv.groups == C > 1 else Full(conv.groups)
@@ -371,16 +371,16 @@ def check_plain(conv: nn.Module) -> None:
 
 
 def _entries(spec: MixerSpec, in_channels: int, out_channels: int, biased: bool) -> Iterator[Entry]:
-    """The record's inventory at C_in, its kernels with C_out outputs, and a bias of the kernels if `biased`."""
+    """The spec's inventory at C_in, its kernels with C_out outputs, and a bias of the kernels if `biased`."""
     listed = {entry.name: entry for entry in inventory(spec, in_channels, 1, (1, 1))}
     parts = groups(spec, in_channels, 1)
     if not COUNT.accepts(out_channels) or out_channels % parts:
-        raise SpecError(f"out_channels={out_channels} is not legal; legal: a multiple of its {parts} groups")
+        raise SpecError(f"invalid out_channels={out_channels}; expected a multiple of its {parts} groups")
     if isinstance(spec.bank, Dynamic):
         if out_channels != in_channels:
             raise SpecError(
-                f"out_channels={out_channels} is not legal here: bank={spec.bank} generates one kernel a channel; "
-                f"legal: {in_channels}"
+                f"invalid out_channels={out_channels}: bank={spec.bank} generates one kernel per channel; "
+                f"expected {in_channels}"
             )
         bias = Entry("bias", (out_channels,), "zeros")
     else:
@@ -397,7 +397,7 @@ def _entries(spec: MixerSpec, in_channels: int, out_channels: int, biased: bool)
 def _pair(name: str, value: int | tuple[int, ...]) -> Pair:
     pair = (value, value) if isinstance(value, int) else value
     if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-        raise SpecError(f"{name}={value!r} is not legal; legal: {COUNT.expected}, or a pair")
+        raise SpecError(f"invalid {name}={value!r}; expected {COUNT.expected}, or a pair")
     return pair[0], pair[1]
 
 
@@ -414,4 +414,4 @@ def _padding(value: Sides, size: int, dilation: Pair) -> Padding:
             return value, value
         case (int(high), int(wide)) if high >= 0 and wide >= 0:
             return high, wide
-    raise SpecError(f"padding={value!r} is not legal; legal: a whole number >= 0, a pair, same, valid, {TENSORFLOW}")
+    raise SpecError(f"invalid padding={value!r}; expected a whole number >= 0, a pair, same, valid, {TENSORFLOW}")

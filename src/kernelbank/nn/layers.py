@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from kernelbank.nn.mixer import Mixer, initialise_tensor
@@ -18,13 +19,21 @@ class TokenBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        if not over_processes():
-            return super().forward(x.flatten(0, 1)).view(x.shape)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        state = self.running_mean, self.running_var, self.weight, self.bias
-        return batch_norm(x.flatten(0, 1), *state, self.training, self.momentum, self.eps).view(x.shape)
+        return _normed(self, x)
+
+
+# One leaf for torch.fx: torch's BatchNorm checks the shape.
+torch.fx.wrap("_normed")
+
+
+def _normed(norm: TokenBatchNorm, x: Tensor) -> Tensor:
+    if not over_processes():
+        return nn.BatchNorm1d.forward(norm, x.flatten(0, 1)).view(x.shape)
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    state = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    return batch_norm(x.flatten(0, 1), *state, norm.training, norm.momentum, norm.eps).view(x.shape)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from kernelbank.spec.inventory import Tensor as Entry
 
 LINEARS = ("q", "key", "value", "out", "reduce", "predict")
-"""The static convs of size 1. Their weights are (O, C), except for static kernels in several heads or larger than 1,
+"""The linear layers of size 1. Their weights are (O, C), except for static kernels in several heads or larger than 1,
 which are tensors and no layers."""
 
 
@@ -55,7 +55,8 @@ def called_modules(parent: nn.Module, names: Iterable[str]) -> dict[str, nn.Modu
 
 def named_tensors(parent: nn.Module, entries: Iterable[Entry], without: Iterable[str] = ()) -> dict[str, Tensor]:
     """The tensors of `entries` as the modules of `parent` hold them now, those of the linears in `without` left out."""
-    skipped, homes = set(without), dict[str, nn.Module]()
+    skipped = set(without)
+    homes: dict[str, nn.Module] = {}
     tensors: dict[str, Tensor] = {}
     for entry in entries:
         home, _, leaf = entry.name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A mixer's tensors on another grid or under another record: pure functions of tensors, differentiable.
+"""A mixer's tensors on another grid or under another spec: pure functions of tensors, differentiable.
 
 A tensor of the same name, shape and meaning stays as it is. Relative tables and the matrices of `project` are
 resampled and rescaled, kernels of another size keep their centre.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from kernelbank.spec.support import visible_range
 
 @dataclass(frozen=True)
 class Placement:
-    """A record on a grid: one side of a change."""
+    """A spec on a grid: one side of a change."""
 
     spec: MixerSpec
     grid: Grid
@@ -38,13 +38,35 @@ Moved = tuple[Tensor, str]
 
 def move(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
     """`source` for `entry` of the new side; None where nothing of it can be used."""
+    kernels = entry.name.startswith(("key.", "value."))
+    if kernels and type(before.spec.bank) is not type(after.spec.bank):
+        return None
+    if kernels and source.ndim != len(entry.shape):
+        return _restacked(source, entry, before, after)
     return _TRANSFORMS.get(entry.name, _same_or_taps)(source, entry, before, after)
+
+
+STACKED = {"key.weight": 5, "key.bias": 2, "value.weight": 3}
+"""The axes of static two_step kernels in heads; in one head of size 1 those of length 1 are left out."""
+
+
+def _restacked(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
+    """Static kernels where only one side is in one head of size 1."""
+
+    def stacked(shape: tuple[int, ...]) -> tuple[int, ...]:
+        missing = STACKED[entry.name] - len(shape)
+        return (1, *shape, *(1,) * (missing - 1)) if missing else shape
+
+    moved = _same_or_taps(
+        source.reshape(stacked(source.shape)), replace(entry, shape=stacked(entry.shape)), before, after
+    )
+    return None if moved is None else (moved[0].reshape(entry.shape), moved[1] or "reshaped")
 
 
 def move_all(
     tensors: Mapping[str, Tensor], entries: Iterable[Entry], before: Placement, after: Placement
 ) -> dict[str, Tensor]:
-    """The tensors of a record on another grid, by name; those that `tensors` lacks are left out, and those that no
+    """The tensors of a spec on another grid, by name; those that `tensors` lacks are left out, and those that no
     grid explains stay as they are."""
     moved: dict[str, Tensor] = {}
     for entry in entries:

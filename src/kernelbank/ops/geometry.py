@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
 from kernelbank.spec.inventory import Grid, extent
 from kernelbank.spec.support import seen
@@ -93,8 +94,9 @@ _LOCK = threading.Lock()
 
 
 def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`make(*arguments)`, kept for the next call with equal arguments; a compiler traces it instead."""
-    if torch.compiler.is_compiling():
+    """`make(*arguments)`, kept for the next call with equal arguments. While operations are recorded or transformed nothing
+    is kept: it would be a tensor of theirs."""
+    if recorded() or transformed():
         return make(*arguments)
     key = (make, *arguments)
     with _LOCK:

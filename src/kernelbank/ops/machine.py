@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kernelbank.ops.linear import FORMS, Linear, onednn, plain
+from kernelbank.ops.transforms import recorded, transformed
 
 ROWS = (197, 1576)
 """The tokens of the two shapes that are timed: one image and eight, 384 -> 1152 channels."""
@@ -53,8 +54,7 @@ class Machine:
 
 
 _probed: dict[tuple[str, int], Machine] = {}
-
-
+_LOCK = threading.Lock()
 _fixed = threading.local()
 
 
@@ -73,23 +73,23 @@ def unprobed() -> Iterator[None]:
 
 
 def machine(device: str = "cpu") -> Machine:
-    """The machine behind `device` with the threads that torch has now, probed at the first call; without gains inside
-    `unprobed`."""
-    if getattr(_fixed, "depth", 0):
-        return Machine(device, torch.get_num_threads(), reason="the run fixes the form of linear layers")
-    return _probed[device, _probe_once(device)]
+    """The machine behind `device` with the number of threads that torch has now, probed at the first call.
 
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _probe_once(device: str) -> int:
-    """The number of threads, after a probe; a compiler calls it while it traces and keeps the number."""
+    Without gains inside `unprobed`, and while operations are recorded or transformed: what a compiler, an exporter or
+    torch.func makes of them does not follow from a probe.
+    """
+    if recorded() or transformed():
+        return Machine(device, reason="operations are recorded or transformed")
     threads = torch.get_num_threads()
-    if (device, threads) not in _probed:
-        with _disable_current_modes():  # what counts or records the caller's operations must not see ours
-            _probed[device, threads] = found = probe(device)
-        if found.reason and device == "cpu":
-            _log.info("linear layers run as F.linear: %s", found.reason)
-    return threads
+    if getattr(_fixed, "depth", 0):
+        return Machine(device, threads, reason="the run fixes the form of linear layers")
+    with _LOCK:
+        if (device, threads) not in _probed:
+            with _disable_current_modes():  # what counts or records the caller's operations must not see ours
+                _probed[device, threads] = found = probe(device)
+            if found.reason and device == "cpu":
+                _log.info("linear layers run as F.linear: %s", found.reason)
+        return _probed[device, threads]
 
 
 def probe(device: str = "cpu") -> Machine:

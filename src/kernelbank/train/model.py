@@ -54,7 +54,7 @@ def check_model(name: str) -> None:
         known = [*NAMED, *timm.list_models()]
         raise InputError(f"unknown model {name!r}{suggest(name, known)}; expected one of {', '.join(NAMED)}, or a "
                          "model of timm (timm.list_models)")  # fmt: skip
-    if tag and (cfg := timm.get_pretrained_cfg(name, allow_unregistered=False)) is None and not cfg:
+    if tag and name not in timm.list_pretrained(base):
         raise InputError(f"unknown weights {tag!r} of model {base}; expected a tag of timm.list_pretrained({base!r})")
 
 
@@ -148,8 +148,8 @@ def specs_of(model: nn.Module) -> tuple[str | None, str | None]:
         blocks = [cast(Any, stage).blocks[0] for stage in model.layers]
     else:
         report = getattr(model, "replaced", None)
-        return (None if report is None else _joined(map(str, report.records))), None
-    stages = [block.records for block in blocks]
+        return (None if report is None else _joined(map(str, report.specs))), None
+    stages = [block.specs for block in blocks]
     return _joined(str(s.mixer) for s in stages), _joined("none" if s.mlp is None else str(s.mlp) for s in stages)
 
 

@@ -54,12 +54,15 @@ def _table_from_timm(table: Tensor, shape: Shape | None) -> Tensor:
 
 TABLE = of_one(_table_to_timm, _table_from_timm)
 """A relative table (h, 2a-1, 2b-1) as timm's (offsets, h)."""
-FC1 = of_one(
-    lambda weight, _: _shaped(weight, (1, None, None, 1, 1))[0, :, :, 0, 0],
-    lambda weight, _: _shaped(weight, (None, None))[None, :, :, None, None],
-)
-FC1_BIAS = of_one(lambda bias, _: _shaped(bias, (1, None))[0], lambda bias, _: _shaped(bias, (None,))[None])
-FC2 = of_one(
-    lambda weight, _: _shaped(weight, (1, None, None))[0], lambda weight, _: _shaped(weight, (None, None))[None]
-)
-"""An MLP's layers as keys (1, K, C, 1, 1), their biases (1, K), and values (1, C, K) of one head."""
+
+
+def _unstacked(tensor: Tensor, shape: Shape | None) -> Tensor:
+    """Kernels of one head without the axes of length 1 that version 0.1 saved: (1, K, C, 1, 1) and (1, C, K)."""
+    if tensor.ndim == 5 and tensor.shape[3:] == (1, 1):
+        tensor = tensor[..., 0, 0]
+    return tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else _shaped(tensor, (None, None))
+
+
+FFN_WEIGHT = of_one(_unstacked, lambda weight, _: _shaped(weight, (None, None)))
+FFN_BIAS = of_one(lambda bias, _: bias[0] if bias.ndim == 2 else bias, lambda bias, _: _shaped(bias, (None,)))
+"""The layers of an FFN: (K, C) and (C, K), biases (K) and (C)."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from kernelbank.weights.changes import FC1, FC1_BIAS, FC2, TABLE
+from kernelbank.nn.timm_names import FFN, FUSED
+from kernelbank.weights.changes import FFN_BIAS, FFN_WEIGHT, TABLE
 from kernelbank.weights.keymap import SAME, Changes, KeyMap, Names, key_map
 from kernelbank.weights.pivot import BLOCK, STAGE_BLOCK, SWIN, VIT
 
-_QKV = ("q", "key", "value")
-_FC = {"fc1": "key", "fc2": "value"}
-_FFN = {"fc1.weight": FC1, "fc1.bias": FC1_BIAS, "fc2.weight": FC2, "fc2.bias": SAME}
-"""The FFN: one head, keys and values are fc1 and fc2."""
+_FFN = {"fc1.weight": FFN_WEIGHT, "fc1.bias": FFN_BIAS, "fc2.weight": FFN_WEIGHT, "fc2.bias": SAME}
 _TABLE = f"{STAGE_BLOCK}.attn.relative_position_bias_table"
 
 
 def _names(timm: Names, block: str) -> Names:
     """timm's names with mixers in `block`: weights and biases of the FFN have rules of their own, as they differ."""
     renamed = {key: name for key, name in timm.items() if not key.startswith(f"{block}.mlp.")}
-    renamed[f"{block}.attn.qkv.{{p}}"] = tuple(f"{block}.attn.{name}.{{p}}" for name in _QKV)
+    renamed[f"{block}.attn.qkv.{{p}}"] = tuple(f"{block}.attn.{name}.{{p}}" for name in FUSED["qkv"])
     renamed[f"{block}.attn.proj.{{p}}"] = f"{block}.attn.out.{{p}}"
-    ffn = {f"{fc}.{kind}": f"{name}.{kind}" for fc, name in _FC.items() for kind in ("weight", "bias")}
+    ffn = {f"{fc}.{kind}": f"{name}.{kind}" for fc, name in FFN.items() for kind in ("weight", "bias")}
     return renamed | {f"{block}.mlp.{theirs}": f"{block}.mlp.{ours}" for theirs, ours in ffn.items()}
 
 

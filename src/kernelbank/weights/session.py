@@ -197,7 +197,7 @@ def _replace(spec: ModelSpec, state: State, mixer: str) -> tuple[ModelSpec, Stat
     """The specs `mixer` in every block: the new description and state, and what became of each tensor."""
     model = replace_mixers(rebuild(spec, state, "the converted state"), mixer)
     report = cast(Replaced, model.replaced)
-    changed = replace(spec, mixer=by_stage([str(record) for record in report.records]))
+    changed = replace(spec, mixer=by_stage([str(spec) for spec in report.specs]))
     if isinstance(spec.trunk, ViTTrunk):
         changed = replace(changed, trunk=replace(spec.trunk, qk_norm=_has_qk_norm(model)))
     state = dict(model.state_dict())

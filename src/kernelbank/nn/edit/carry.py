@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kernelbank.nn.linears import is_plain
 from kernelbank.nn.mixer import Mixer, initialise_tensor
 from kernelbank.nn.transform import Placement, move, side
 from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
@@ -32,10 +33,10 @@ class Carried:
 
 
 def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> tuple[M, tuple[Carried, ...]]:
-    """`mixer` with another record or on another grid, and what became of each tensor.
+    """`mixer` with another spec or on another grid, and what became of each tensor.
 
-    Parameters that are kept are the same objects. Raises SpecError for a record or grid that the channels, heads or
-    prefix cannot hold, for attention dropout that the new record has no place for, and for parameters that are computed
+    Parameters that are kept are the same objects. Raises SpecError for a spec or grid that the channels, heads or
+    prefix cannot hold, for attention dropout that the new spec has no place for, and for parameters that are computed
     (parametrised, pruned): a new mixer would not compute them.
     """
     spec, grid = spec or mixer.spec, grid or mixer.grid
@@ -43,10 +44,14 @@ def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> 
         spec, mixer.dim, mixer.num_heads, grid, prefix=mixer.prefix, qk_norm=mixer.qk_norm and _takes_qk_norm(spec),
         attn_drop=mixer.attn_drop, proj_drop=mixer.proj_drop, dynamic_grid=mixer.dynamic_grid, device="meta",
     )  # fmt: skip
+    for name in mixer.linears:
+        if not is_plain(module := mixer.get_submodule(name)):
+            raise SpecError(f"invalid {name}, an adapted, hooked or parametrised {type(module).__name__}; expected a "
+                            "plain nn.Linear (merge or remove what was added)")  # fmt: skip
     old = mixer.tensors()
     for entry in mixer.entries:
         if not (entry.buffer or isinstance(old[entry.name], nn.Parameter)):
-            raise SpecError(f"{entry.name} is computed (parametrised or pruned); legal: a plain parameter")
+            raise SpecError(f"invalid {entry.name}, which is parametrised or pruned; expected a plain parameter")
     before, after = Placement(mixer.spec, mixer.grid, mixer.prefix), Placement(spec, grid, mixer.prefix)
     tensors: dict[str, Tensor] = {}
     log: list[Carried] = []

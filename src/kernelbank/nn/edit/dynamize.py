@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from kernelbank.errors import InputError
-from kernelbank.nn.dynamic_conv import DynamicConv2d, read_start, record_for
+from kernelbank.nn.dynamic_conv import DynamicConv2d, conv_spec, read_start
 from kernelbank.spec import MixerSpec, SpecError
 from kernelbank.text import columns, suggest
 
@@ -21,11 +21,11 @@ CONVOLUTIONS = (_ConvNd, DynamicConv2d, CondConv2d)
 
 @dataclass(frozen=True)
 class Line:
-    """One convolution: its name in the model, what it was, and the record it became or the reason why it did not."""
+    """One convolution: its name in the model, what it was, and the spec it became or the reason why it did not."""
 
     name: str
     was: str
-    record: MixerSpec | None
+    spec: MixerSpec | None
     reason: str = ""
 
 
@@ -39,16 +39,16 @@ class Report:
     @property
     def turned(self) -> tuple[Line, ...]:
         """The convolutions that become dynamic."""
-        return tuple(line for line in self.lines if line.record is not None)
+        return tuple(line for line in self.lines if line.spec is not None)
 
     @property
     def left(self) -> tuple[Line, ...]:
         """The convolutions that stay as they are, each with the reason."""
-        return tuple(line for line in self.lines if line.record is None)
+        return tuple(line for line in self.lines if line.spec is None)
 
     def __str__(self) -> str:
         cells = [("convolution", "was", "became")]
-        cells += [(line.name, line.was, str(line.record or f"- {line.reason}")) for line in self.lines]
+        cells += [(line.name, line.was, str(line.spec or f"- {line.reason}")) for line in self.lines]
         said = f"{len(self.turned)} of {len(self.lines)} convolutions turned with {self.text!r}"
         return "\n".join([columns(cells), said])
 
@@ -59,7 +59,7 @@ def dynamize(
     """Turn the convolutions of `model` into the dynamic convolutions of `text`, in place, and return the model (as
     timm.layers.convert_sync_batchnorm does; a model that is one convolution comes back as a new module).
 
-    `text` is a record, such as ``dconv``, ``condconv`` or ``ddwconv``, without its kernel and size, which are each
+    `text` is a spec, such as ``dconv``, ``condconv`` or ``ddwconv``, without its kernel and size, which are each
     convolution's own; a kernel or size that is typed takes the convolutions that have it. The output is equal until
     training changes it, see `DynamicConv2d.from_conv`. The parameters are new: give them to the optimiser anew.
 
@@ -71,7 +71,7 @@ def dynamize(
     What was turned and what was not, with the reason, is ``model.dynamized``, a `Report` whose text is a table;
     `survey` gives it beforehand.
 
-    Raises SpecError for a record that makes no kernel for each image or cannot start as a convolution; InputError
+    Raises SpecError for a spec that makes no kernel for each image or cannot start as a convolution; InputError
     for a name that matches no convolution, for a convolution named in full in `only` that cannot be turned, and when
     none can be. The model is then unchanged.
     """
@@ -117,7 +117,7 @@ def _line(name: str, module: nn.Module, text: str, reason: str) -> Line:
     if reason:
         return Line(name, was, None, reason)
     try:
-        return Line(name, was, record_for(module, text))
+        return Line(name, was, conv_spec(module, text))
     except SpecError as error:
         return Line(name, was, None, str(error))
 

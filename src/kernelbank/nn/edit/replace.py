@@ -1,9 +1,10 @@
-"""replace_mixers: another record in every block of a trained model, and what became of each tensor."""
+"""replace_mixers: another spec in every block of a trained model, and what became of each tensor."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -11,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from kernelbank.errors import InputError
-from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, window_sides
+from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, table_names, window_sides
 from kernelbank.nn.edit.carry import Carried, carry
 from kernelbank.nn.edit.stock import sites
 from kernelbank.spec import MixerSpec, SpecError, read_stages
@@ -20,24 +21,24 @@ from kernelbank.text import columns
 
 @dataclass(frozen=True)
 class Replaced:
-    """What `replace_mixers` did: the `records` by stage, and every tensor of every mixer; `others` counts the tensors
+    """What `replace_mixers` did: the `specs` by stage, and every tensor of every mixer; `others` counts the tensors
     outside, which stay. Its text is a table."""
 
-    records: tuple[MixerSpec, ...]
+    specs: tuple[MixerSpec, ...]
     lines: tuple[Carried, ...]
     others: int
 
     def __str__(self) -> str:
         rows = [("tensor", "verdict", "how"), *_merged(self.lines), (f"{self.others} tensors outside", "kept", "")]
-        return "\n".join([columns(rows), " | ".join(map(str, self.records))])
+        return "\n".join([columns(rows), " | ".join(map(str, self.specs))])
 
 
 def replace_mixers(model: nn.Module, text: str) -> nn.Module:
-    """Give every block of `model` the record `text`, in place, and return the model (as timm.layers.
+    """Give every block of `model` the spec `text`, in place, and return the model (as timm.layers.
     convert_sync_batchnorm does).
 
-    `model` is a timm VisionTransformer or SwinTransformer, ours included. `text` is one record for all stages or one
-    each separated by ``|``; cells alone (``"activation=relu,count"``) change the record that the model has. What
+    `model` is a timm VisionTransformer or SwinTransformer, ours included. `text` is one spec for all stages or one
+    each separated by ``|``; cells alone (``"activation=relu,count"``) change the spec that the model has. What
     carries over is carried (see `nn.carry`); ``model.replaced`` is a `Replaced`, whose text is a table of every tensor:
     kept, transformed, dropped or initialised. The parameters of a stock model's attention are new objects with the
     values that were kept: give them to the optimiser anew.
@@ -45,18 +46,18 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     A ViT finds the grid of its tokens in its patch embedding. On another grid tables are resampled in every forward;
     `kernelbank.from_timm` makes a backbone that resamples them once.
 
-    Raises InputError for another model and for attention that no record holds, SpecError for a record that does not
+    Raises InputError for another model and for attention that no spec holds, SpecError for a spec that does not
     exist or does not fit; both leave the model as it was.
     """
     found = list(sites(model))
     if not found:
-        raise InputError("model: it has no blocks; legal: at least one")
+        raise InputError("invalid model without blocks; expected at least one")
     bases = {site.stage: site.spec for site in reversed(found)}
     specs = read_stages(text, len(bases), [bases[stage] for stage in sorted(bases)])
     for stage, spec in enumerate(specs):
         if (spec.frame == "bn_relu") != (bases[stage].frame == "bn_relu"):
-            raise SpecError(f"frame={spec.frame} is not legal in place of {bases[stage].frame}: bn_relu has BatchNorm "
-                            "around it, other frames LayerNorm; legal: a backbone built with the record")  # fmt: skip
+            raise SpecError(f"invalid frame={spec.frame} in place of {bases[stage].frame}: bn_relu has BatchNorm "
+                            "around it, other frames LayerNorm; expected a backbone built with the spec")  # fmt: skip
     carried = [carry(site.mixer, specs[site.stage].at_block(site.index)) for site in found]
     report = Replaced(specs, tuple(_lines(found, carried)), _outside(model, [site.name for site in found]))
     for site, (mixer, _) in zip(found, carried, strict=True):
@@ -89,6 +90,13 @@ def _remember(model: nn.Module, specs: tuple[MixerSpec, ...]) -> None:
     if isinstance(model, SwinTransformer):  # timm scales these with the grid
         model._ref_window_sizes = window_sides(specs, model._ref_window_sizes)
         model._ref_grid_size = tuple(model.patch_embed.grid_size)
+    if not isinstance(model, (PlainBackbone, HierarchicalBackbone)):
+        setattr(model, "no_weight_decay", partial(no_weight_decay, model))  # noqa: B010 - a method of its class
+
+
+def no_weight_decay(model: Any) -> set[str]:
+    """What the class of a stock model leaves out of weight decay, and the relative tables (Swin's rule)."""
+    return {*type(model).no_weight_decay(model), *table_names(model)}
 
 
 # ---- the table -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, cast
 
+import torch.fx
 from timm.layers import Attention, PatchEmbed, register_notrace_module
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import VisionTransformer
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from kernelbank.errors import InputError
 from kernelbank.nn.block import Block, TokenGrid, narrowed, square
 from kernelbank.nn.edit.carry import M, carry
-from kernelbank.nn.mixer import Mixer, accept_timm_names
+from kernelbank.nn.mixer import Mixer
+from kernelbank.nn.state import translate
+from kernelbank.nn.timm_names import ATTENTION, OUR_TABLE, TABLE
 from kernelbank.ops.frame import HEAD_EPS
 from kernelbank.spec import MixerSpec, Window
 from kernelbank.spec.inventory import Grid
@@ -25,7 +28,7 @@ PLAIN, STAGE = MixerSpec.parse("vit"), MixerSpec.parse("swin")
 
 @dataclass(frozen=True)
 class Site:
-    """The attention of one block of a model: the record of its `stage` (an alternating shift unresolved), `index`
+    """The attention of one block of a model: the spec of its `stage` (an alternating shift unresolved), `index`
     counting the stage's blocks, the `mixer` that computes the same, how another takes its `place`, and which of the
     mixer's tensors the model lacks: they are `made`."""
 
@@ -41,20 +44,26 @@ class Site:
 class AttentionMixer(Mixer):
     """A mixer in the place of timm's Attention: it takes tokens and timm's masks, and finds their grid itself.
 
-    `stage_record` is the record before its shift is resolved for the block.
+    `stage_spec` is the spec before its shift is resolved for the block.
     """
 
     token_grid: TokenGrid
-    stage_record: MixerSpec
+    stage_spec: MixerSpec
 
     def forward(  # type: ignore[override]
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """x (B, T, C) -> (B, T, C). Raises SpecError for masks that the record cannot honour."""
-        return super().forward(x, self.token_grid(x.shape[1] - self.prefix), narrowed(x, attn_mask, is_causal))
+        """x (B, T, C) -> (B, T, C). Raises SpecError for masks that the spec cannot honour."""
+        return _attended(self, x, attn_mask, is_causal)
 
 
 register_notrace_module(AttentionMixer)
+torch.fx.wrap("_attended")
+
+
+def _attended(mixer: AttentionMixer, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """`AttentionMixer.forward`: one leaf for torch.fx, as that of `Mixer`."""
+    return Mixer.forward(mixer, x, mixer.token_grid(x.shape[1] - mixer.prefix), narrowed(x, attn_mask, is_causal))
 
 
 class SwinMixerBlock(nn.Module):
@@ -68,9 +77,9 @@ class SwinMixerBlock(nn.Module):
     mlp: nn.Module
     drop_path2: nn.Module
 
-    def __init__(self, block: nn.Module, mixer: Mixer, stage_record: MixerSpec, index: int) -> None:
+    def __init__(self, block: nn.Module, mixer: Mixer, stage_spec: MixerSpec, index: int) -> None:
         super().__init__()
-        self.stage_record, self.index = stage_record, index
+        self.stage_spec, self.index = stage_spec, index
         for name, part in block.named_children():
             self.add_module(name, mixer if name == "attn" else part)
         self.train(block.training)
@@ -86,10 +95,10 @@ class SwinMixerBlock(nn.Module):
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
         """What timm's stages call; windows take the side that timm gives them, as stock blocks do. Raises SpecError
         for windows that are not square."""
-        support = self.stage_record.support
+        support = self.stage_spec.support
         if isinstance(support, Window):
-            self.stage_record = replace(self.stage_record, support=replace(support, M=square(window_size)))
-        spec, grid = self.stage_record.at_block(self.index), (feat_size[0], feat_size[1])
+            self.stage_spec = replace(self.stage_spec, support=replace(support, M=square(window_size)))
+        spec, grid = self.stage_spec.at_block(self.index), (feat_size[0], feat_size[1])
         if spec == self.attn.spec:
             self.attn.set_grid(grid)
         else:
@@ -97,21 +106,21 @@ class SwinMixerBlock(nn.Module):
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """Every block's attention. Raises InputError, naming it, for a model or an attention that no record holds; the
+    """Every block's attention. Raises InputError, naming it, for a model or an attention that no spec holds; the
     model is only read."""
     if isinstance(model, VisionTransformer):
         yield from _plain_sites(model)
     elif isinstance(model, SwinTransformer):
         yield from _stage_sites(model)
     else:
-        raise InputError(f"model: a {type(model).__name__} is not legal; legal: timm's VisionTransformer or "
+        raise InputError(f"model: invalid class {type(model).__name__}; expected timm's VisionTransformer or "
                          "SwinTransformer, or a KernelBank backbone")  # fmt: skip
 
 
 def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
     embed = cast(PatchEmbed, model.patch_embed)
     if isinstance(model.patch_drop, nn.Module) and not isinstance(model.patch_drop, nn.Identity):
-        raise InputError("patch_drop_rate: dropped patches have no place on the grid; legal: 0")
+        raise InputError("invalid patch_drop_rate: dropped patches have no place on the grid; expected 0")
     token_grid = cache(lambda: TokenGrid(embed, bool(model.dynamic_img_size)))
     _check_own([block.attn for block in model.blocks if hasattr(block, "attn")])
     for index, block in enumerate(model.blocks):
@@ -122,7 +131,7 @@ def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
         attention = getattr(block, "attn", None)
         if isinstance(attention, AttentionMixer):
             place = _placer(block, partial(getattr, attention, "token_grid"))
-            yield Site(name, 0, index, attention.stage_record, attention, place)
+            yield Site(name, 0, index, attention.stage_spec, attention, place)
             continue
         grid = (embed.grid_size[0], embed.grid_size[1])
         mixer = _read_attention(attention, f"{name}.attn", grid, model.num_prefix_tokens)
@@ -132,7 +141,7 @@ def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
 def _check_own(attentions: list[nn.Module]) -> None:
     """Raises InputError when two blocks share their attention: two mixers would not."""
     if len({id(attention) for attention in attentions}) < len(attentions):
-        raise InputError("attn: blocks share one attention; legal: each block its own")
+        raise InputError("invalid attn, which several blocks share; expected one per block")
 
 
 def _lacking(attention: Any) -> frozenset[str]:
@@ -140,18 +149,18 @@ def _lacking(attention: Any) -> frozenset[str]:
 
 
 def _placer(block: nn.Module, token_grid: Callable[[], TokenGrid]) -> Callable[[MixerSpec, Mixer], None]:
-    def place(stage_record: MixerSpec, mixer: Mixer) -> None:
+    def place(stage_spec: MixerSpec, mixer: Mixer) -> None:
         assert isinstance(mixer, AttentionMixer)
-        mixer.stage_record, mixer.token_grid, block.attn = stage_record, token_grid(), mixer
+        mixer.stage_spec, mixer.token_grid, block.attn = stage_spec, token_grid(), mixer
 
     return place
 
 
 def _of_ours(block: Block, name: str, stage: int, index: int) -> Site:
-    def place(stage_record: MixerSpec, mixer: Mixer) -> None:
-        block.take(stage_record, mixer)
+    def place(stage_spec: MixerSpec, mixer: Mixer) -> None:
+        block.take(stage_spec, mixer)
 
-    return Site(name, stage, index, block.records.mixer, block.attn, place)
+    return Site(name, stage, index, block.specs.mixer, block.attn, place)
 
 
 def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
@@ -162,16 +171,16 @@ def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
             if isinstance(block, Block):
                 yield _of_ours(block, name, stage, index)
             elif isinstance(block, SwinMixerBlock):
-                yield Site(name, stage, index, block.stage_record, block.attn, _seat(layer, block, index))
+                yield Site(name, stage, index, block.stage_spec, block.attn, _seat(layer, block, index))
             else:
-                spec = window_record(block, name, index, model._ref_window_sizes[stage])
+                spec = window_spec(block, name, index, model._ref_window_sizes[stage])
                 mixer = _read_windows(block, name, spec, index)
                 yield Site(name, stage, index, spec, mixer, _seat(layer, block, index))
 
 
 def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixer], None]:
-    def place(stage_record: MixerSpec, mixer: Mixer) -> None:
-        layer.blocks[index] = SwinMixerBlock(block, mixer, stage_record, index)
+    def place(stage_spec: MixerSpec, mixer: Mixer) -> None:
+        layer.blocks[index] = SwinMixerBlock(block, mixer, stage_spec, index)
 
     return place
 
@@ -180,10 +189,10 @@ def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixe
 
 
 def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> AttentionMixer:
-    """timm's Attention as a mixer with its weights. Raises InputError for what no record holds."""
+    """timm's Attention as a mixer with its weights. Raises InputError for what no spec holds."""
     if type(attention) is not Attention:
         held = "no attention" if attention is None else f"a {type(attention).__name__}"
-        raise InputError(f"{name}: {held} is not legal; legal: timm's Attention, as the blocks Block and ResPostBlock "
+        raise InputError(f"{name}: invalid {held}; expected timm's Attention, as the blocks Block and ResPostBlock "
                          "hold it")  # fmt: skip
     dim = attention.qkv.in_features
     refused = {
@@ -193,7 +202,7 @@ def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> Atten
     }  # fmt: skip
     for field, found in refused.items():
         if found:
-            raise InputError(f"{name}: {field} has no place in a record; legal: timm's Attention without it")
+            raise InputError(f"invalid {name}: {field} has no place in a spec; expected timm's Attention without it")
     for norm in (attention.q_norm, attention.k_norm):
         if not isinstance(norm, nn.Identity):
             check_head_norm(norm, name)
@@ -209,11 +218,13 @@ def check_head_norm(norm: nn.Module, name: str) -> None:
     """Raises InputError unless `norm` is the norm a head of qk_norm: a LayerNorm with affine and eps 1e-6."""
     affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
     if not (affine and norm.eps == HEAD_EPS):
-        raise InputError(f"{name}: norm_layer of qk_norm is {norm}; legal: LayerNorm, eps {HEAD_EPS}, with affine")
+        raise InputError(
+            f"invalid norm_layer of qk_norm in {name}: {norm}; expected an affine LayerNorm, eps {HEAD_EPS}"
+        )
 
 
-def window_record(block: Any, name: str, index: int, reference: Grid) -> MixerSpec:
-    """The record of timm's Swin block, its shift alternating. Windows that the grid cuts keep the side of the
+def window_spec(block: Any, name: str, index: int, reference: Grid) -> MixerSpec:
+    """The spec of timm's Swin block, its shift alternating. Windows that the grid cuts keep the side of the
     stage's `reference`; those that do not divide the grid, or a grid that changes with the image, are padded as timm
     pads them.
 
@@ -221,14 +232,14 @@ def window_record(block: Any, name: str, index: int, reference: Grid) -> MixerSp
     shift than Swin's; SpecError for windows that are not square.
     """
     if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
-        raise InputError(f"{name}: a {type(block).__name__} is not legal; legal: timm's SwinTransformerBlock")
+        raise InputError(f"{name}: invalid class {type(block).__name__}; expected timm's SwinTransformerBlock")
     grid, window = block.input_resolution, block.window_size
     if any(side > length for side, length in zip(window, grid, strict=True)):
-        raise InputError(f"{name}: always_partition=True is not legal: windows of {tuple(window)} are larger than the "
-                         f"grid {tuple(grid)}; legal: False")  # fmt: skip
+        raise InputError(f"invalid always_partition=True in {name}: windows of {tuple(window)} exceed the grid "
+                         f"{tuple(grid)}; expected False")  # fmt: skip
     expected = _shift(grid, window, index)
     if tuple(block.shift_size) != expected:
-        raise InputError(f"{name}: shift_size={tuple(block.shift_size)} is not legal; legal: {expected}")
+        raise InputError(f"{name}: invalid shift_size={tuple(block.shift_size)}; expected {expected}")
     cut = all(side == min(whole, length) for side, whole, length in zip(window, reference, grid, strict=True))
     side = square(reference if cut else window)
     padded = block.dynamic_mask or any(length > side and length % side for length in grid)
@@ -241,7 +252,7 @@ def _read_windows(block: Any, name: str, spec: MixerSpec, index: int) -> Mixer:
     attention = block.attn
     dim = attention.qkv.in_features
     if attention.proj.in_features != dim:
-        raise InputError(f"{name}: head_dim has no place in a record; legal: dim // num_heads")
+        raise InputError(f"invalid head_dim in {name}, which has no place in a spec; expected dim // num_heads")
     mixer = Mixer(
         spec.at_block(index), dim, attention.num_heads, tuple(block.input_resolution), attn_drop=attention.attn_drop.p,
         proj_drop=attention.proj_drop.p, dynamic_grid=True, device="meta",
@@ -261,7 +272,7 @@ _PARTS = {
     "norm": (nn.Identity,), "softmax": (nn.Softmax,),
 }  # fmt: skip
 """What timm's attention consists of. A LayerNorm may be timm's own subclass."""
-_SOURCES = {"q": "qkv", "key": "qkv", "value": "qkv", "out": "proj", "table": "relative_position_bias_table"}
+_SOURCES = ATTENTION | {OUR_TABLE.partition(".")[0]: TABLE}
 """Which of timm's parameters ours are made of."""
 
 
@@ -273,7 +284,7 @@ def _take(mixer: M, attention: Any, name: str) -> M:
     like, sources = attention.qkv.weight, dict(attention.named_parameters())
     state = {path: tensor.detach().clone() for path, tensor in attention.state_dict().items()}
     state.setdefault("proj.bias", like.new_zeros(mixer.dim))
-    accept_timm_names(mixer, state, "")
+    translate(state, "", mixer.spec, mixer.entries)
     tensors = {}
     for entry in mixer.entries:
         part, _, kind = entry.name.partition(".")
@@ -286,16 +297,16 @@ def _take(mixer: M, attention: Any, name: str) -> M:
 
 def _check_part(part: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> None:
     """Raises InputError unless a mixer can stand for `part`."""
-    legal = ", ".join(kind.__name__ for kind in kinds) or "timm's attention as it is"
+    expected = ", ".join(kind.__name__ for kind in kinds) or "timm's attention as it is"
     if type(part) not in kinds and not (isinstance(part, nn.LayerNorm) and nn.LayerNorm in kinds):
         raise InputError(
-            f"{name}: a {type(part).__name__} is not legal (an adapter, a parametrisation?); legal: {legal}"
+            f"invalid {name}, a {type(part).__name__} (an adapter, a parametrisation?); expected {expected}"
         )
     if "forward" in vars(part):
-        raise InputError(f"{name} has a forward of its own; legal: its class's")
+        raise InputError(f"invalid {name} with a forward of its own; expected that of its class")
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-        raise InputError(f"{name} has hooks; legal: a module without, hooked afterwards")
+        raise InputError(f"invalid {name} with hooks; expected a module without, hooked afterwards")
     if any(not isinstance(held, (nn.Parameter, type(None))) for held in part._parameters.values()) or any(
         key.endswith(("_orig", "_mask")) for key in (*part._parameters, *part._buffers)
     ):
-        raise InputError(f"{name}: its weight is computed (pruned); legal: plain parameters")
+        raise InputError(f"invalid {name}, whose weight is computed (pruned); expected plain parameters")
