@@ -1,0 +1,210 @@
+"""The linear layers of mixers are nn.Linear that other tools reach: LoRA, hooks, pruning, parametrisation, quantisation,
+torch.fx; and what timm asks of a model: masks and weight decay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import kernelbank.models
+from kernelbank import Mixer, replace_mixers, use_path
+from kernelbank.atlas import ROWS
+from kernelbank.nn.linears import is_plain
+from kernelbank.spec import MixerSpec, SpecError
+
+LINEARS = ["q", "key", "value", "out"]
+TEXTS = {"swin": "swin support=window(2, 1)"}
+NAMED = ("vit_kb_test_patch16_64", "swin_kb_test_patch4_window7_64", "dwnet_test")
+
+
+class Plus(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def tokens(mixer: Mixer, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, mixer.prefix + mixer.grid[0] * mixer.grid[1], mixer.dim, generator=generator)
+
+
+def equal_to_defined(mixer: Mixer, weights: dict[str, Tensor]) -> bool:
+    """Whether a mixer computes what a fresh one with these weights computes."""
+    fresh = Mixer(mixer.spec, mixer.dim, mixer.num_heads, mixer.grid, prefix=mixer.prefix).eval()
+    fresh.load_state_dict({**fresh.state_dict(), **weights})
+    x = tokens(mixer)
+    with torch.no_grad():
+        return torch.allclose(mixer.eval()(x), fresh(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_linear_layer_is_a_plain_linear_with_its_tensors(row: str) -> None:
+    mixer = Mixer(MixerSpec.parse(TEXTS.get(row, row)).at_block(0), 32, 2, (4, 4))
+    assert all(is_plain(mixer.get_submodule(name)) for name in mixer.linears)
+    assert set(mixer.state_dict()) == {entry.name for entry in mixer.entries}
+    assert ("q" in mixer.linears) == (mixer.spec.frame != "bare")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_hooks_on_any_linear_layer_take_part(row: str) -> None:
+    """A hook on each layer in turn changes the output as adding to its bias does, on every row that has it."""
+    mixer = Mixer(MixerSpec.parse(TEXTS.get(row, row)).at_block(0), 32, 2, (4, 4)).eval()
+    x = tokens(mixer)
+    for name in mixer.linears:
+        layer = mixer.get_submodule(name)
+        seen: list[int] = []
+        handle = layer.register_forward_hook(lambda module, args, y, seen=seen: seen.append(y.numel()) or y + 0.5)
+        with torch.no_grad():
+            hooked = mixer(x)
+        handle.remove()
+        assert seen, name
+        if layer.bias is None:
+            continue
+        with torch.no_grad():
+            layer.bias += 0.5
+            shifted = mixer(x)
+            layer.bias -= 0.5
+        assert torch.allclose(hooked, shifted, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("row", "targets"), [
+    ("vit", ["q", "value"]), ("vit", LINEARS), ("dwsa", ["q", "key", "out"]), ("relu_attention", LINEARS),
+    ("ffn", ["key", "value"]), ("swin", LINEARS), ("ddwconv", ["reduce", "key"]),
+])  # fmt: skip
+def test_lora_trains_and_merges(row: str, targets: list[str]) -> None:
+    """PEFT's adapter on a mixer: a step moves its parameters alone, and merging leaves plain layers with the sum."""
+    torch.manual_seed(0)
+    mixer = Mixer(MixerSpec.parse(TEXTS.get(row, row)).at_block(0), 16, 2, (4, 4))
+    x, before = tokens(mixer), {name: t.clone() for name, t in mixer.tensors().items()}
+    # eval: BatchNorm's statistics are not the adapter's
+    adapted = peft.get_peft_model(mixer, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * len(targets) and all("lora_" in name for name in trained)
+    optimiser = torch.optim.SGD(adapted.parameters(), 0.01)
+    adapted(x).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for n, p in adapted.named_parameters() if n in trained)
+    optimiser.step()
+    deltas = {f"{name}.weight": adapted.base_model.model.get_submodule(name).get_delta_weight("default")
+              for name in targets}  # fmt: skip
+    with torch.no_grad():
+        y = adapted(x)
+        merged = adapted.merge_and_unload()
+        assert torch.allclose(merged(x), y, atol=1e-5)
+    assert type(merged) is Mixer and all(is_plain(merged.get_submodule(name)) for name in merged.linears)
+    assert equal_to_defined(merged, {name: before[name] + deltas[name].detach() for name in deltas} | {
+        name: before[name] for name in before if name not in deltas})  # fmt: skip
+
+
+def test_lora_on_a_backbone_reaches_every_block() -> None:
+    model = timm.create_model(NAMED[0], num_classes=3).eval()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=["head"]))
+    assert sum(isinstance(m, peft.tuners.lora.Linear) for m in adapted.modules()) >= 6 * len(model.blocks)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(adapted.merge_and_unload()(x), adapted(x), atol=1e-5)
+
+
+def test_pruned_weights_follow_every_step() -> None:
+    mixer, x = Mixer("vit", 16, 2, (4, 4)), torch.randn(2, 16, 16)
+    prune.l1_unstructured(mixer.q, "weight", 0.5)
+    optimiser = torch.optim.SGD(mixer.parameters(), 0.5)
+    mixer(x).square().sum().backward()
+    optimiser.step()
+    mixer(x)
+    assert torch.equal(mixer.tensors()["q.weight"], mixer.q.weight_orig * mixer.q.weight_mask)
+
+
+@pytest.mark.parametrize("adapt", [
+    lambda mixer: parametrize.register_parametrization(mixer.key, "weight", Plus()),
+    lambda mixer: nn.utils.parametrizations.weight_norm(mixer.key),
+    lambda mixer: setattr(mixer.key, "forward", lambda x: x),
+    lambda mixer: setattr(mixer, "key", nn.Sequential(nn.Linear(16, 16))),
+], ids=["parametrised", "weight norm", "own forward", "another module"])  # fmt: skip
+def test_a_changed_layer_is_called_and_not_carried(adapt: Callable[[Mixer], object]) -> None:
+    mixer = Mixer("relu_attention", 16, 2, (4, 4)).eval()
+    adapt(mixer)
+    x, called = torch.randn(2, 16, 16), []
+    mixer.key.register_forward_hook(lambda *_: called.append(True))
+    mixer(x).sum().backward()
+    assert called
+    with pytest.raises(SpecError, match="invalid key, an adapted, hooked or parametrised"):
+        from kernelbank.nn.edit.carry import carry
+
+        carry(mixer, MixerSpec.parse("vit"))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning", "ignore:.*deprecated:DeprecationWarning")
+def test_dynamic_quantisation_runs() -> None:
+    mixer = Mixer("vit", 32, 2, (4, 4)).eval()
+    x = tokens(mixer)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(mixer), {nn.Linear}, torch.qint8)
+    assert type(quantised.q) is not nn.Linear
+    with torch.no_grad():
+        assert torch.allclose(quantised(x), mixer(x), atol=0.02)
+
+
+def test_a_forced_path_that_reads_a_hooked_layer_says_so() -> None:
+    mixer = Mixer("ffn", 16, 2, (4, 4))
+    mixer.key.register_forward_hook(lambda *_: None)
+    with use_path("reference"), pytest.raises(ValueError, match="reads the weights of key"):
+        mixer(torch.randn(1, 16, 16))
+
+
+# ---- torch.fx and timm -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained:UserWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", [*NAMED, "stock ViT", "stock Swin"])
+def test_fx_traces_the_model(name: str) -> None:
+    if name in NAMED:
+        model = timm.create_model(name).eval()
+    else:
+        stock = "vit_tiny_patch16_224" if name == "stock ViT" else "swin_tiny_patch4_window7_224"
+        sizes: dict[str, Any] = {"depths": (1, 1, 1, 1)} if "Swin" in name else {"depth": 2}
+        model = replace_mixers(timm.create_model(stock, img_size=64, **sizes), "activation=relu,count").eval()
+    node = "blocks.1" if hasattr(model, "blocks") else "layers.1"
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+        (features,) = create_feature_extractor(model, [node])(torch.cat([x, x])).values()
+    assert features.shape[0] == 2
+
+
+@pytest.mark.parametrize("stock", ["swin_tiny_patch4_window7_224", "test_vit"])
+def test_tables_are_not_decayed_in_a_stock_model(stock: str) -> None:
+    """timm's Swin leaves its tables out of weight decay, and so does a mixer in its place."""
+    sizes: dict[str, Any] = {"depths": (1, 1, 1, 1)} if "swin" in stock else {}
+    model = timm.create_model(stock, **sizes)
+    before = model.no_weight_decay()
+    replace_mixers(model, "activation=relu,count position=relative")
+    model = copy.deepcopy(model)
+    assert {n for n in model.no_weight_decay() if "table" not in n} == {n for n in before if "table" not in n}
+    groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    tables = [(n, p) for n, p in model.named_parameters() if "table" in n]
+    assert tables and not [n for n, p in tables if id(p) in decayed]
+
+
+@pytest.mark.parametrize("row", ["vit", "relu_attention", "swin support=window(2, 1)", "dwsa"])
+def test_masks_that_timm_takes(row: str) -> None:
+    """Key padding and additive masks equal the boolean mask of queries and kernels that they mean."""
+    mixer = Mixer(row, 16, 2, (4, 4)).eval()
+    x, seen = torch.randn(3, 16, 16), torch.rand(3, 16) > 0.3
+    full = seen[:, None, None].expand(3, 1, 16, 16)
+    with torch.no_grad():
+        defined = mixer(x, attn_mask=full)
+        for mask in (seen, seen[:, None, None], full[:, 0], torch.zeros(3, 16).masked_fill(~seen, -torch.inf)):
+            assert torch.equal(mixer(x, attn_mask=mask), defined), mask.shape
+
+
+assert kernelbank.models is not None
