@@ -205,8 +205,8 @@ def _external_rows() -> float:
     """Write out the softmax over positions and the l1 over kernels."""
     mixer = random_mixer("external_attention", dim=DIM)
     x, p = tokens(mixer), mixer.tensors()
-    a = torch.softmax(F.linear(F.linear(x, p["q.weight"], p["q.bias"]), p["key.weight"][0, :, :, 0, 0]), 1)
-    o = (a / a.sum(-1, keepdim=True)) @ p["value.weight"][0].t()
+    a = torch.softmax(F.linear(F.linear(x, p["q.weight"], p["q.bias"]), p["key.weight"]), 1)
+    o = (a / a.sum(-1, keepdim=True)) @ p["value.weight"].t()
     return error(mixer(x), F.linear(o, p["out.weight"], p["out.bias"]))
 
 
@@ -296,8 +296,8 @@ def _constant_generator() -> float:
 def _ffn() -> float:
     mixer = random_mixer("ffn", prefix=1)
     p = mixer.tensors()
-    hidden = F.gelu(F.linear(x := tokens(mixer), p["key.weight"][0, :, :, 0, 0], p["key.bias"][0]))
-    return error(mixer(x), F.linear(hidden, p["value.weight"][0], p["value.bias"]))
+    hidden = F.gelu(F.linear(x := tokens(mixer), p["key.weight"], p["key.bias"]))
+    return error(mixer(x), F.linear(hidden, p["value.weight"], p["value.bias"]))
 
 
 def _squeeze_excitation() -> float:
