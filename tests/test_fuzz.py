@@ -1,4 +1,4 @@
-"""Damaged files and odd options, drawn at random with a seed: each is read, or is one error that names what is wrong."""
+"""Damaged files and odd options, drawn with a seed: each is read, or is one error that names what is wrong."""
 
 from __future__ import annotations
 
@@ -112,7 +112,17 @@ def test_specs() -> None:
 
 def test_model_arguments() -> None:
     rng = random.Random(0)
-    names = ("patch_size", "embed_dim", "depth", "num_heads", "drop_rate", "img_size", "qkv_bias", "norm_layer", "colour")
+    names = (
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "drop_rate",
+        "img_size",
+        "qkv_bias",
+        "norm_layer",
+        "colour",
+    )
     small = {"embed_dim": 8, "depth": 1, "num_heads": 2}
     for _ in range(60):
         arguments = small | {rng.choice(names): rng.choice([*VALUES, *WORDS]) for _ in range(2)}
@@ -142,7 +152,7 @@ def test_options(part: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """Options of every verb with values of any kind: the exit code is 0 or 2, and an error is one line."""
     monkeypatch.chdir(tmp_path)
     rng = random.Random(part)
-    options = ("--recipe", "--lr", "--epochs", "--batch-size", "--seed", "--mixer", "--grid", "--dim", "--json", "--set",
+    options = ("--recipe", "--lr", "--epochs", "--batch-size", "--seed", "--mixer", "--grid", "--dim", "--json",
                "--out", "--models", "--rows", "--prove", "--data")  # fmt: skip
     for _ in range(20):
         verb = rng.choice((["train", "plain", "--show"], ["atlas"], ["train", "--show"], ["study", "nothing"],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kernelbank.weights.from_timm import from_timm
     from kernelbank.weights.load import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Mixer",
     "MixerSpec",

@@ -45,7 +45,7 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(spec) for name, 
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """A checkpoint of another resolution on the grid of `model`: the position embedding as timm resamples it, tables
-    and the matrices of `project` as `nn.carry` does. timm's names of attention and MLP are taken too."""
+    and the matrices of `project` as `nn.edit.carry` does. timm's names of attention and MLP are taken too."""
     assert isinstance(model, Backbone)
     for path, mixer, _ in model.mixers_on(_grid(model)):
         translate(state, f"{path}.", mixer.spec, mixer.entries)

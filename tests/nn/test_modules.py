@@ -1,5 +1,5 @@
-"""The linear layers of mixers are nn.Linear that other tools reach: LoRA, hooks, pruning, parametrisation, quantisation,
-torch.fx; and what timm asks of a model: masks and weight decay."""
+"""The linear layers of mixers are nn.Linear that other tools reach: LoRA, hooks, pruning, parametrisation and
+quantisation; torch.fx; and what timm asks of a model: masks and weight decay."""
 
 from __future__ import annotations
 

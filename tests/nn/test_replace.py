@@ -263,8 +263,8 @@ BLOCKS = timm.models.vision_transformer
 REFUSED = {
     "another model": (lambda: timm.create_model("test_resnet"), "vit", "invalid class ResNet; expected timm's"),
     "parallel blocks": (lambda: vit(block_fn=BLOCKS.ParallelScalingBlock), "vit",
-                        r"blocks\.0\.attn: invalid no attention; expected timm's Attention"),
-    "differential attention": (lambda: vit(attn_layer="diff"), "vit", "invalid a DiffAttention"),
+                        r"blocks\.0\.attn: invalid attention=None; expected timm's Attention"),
+    "differential attention": (lambda: vit(attn_layer="diff"), "vit", "attention=DiffAttention"),
     "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm has no place in a spec"),
     "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
     "eps of qk_norm": (lambda: vit(qk_norm=True, norm_layer=nn.LayerNorm), "vit", "eps 1e-06"),

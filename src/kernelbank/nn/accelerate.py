@@ -14,7 +14,7 @@ from kernelbank.ops.plan import planned_linear
 
 
 class AcceleratedLinear(nn.Linear):
-    """nn.Linear as the plan's static conv: x W^T + b."""
+    """nn.Linear by the path that the plan takes for linear layers: x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., O)."""

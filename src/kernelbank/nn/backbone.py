@@ -102,7 +102,7 @@ class PlainBackbone(VisionTransformer):
 
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
         """Another image or patch size: the position embedding as in timm, relative tables and the matrices of
-        `project` resampled and rescaled (see `nn.carry`). Raises SpecError for images that patches do not fill."""
+        `project` resampled and rescaled (see `nn.edit.carry`). Raises SpecError for images that patches do not fill."""
         embed = self.patch_embed
         check_image(img_size or embed.img_size, patch_size or embed.patch_size, padded=embed.dynamic_img_pad)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
@@ -181,7 +181,7 @@ class HierarchicalBackbone(SwinTransformer):
         window_ratio: int | Sequence[int] | None = None,
         always_partition: bool | None = None,
     ) -> None:
-        """Another image, patch or window size; tables are resampled and rescaled (see `nn.carry`).
+        """Another image, patch or window size; tables are resampled and rescaled (see `nn.edit.carry`).
 
         Windows keep the side that the spec states unless `window_size` or `window_ratio` is given (timm scales
         them with the grid). Raises SpecError, and leaves the model as it was, for images that patches do not fill,

@@ -7,53 +7,41 @@ padding, dilation, padding mode, and whether the kernels have a bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Literal, NamedTuple, Self
+from typing import Self
 
 import torch
 import torch.fx
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, pad_same
+from timm.layers import pad_same
 from torch import Tensor, nn
 
+from kernelbank.nn.conv_spec import (
+    PAD_MODES,
+    PADDINGS,
+    RULES,
+    TENSORFLOW,
+    Sides,
+    checked,
+    conv_entries,
+    conv_spec,
+    padding_of,
+    pair,
+    read_conv_spec,
+)
 from kernelbank.nn.mixer import Tempered, initialise_tensor
 from kernelbank.ops.context import Context
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.kernel import Pair, conv_images
 from kernelbank.ops.mix import generated_kernel, learned_kernel
 from kernelbank.spec import (
-    AXES,
-    All,
-    Box,
-    Depthwise,
-    Dynamic,
-    Full,
     MixerSpec,
     Predict,
     SpecError,
     Static,
-    TwoStep,
 )
-from kernelbank.spec.arguments import COUNT
-from kernelbank.spec.inventory import Tensor as Entry
-from kernelbank.spec.inventory import groups, inventory
-from kernelbank.spec.text import words
-
-TENSORFLOW: Literal["tensorflow"] = "tensorflow"
-Padding = Pair | Literal["tensorflow"]
-Sides = int | tuple[int, ...] | str
-
-PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-"""The padding modes of nn.Conv2d, and their names in F.pad."""
-
-PADDINGS: dict[Callable[..., object], Callable[[nn.Conv2d], Sides]] = {
-    nn.Conv2d.forward: lambda conv: conv.padding,
-    Conv2dSame.forward: lambda conv: TENSORFLOW,
-}
-"""The forwards of the convolutions that can be turned, and how each pads. A subclass with another forward may do
-anything with its weight (standardise it, shift it), so it is refused."""
+from kernelbank.spec.inventory import groups
 
 
 class DynamicConv2d(Tempered):
@@ -93,13 +81,13 @@ class DynamicConv2d(Tempered):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.spec = _checked(read_conv_spec(spec) if isinstance(spec, str) else spec, RULES)
+        self.spec = checked(read_conv_spec(spec) if isinstance(spec, str) else spec, RULES)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.entries = tuple(_entries(self.spec, in_channels, out_channels, bias))
+        self.entries = tuple(conv_entries(self.spec, in_channels, out_channels, bias))
         self.groups = groups(self.spec, in_channels, 1)
         self.kernel_size = (self.spec.size, self.spec.size)
-        self.stride, self.dilation = _pair("stride", stride), _pair("dilation", dilation)
-        self.padding = _padding(padding, self.spec.size, self.dilation)
+        self.stride, self.dilation = pair("stride", stride), pair("dilation", dilation)
+        self.padding = padding_of(padding, self.spec.size, self.dilation)
         if padding_mode not in PAD_MODES:
             raise SpecError(f"invalid padding_mode={padding_mode!r}; expected {', '.join(PAD_MODES)}")
         self.padding_mode = padding_mode
@@ -265,153 +253,3 @@ def _share_of_sigmoid(predict: nn.Linear) -> float:
 
 SHARES: dict[str, Callable[[nn.Linear], float]] = {"softmax": _share_of_softmax, "sigmoid": _share_of_sigmoid}
 """By gate: makes the coefficients sum to the same for every image, and gives one over that sum."""
-
-
-# ---- the spec ------------------------------------------------------------------------------------------
-
-
-class Rule(NamedTuple):
-    """What a spec must fulfil: the field, whether a spec breaks it, the reason, and what is expected."""
-
-    field: str
-    broken: Callable[[MixerSpec], bool]
-    reason: str
-    expected: str
-
-
-RULES = (
-    Rule("kernel", lambda s: isinstance(s.kernel, TwoStep), "a convolution applies one kernel", "full, depthwise"),
-    Rule("bank", lambda s: isinstance(s.bank, Box) or s.bank == Static(1), "one kernel for all images is not dynamic",
-         "static(K) with K > 1, dynamic(r)"),
-    Rule("support", lambda s: not isinstance(s.support, All), "a kernel is made of the whole image", "all"),
-    Rule("position", lambda s: s.position != "none", "a convolution has no table of offsets", "none"),
-    Rule("frame", lambda s: s.frame != "bare", "what is around a convolution is the network's own", "bare"),
-)  # fmt: skip
-"""What makes a spec a convolution with a kernel for each image."""
-
-STARTS = (
-    Rule("bank", lambda s: isinstance(s.bank, Dynamic) and s.bank.squash != "identity",
-         "a squashed weight cannot be the convolution's", "dynamic(r)"),
-    Rule("bias", lambda s: isinstance(s.bank, Dynamic) and not s.bias,
-         "the generator's bias holds the convolution's kernel", "True"),
-)  # fmt: skip
-"""What it needs besides to compute at the start what a convolution computes."""
-
-
-def _checked(spec: MixerSpec, rules: tuple[Rule, ...]) -> MixerSpec:
-    for rule in rules:
-        if rule.broken(spec):
-            value = AXES[rule.field].show(getattr(spec, rule.field))
-            raise SpecError(f"invalid {rule.field}={value}: {rule.reason}; expected {rule.expected}")
-    return spec
-
-
-def _typed(text: str) -> set[str]:
-    return {word.partition("=")[0] for word in words(text) if "=" in word}
-
-
-def read_conv_spec(text: str) -> MixerSpec:
-    """The spec of `text` in a bare frame, unless a frame is typed: a row's frame stands for layers that a ConvNet
-    has itself. Raises SpecError for a spec that makes no kernel for each image."""
-    spec = MixerSpec.parse(text)
-    if "frame" not in _typed(text):
-        spec = replace(spec, frame="bare")
-    return _checked(spec, RULES)
-
-
-def read_start(text: str) -> MixerSpec:
-    """`read_conv_spec` for a spec that can compute at the start what a convolution computes. Raises SpecError."""
-    return _checked(read_conv_spec(text), STARTS)
-
-
-def conv_spec(conv: nn.Module, text: str) -> MixerSpec:
-    """The spec of `text` with the kernel and the size of `conv`: groups 1 is full, groups C is depthwise.
-
-    Raises SpecError when a typed kernel or size is not the convolution's, when no spec has them, and when the
-    convolution is no plain one.
-    """
-    spec, typed = read_start(text), _typed(text)
-    check_plain(conv)
-    assert isinstance(conv, nn.Conv2d)
-    (high, wide), C = conv.kernel_size, conv.in_channels
-    if high != wide or not AXES["size"].accepts(high):
-        raise SpecError(f"its kernel is {high} x {wide}: the size of a spec is an odd square")
-    if "size" in typed and spec.size != high:
-        raise SpecError(f"size={spec.size} is typed, its kernel is {high} x {wide}")
-    own = Depthwise() if conv.groups == C > 1 else Full(conv.groups)
-    if "kernel" in typed and (type(spec.kernel) is not type(own) or groups(spec, C, 1) != conv.groups):
-        raise SpecError(f"kernel={AXES['kernel'].show(spec.kernel)} is typed, its kernel is {own}")
-    if isinstance(spec.bank, Dynamic) and not isinstance(own, Depthwise):
-        raise SpecError(f"its kernel is {own}: bank={spec.bank} generates depth-wise kernels only")
-    kernel = spec.kernel if "kernel" in typed else own
-    spec = spec.override(kernel=str(kernel), size=str(high))
-    tuple(_entries(spec, C, conv.out_channels, conv.bias is not None))
-    return spec
-
-
-def check_plain(conv: nn.Module) -> None:
-    """Raises SpecError, with the reason, unless `conv` is a convolution that a new module can stand for."""
-    if not isinstance(conv, nn.Conv2d):
-        raise SpecError(f"a {type(conv).__name__} is not an nn.Conv2d")
-    if (
-        "forward" in vars(conv)
-        or type(conv).forward not in PADDINGS
-        or type(conv)._conv_forward is not nn.Conv2d._conv_forward
-    ):
-        raise SpecError(f"a {type(conv).__name__} has a forward of its own")
-    if not {"weight", "bias"} <= conv._parameters.keys():
-        raise SpecError("its weight is computed: weight norm, pruning or another parametrisation")
-    if isinstance(conv.weight, nn.UninitializedParameter):
-        raise SpecError("its weight has no shape before a first forward")
-    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
-        raise SpecError("it has hooks, which a new module would not have")
-
-
-# ---- numbers ---------------------------------------------------------------------------------------------
-
-
-def _entries(spec: MixerSpec, in_channels: int, out_channels: int, biased: bool) -> Iterator[Entry]:
-    """The spec's inventory at C_in, its kernels with C_out outputs, and a bias of the kernels if `biased`."""
-    listed = {entry.name: entry for entry in inventory(spec, in_channels, 1, (1, 1))}
-    parts = groups(spec, in_channels, 1)
-    if not COUNT.accepts(out_channels) or out_channels % parts:
-        raise SpecError(f"invalid out_channels={out_channels}; expected a multiple of its {parts} groups")
-    if isinstance(spec.bank, Dynamic):
-        if out_channels != in_channels:
-            raise SpecError(
-                f"invalid out_channels={out_channels}: bank={spec.bank} generates one kernel per channel; "
-                f"expected {in_channels}"
-            )
-        bias = Entry("bias", (out_channels,), "zeros")
-    else:
-        weight = listed.pop("weight")
-        listed.pop("bias", None)
-        weight = replace(weight, shape=(weight.shape[0], out_channels, *weight.shape[2:]))
-        bias = Entry("bias", weight.shape[:2], "uniform", weight.fan_in)
-        yield weight
-    if biased:
-        yield bias
-    yield from listed.values()
-
-
-def _pair(name: str, value: int | tuple[int, ...]) -> Pair:
-    pair = (value, value) if isinstance(value, int) else value
-    if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-        raise SpecError(f"invalid {name}={value!r}; expected {COUNT.expected}, or a pair")
-    return pair[0], pair[1]
-
-
-def _padding(value: Sides, size: int, dilation: Pair) -> Padding:
-    """`value` as the zeros on each side, a (high, wide) pair, or ``tensorflow``."""
-    match value:
-        case "tensorflow":
-            return TENSORFLOW
-        case "valid":
-            return 0, 0
-        case "same":
-            return dilation[0] * (size - 1) // 2, dilation[1] * (size - 1) // 2
-        case int() if value >= 0:
-            return value, value
-        case (int(high), int(wide)) if high >= 0 and wide >= 0:
-            return high, wide
-    raise SpecError(f"invalid padding={value!r}; expected a whole number >= 0, a pair, same, valid, {TENSORFLOW}")

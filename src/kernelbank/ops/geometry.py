@@ -94,8 +94,8 @@ _LOCK = threading.Lock()
 
 
 def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`make(*arguments)`, kept for the next call with equal arguments. While operations are recorded or transformed nothing
-    is kept: it would be a tensor of theirs."""
+    """`make(*arguments)`, kept for the next call with equal arguments. Nothing is kept while operations are recorded or
+    transformed: it would be a tensor of theirs."""
     if recorded() or transformed():
         return make(*arguments)
     key = (make, *arguments)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from kernelbank.errors import InputError
-from kernelbank.nn.dynamic_conv import DynamicConv2d, conv_spec, read_start
+from kernelbank.nn.conv_spec import conv_spec, read_start
+from kernelbank.nn.dynamic_conv import DynamicConv2d
 from kernelbank.spec import MixerSpec, SpecError
 from kernelbank.text import columns, suggest
 

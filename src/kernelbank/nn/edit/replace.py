@@ -39,9 +39,9 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
 
     `model` is a timm VisionTransformer or SwinTransformer, ours included. `text` is one spec for all stages or one
     each separated by ``|``; cells alone (``"activation=relu,count"``) change the spec that the model has. What
-    carries over is carried (see `nn.carry`); ``model.replaced`` is a `Replaced`, whose text is a table of every tensor:
-    kept, transformed, dropped or initialised. The parameters of a stock model's attention are new objects with the
-    values that were kept: give them to the optimiser anew.
+    carries over is carried (see `nn.edit.carry`); ``model.replaced`` is a `Replaced`, whose text is a table of every
+    tensor: kept, transformed, dropped or initialised. The parameters of a stock model's attention are new objects with
+    the values that were kept: give them to the optimiser anew.
 
     A ViT finds the grid of its tokens in its patch embedding. On another grid tables are resampled in every forward;
     `kernelbank.from_timm` makes a backbone that resamples them once.

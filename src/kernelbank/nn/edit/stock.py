@@ -191,9 +191,9 @@ def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixe
 def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> AttentionMixer:
     """timm's Attention as a mixer with its weights. Raises InputError for what no spec holds."""
     if type(attention) is not Attention:
-        held = "no attention" if attention is None else f"a {type(attention).__name__}"
-        raise InputError(f"{name}: invalid {held}; expected timm's Attention, as the blocks Block and ResPostBlock "
-                         "hold it")  # fmt: skip
+        held = None if attention is None else type(attention).__name__
+        raise InputError(f"{name}: invalid attention={held}; expected timm's Attention, as the blocks Block and "
+                         "ResPostBlock hold it")  # fmt: skip
     dim = attention.qkv.in_features
     refused = {
         "attn_head_dim": attention.attn_dim != dim, "dim_out": attention.proj.out_features != dim,
