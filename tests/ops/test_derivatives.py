@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -13,7 +14,7 @@ from torch.autograd import forward_ad
 
 from kernelbank import Mixer, use_path
 from kernelbank.atlas import ROWS
-from kernelbank.ops.geometry import geometry, visibility
+from kernelbank.ops.geometry import axis_visibility, geometry, visibility
 from kernelbank.ops.machine import Machine, unprobed
 from kernelbank.ops.paths import windows
 from kernelbank.spec import MixerSpec, Window
@@ -151,3 +152,58 @@ def test_the_order_of_an_image_equals_that_of_a_batch(prefix: int) -> None:
     assert torch.equal(batch.back(batch.there(x)), x) and torch.equal(image.back(image.there(x)), x)
     (parts, first), (others, second) = batch.parts(batch.there(x)), image.parts(image.there(x))
     assert torch.equal(first, second) and all(torch.equal(a, b) for a, b in zip(parts, others, strict=True))
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("relu2,count", 20.0), ("exp,count", 2.0), ("relu,count", 40.0)])
+def test_half_precision_does_not_overflow_where_the_plain_path_does_not(activation: str, gain: float) -> None:
+    """Scores of hundreds, whose squares are beyond half precision: the scale enters before the square."""
+    torch.manual_seed(0)
+    mixer = Mixer(f"vit activation={activation}", 64, 1, (14, 14)).eval()
+    x = 3 * torch.randn(1, 196, 64)
+    with torch.no_grad():
+        mixer.q.weight.mul_(gain)
+        mixer.key.weight.mul_(gain)
+        mixer.value.weight.mul_(0.01)
+        found = {}
+        for path in ("vectorised", "pointwise"):
+            with use_path(path):
+                found[path] = mixer.half()(x.half()).float()
+    assert bool(found["vectorised"].isfinite().all())
+    near = 2e-3 * float(found["vectorised"].abs().max())
+    assert torch.allclose(found["pointwise"], found["vectorised"], rtol=5e-3, atol=near)
+
+
+def test_swapped_parameters_keep_no_expansion() -> None:
+    """torch can replace a parameter's tensor in place: nothing of ours refers to it, and what was kept is not used."""
+    mixer = Mixer("dwsa", 16, 2, (4, 4)).eval()
+    x = torch.randn(1, 16, 16)
+    with torch.no_grad():
+        before = mixer(x)
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            moved = mixer.double()(x.double())
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+    assert torch.allclose(moved, before.double(), atol=1e-5)
+
+
+def test_forced_paths_belong_to_a_thread() -> None:
+    mixer, found = Mixer("dwsa", 8, 2, (2, 2)), []
+
+    def run() -> None:
+        found.append(mixer(torch.randn(1, 4, 8)).shape)
+
+    with use_path("sdpa"):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        with pytest.raises(ValueError, match="does not support"):
+            run()
+    assert found == [(1, 4, 8)]
+
+
+def test_a_support_with_a_stride_is_seen_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Visibility takes sets of positions, not their ends."""
+    monkeypatch.setattr("kernelbank.ops.geometry.seen", lambda support, length: (range(0, length, 2),) * length)
+    visible = axis_visibility(Window(2, 0), 5, None)
+    assert visible.tolist() == [[True, False, True, False, True]] * 5

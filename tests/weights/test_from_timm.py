@@ -15,7 +15,7 @@ from tiny_models import PLAIN, STAGES, drawn
 from torch import nn
 
 import kernelbank
-from kernelbank import SpecError
+from kernelbank import SpecError, replace_mixers
 from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
 from kernelbank.weights.from_timm import from_timm, read_model
@@ -188,3 +188,24 @@ def test_other_models_are_refused() -> None:
     norms.blocks[1].norm2.eps = 1e-3
     with pytest.raises(InputError, match=r"norm_layer: invalid eps .*0\.001 in blocks\.1\.norm2; expected one for all"):
         from_timm(norms)
+
+
+@pytest.mark.parametrize("text", [
+    "activation=relu,count", "activation=batchnorm,count position=relative", "dwsa", "ddwconv frame=linear",
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_model_whose_mixers_were_replaced(name: str, text: str) -> None:
+    sizes = {"depths": (1, 2, 1, 1)} if "swin" in name else {"depth": 2, "qk_norm": True}
+    if "swin" in name and "frame" in text:
+        text += " size=3"
+    model = replace_mixers(timm.create_model(name, img_size=64, **sizes), text).eval()
+    for parameter in model.patch_embed.parameters():
+        parameter.requires_grad_(False)
+    x = torch.randn(2, 3, 64, 64)
+    backbone = from_timm(model)
+    with torch.no_grad():
+        assert torch.allclose(backbone(x), model(x), atol=1e-5)
+    assert [n for n, p in backbone.named_parameters() if not p.requires_grad] == [
+        "patch_embed.proj.weight", "patch_embed.proj.bias",
+        *(["patch_embed.norm.weight", "patch_embed.norm.bias"] if "swin" in name else []),
+    ]  # fmt: skip

@@ -47,10 +47,14 @@ class _Sum(torch.autograd.Function):
     """The sum over processes; its gradient is the sum of theirs, since every process's loss depends on it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         total = x.clone()
         dist.all_reduce(total)
         return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Nothing is needed of the input."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from kernelbank.nn.backbone import Backbone
 from kernelbank.nn.build import build_backbone
 from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.nn.edit.stock import sites
+from kernelbank.nn.linears import TensorHolder
 from kernelbank.text import suggest
 from kernelbank.weights.infer import LAYER_SCALE
 from kernelbank.weights.keymap import cover
@@ -32,9 +33,9 @@ def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -
     """Our backbone with the weights of `model`, a timm VisionTransformer or SwinTransformer or its name.
 
     The specs are read off the model: `vit` or `swin` with its windows (with ``pad=timm`` where they do not fill the
-    grid) and its FFN. `mixer` then replaces cells or specs as `replace_mixers` does, and ``replaced`` of the backbone
-    is a table of what became of each tensor. With a name, `kwargs` go to ``timm.create_model``:
-    ``from_timm("deit_small_patch16_224", pretrained=True)``.
+    grid), or what `replace_mixers` put in their place, and its FFN. `mixer` then replaces cells or specs as
+    `replace_mixers` does, and ``replaced`` of the backbone is a table of what became of each tensor. With a name,
+    `kwargs` go to ``timm.create_model``: ``from_timm("deit_small_patch16_224", pretrained=True)``.
 
     The backbone computes what the model computes, is on its device, in its dtype and its mode, and shares no tensor
     with it.
@@ -95,7 +96,11 @@ def our_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _timm_to_ours(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return KEYS[spec.trunk.family].back(state, our_shapes(spec))
+    """The state of a timm model under our names; mixers that `replace_mixers` put there have them already."""
+    shapes = our_shapes(spec)
+    ours = {key: tensor for key, tensor in state.items() if ".attn." in key and key in shapes}
+    others = {key: tensor for key, tensor in state.items() if key not in ours}
+    return KEYS[spec.trunk.family].back(others, shapes) | ours
 
 
 # ---- reading a model -------------------------------------------------------------------------------------
@@ -213,11 +218,9 @@ def _read_norms(model: nn.Module) -> float:
     eps: dict[float, str] = {}
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
-        if leaf not in NORMS or isinstance(module, nn.Identity):
+        if leaf not in NORMS or isinstance(module, (nn.Identity, TensorHolder)):
             continue
         if not isinstance(module, nn.LayerNorm) or module.weight is None or module.bias is None:
-            if not hasattr(module, "weight"):  # a container of a norm's tensors inside a mixer
-                continue
             raise InputError(f"{name}: invalid norm_layer={type(module).__name__}; expected an affine LayerNorm")
         if leaf not in ("q_norm", "k_norm"):
             eps.setdefault(module.eps, name)
@@ -241,8 +244,10 @@ def _freeze(backbone: Backbone, model: nn.Module, spec: ModelSpec) -> None:
     if not frozen:
         return
     marks = {key: torch.full(tensor.shape, key in frozen) for key, tensor in with_biases(model.state_dict()).items()}
+    parameters = dict(backbone.named_parameters())
     for key, mark in _timm_to_ours(spec, marks).items():
-        backbone.get_parameter(key).requires_grad_(not mark.any())
+        if key in parameters:
+            parameters[key].requires_grad_(not mark.any())
 
 
 def with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -123,7 +123,8 @@ def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Context, products: Batch
     else:
         added = _added(logits(bank, p, s), steps.before, (h, T, n), q)
         if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
-            return _Weighted.apply(q, key, value, added, factors, steps.name)
+            o: Tensor = _Weighted.apply(q, key, value, added, factors, steps.name)[0]
+            return o
         add = _from_matrix(added)
     return _forward(q, key, value, factors, add, f, None, products)
 
@@ -169,12 +170,19 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, factors: Factors, name: str
-    ) -> Tensor:
+        q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, factors: Factors, name: str
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and what the backward keeps of the map."""
         kept = q.new_empty(*q.shape[:3], key.shape[2])
-        ctx.name, ctx.factors = name, factors
-        ctx.save_for_backward(q, key, value, added, kept)
-        return _forward(q, key, value, factors, _from_matrix(added), NON_LINEARITIES[name], kept, Batched(q))
+        o = _forward(q, key, value, factors, _from_matrix(added), NON_LINEARITIES[name], kept, Batched(q))
+        return o, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.factors, ctx.name = inputs
+        ctx.save_for_backward(*tensors, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

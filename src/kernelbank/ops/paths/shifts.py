@@ -28,7 +28,8 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
     x = to_grid(operand_BTC, s.geo).unflatten(1, (s.shared, -1))  # (B, R, C/R, H, W)
     w = kernel[:, P:].permute(0, 2, 3, 1).unflatten(3, (H, W))  # (B, R, t, H, W)
     plain = recorded() or transformed()
-    y = _functional(x, w, size) if plain else _Shifted.apply(x, w.contiguous(), size)
+    padded = F.pad(x, (size // 2,) * 4)
+    y = _functional(padded, w, size) if plain else _Shifted.apply(padded, w.contiguous(), size)
     centre = kernel[:, :P, :, size * size // 2, None]
     prefix = (operand_BTC[:, :P].unflatten(2, (s.shared, -1)) * centre).flatten(2)
     o = from_grid(prefix, y.flatten(1, 2))
@@ -37,49 +38,49 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
     return (o if position is None else o + position).to(operand_BTC.dtype)
 
 
-def _functional(x: Tensor, w: Tensor, size: int) -> Tensor:
+def _functional(padded: Tensor, w: Tensor, size: int) -> Tensor:
     """As `_Shifted`, by operations that torch differentiates to any order, transforms and fuses."""
-    parts = _parts(F.pad(x, (size // 2,) * 4), size, x.shape[3:])
-    o = torch.zeros_like(x)
-    for t, part in parts:
+    o = padded.new_zeros(())
+    for t, part in _parts(padded, size, w.shape[3:]):
         o = o + part * w[:, :, t, None]
     return o
 
 
 class _Shifted(torch.autograd.Function):
-    """x (B, R, C/R, H, W) and w (B, R, t, H, W) -> sum_t w_t x shifted by t, zeros outside."""
+    """A padded map (B, R, C/R, H + 2p, W + 2p) and w (B, R, t, H, W) -> sum_t w_t x shifted by t, (B, R, C/R, H, W)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, size: int) -> Tensor:
-        ctx.size = size
-        padded = F.pad(x, (size // 2,) * 4)
-        ctx.save_for_backward(x, padded, w)
-        o = x.new_zeros(x.shape)
-        for t, part in _parts(padded, size, x.shape[3:]):
+    def forward(padded: Tensor, w: Tensor, size: int) -> Tensor:
+        o = padded.new_zeros(*padded.shape[:3], *w.shape[3:])
+        for t, part in _parts(padded, size, w.shape[3:]):
             o.addcmul_(part, w[:, :, t, None])
         return o
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        padded, w, ctx.size = inputs
+        ctx.save_for_backward(padded, w)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, padded, w = ctx.saved_tensors
+        padded, w = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradients are differentiated in turn
-            d_x, d_w = _differentiable(ctx, x, w, grads[0])
-            return d_x, d_w, None
-        g, half = grads[0].contiguous(), ctx.size // 2
+            first, second = _differentiable(ctx, padded, w, grads[0])
+            return first, second, None
+        g = grads[0].contiguous()
         d_padded, d_w = torch.zeros_like(padded), torch.empty_like(w)
-        height, width = g.shape[3:]
         parts = zip(_parts(padded, ctx.size, g.shape[3:]), _parts(d_padded, ctx.size, g.shape[3:]), strict=True)
         for (t, part), (_, d_part) in parts:
             d_part.addcmul_(g, w[:, :, t, None])
             d_w[:, :, t] = (g * part).sum(2)
-        return d_padded[..., half : half + height, half : half + width], d_w, None
+        return d_padded, d_w, None
 
 
-def _differentiable(ctx: Any, x: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of `_Shifted` for x and w by torch's own differentiable operations."""
+def _differentiable(ctx: Any, padded: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of `_Shifted` for the map and w by torch's own differentiable operations."""
     needed = ctx.needs_input_grad[:2]
-    wanted = [t for t, wants in zip((x, w), needed, strict=True) if wants]
-    found = iter(torch.autograd.grad(_functional(x, w, ctx.size), wanted, grad, create_graph=True))
+    wanted = [t for t, wants in zip((padded, w), needed, strict=True) if wants]
+    found = iter(torch.autograd.grad(_functional(padded, w, ctx.size), wanted, grad, create_graph=True))
     return tuple(next(found) if wants else None for wants in needed)
 
 

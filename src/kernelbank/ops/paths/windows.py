@@ -73,9 +73,12 @@ class _Reordered(torch.autograd.Function):
     """Rows in another order. Its gradient is the inverse order, where that of index_select is a sum."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
+    def forward(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         return rows.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
