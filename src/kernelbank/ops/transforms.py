@@ -4,7 +4,10 @@ for later."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -16,13 +19,31 @@ def transformed() -> bool:
 
 def recorded() -> bool:
     """Whether torch.compile, torch.export or torch.jit.trace records the operations."""
-    return torch.compiler.is_compiling() or _jit_traces()
+    return torch.compiler.is_compiling() or jit_traced()
 
 
 def traced() -> bool:
     """Whether torch.export or torch.jit.trace records the operations: a batch of another size runs them later."""
-    return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _jit_traces())
+    return torch.compiler.is_exporting() or jit_traced()
 
 
-def _jit_traces() -> bool:
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+def jit_traced() -> bool:
+    """Whether torch.jit.trace records the operations."""
+    return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of function(*inputs) for the inputs that need one, by torch's own differentiation of `function`:
+    they can be differentiated in turn, and transformed. For the backward of an autograd.Function."""
+    differentiated = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, so that an input that is computed from another one is a variable of its own
+        values = [None if t is None else t.view_as(t) if differentiated else t.detach() for t in inputs]
+        wanted = [t for t, asked in zip(values, needed, strict=True) if asked and t is not None]
+        if not differentiated:
+            wanted = [t.requires_grad_() for t in wanted]
+        y = function(*values)
+    results = iter(torch.autograd.grad(y, wanted, grad, create_graph=differentiated))
+    return tuple(next(results) if asked else None for asked in needed)

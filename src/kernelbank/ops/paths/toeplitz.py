@@ -28,6 +28,7 @@ from kernelbank.ops.paths.path import (
     needs_every_kernel,
 )
 from kernelbank.ops.precision import full_precision, wide
+from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import TwoStep
 from kernelbank.spec.inventory import Grid
 
@@ -53,7 +54,7 @@ def _dense_matrix(table: Tensor, grid: Grid) -> Tensor:
 def _by_head(x_BNC: Tensor, heads: int, one: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`one`(x (B, N, d), head) for every head, put together. One head at a time stays in the cache."""
     parts = x_BNC.unflatten(2, (heads, -1)).unbind(2)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or recorded() or transformed():  # nothing is written in place
         return torch.stack([one(part, head) for head, part in enumerate(parts)], 2).flatten(2).to(x_BNC.dtype)
     o = torch.empty_like(x_BNC, memory_format=torch.contiguous_format)
     for head, (part, place) in enumerate(zip(parts, o.unflatten(2, (heads, -1)).unbind(2), strict=True)):

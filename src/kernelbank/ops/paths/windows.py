@@ -73,14 +73,17 @@ class _Reordered(torch.autograd.Function):
     """Rows in another order. Its gradient is the inverse order, where that of index_select is a sum."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
+    def forward(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         return rows.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1], inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
-        return _Reordered.apply(grads[0], inverse, order), None, None
+        return _reorder(grads[0], inverse, order), None, None
 
 
 def _reorder(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
