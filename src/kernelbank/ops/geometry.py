@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.scope import ForkSafeLock
 from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
 from kernelbank.spec.inventory import Grid, extent
@@ -42,21 +42,21 @@ class Geometry:
         """(T, n), or None when every position sees every kernel."""
         if isinstance(self.support, All):
             return None
-        return kept(visibility, self.support, self.grid, self.prefix, self.device)
+        return cached(visibility, self.support, self.grid, self.prefix, self.device)
 
     @property
     def offsets(self) -> Tensor | None:
         """(T, T), the entry of the flattened relative table for each query and kernel; None without a table."""
         if self.sides is None:
             return None
-        return kept(relative_offsets, self.sides, self.grid, self.prefix, self.device)
+        return cached(relative_offsets, self.sides, self.grid, self.prefix, self.device)
 
     @property
     def layout(self) -> Tensor | None:
         """(N'), the source position of each cell of a padded grid (-1 is padding), or None."""
         if self.unpadded is None:
             return None
-        return kept(padded_cells, self.support, self.unpadded, self.device)
+        return cached(padded_cells, self.support, self.unpadded, self.device)
 
 
 def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | None = None) -> Geometry:
@@ -83,34 +83,42 @@ def on_grid(support: Support, grid: Grid) -> Support:
 
 
 def _hides(support: Support, grid: Grid) -> bool:
-    """Whether some position does not see some kernel: a window or neighbourhood that fills the grid is `all`."""
-    return not isinstance(support, All) and not (isinstance(support, (Window, Neighborhood)) and support.M >= max(grid))
+    """Whether some position does not see some kernel. A window or neighbourhood that fills the grid is `all`."""
+    match support:
+        case All():
+            return False
+        case Own():
+            return True
+        case Window(M=M) | Neighborhood(M=M):
+            return M < max(grid)
+        case _:
+            return any(len(region) < side for side in grid for region in seen(support, side))
 
 
-_KEPT: OrderedDict[Hashable, Tensor] = OrderedDict()
-_MOST_KEPT = 256 * 2**20
-"""Bytes; the least used go first."""
-_LOCK = threading.Lock()
+_CACHE: OrderedDict[Hashable, Tensor] = OrderedDict()
+_CACHE_BYTES = 256 * 2**20
+"""The size of the cache; the least recently used tensors go first."""
+_LOCK = ForkSafeLock()
 
 
-def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`make(*arguments)`, kept for the next call with equal arguments. Nothing is kept while operations are recorded or
-    transformed: it would be a tensor of theirs."""
+def cached(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Return `compute(*arguments)`, from a cache for equal arguments. A graph contains the computation instead, and a
+    transform gets a tensor of its own."""
     if recorded() or transformed():
-        return make(*arguments)
-    key = (make, *arguments)
+        return compute(*arguments)
+    key = (compute, *arguments)
     with _LOCK:
-        if key in _KEPT:
-            _KEPT.move_to_end(key)
-            return _KEPT[key]
+        if key in _CACHE:
+            _CACHE.move_to_end(key)
+            return _CACHE[key]
     with torch.inference_mode(False):
-        made = make(*arguments)
-    if type(made) is Tensor:  # not a fake one
+        tensor = compute(*arguments)
+    if type(tensor) is Tensor:  # fake and other tensor subclasses belong to a mode
         with _LOCK:
-            _KEPT[key] = made
-            while len(_KEPT) > 1 and sum(t.numel() * t.element_size() for t in _KEPT.values()) > _MOST_KEPT:
-                _KEPT.popitem(last=False)
-    return made
+            _CACHE[key] = tensor
+            while len(_CACHE) > 1 and sum(t.numel() * t.element_size() for t in _CACHE.values()) > _CACHE_BYTES:
+                _CACHE.popitem(last=False)
+    return tensor
 
 
 # ---- visibility ------------------------------------------------------------------------------------------
@@ -202,6 +210,19 @@ def relative_offsets(
     on_grid = at[:, None] >= prefix
     index = torch.where(on_grid, dy * (2 * b - 1) + dx, entries)
     return torch.cat([torch.where(on_grid, entries + 1, entries + 2).expand(-1, prefix), index], 1)
+
+
+Offsets = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of the rows and columns of a region from its first row and column."""
+
+
+def region_offsets(sides: Grid, offsets: Offsets, prefix: int, device: torch.device | None = None) -> Tensor:
+    """As `relative_offsets` for a region whose rows and columns need not be neighbours, (P + n, P + n)."""
+    rows, columns = (torch.tensor(axis, device=device) for axis in offsets)
+    box = offsets[0][-1] + 1, offsets[1][-1] + 1
+    cells = prefix + (rows[:, None] * box[1] + columns).flatten()
+    tokens = torch.cat([torch.arange(prefix, device=device), cells])
+    return relative_offsets(sides, box, prefix, device, tokens)[:, tokens]
 
 
 # ---- the grid --------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from kernelbank.ops.context import Call, Context, Params, check_input, check_mask

@@ -49,7 +49,7 @@ class Scope(Generic[T]):
 
 
 class ForkSafeLock:
-    """A lock for process-wide caches. A forked child starts with an open one, whatever threads held it in the parent."""
+    """A lock of a process-wide cache. It is open in a forked child, whichever thread of the parent had acquired it."""
 
     def __init__(self) -> None:
         self._renew()

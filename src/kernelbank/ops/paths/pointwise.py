@@ -45,8 +45,8 @@ SMALL = 2**18
 
 @dataclass(frozen=True)
 class NonLinearity:
-    """`apply`, which may write over its argument, and `derivative`(gradient, stored), which reads the output or, without
-    `stores_output`, the input."""
+    """`apply`, which may write over its argument, and `derivative`(gradient, stored). What is stored is the output or,
+    without `stores_output`, the input."""
 
     apply: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernelbank.ops.context import Call, Context
 from kernelbank.ops.expansion import LARGEST, expanded
-from kernelbank.ops.geometry import kept, relative_offsets
+from kernelbank.ops.geometry import cached, relative_offsets
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths.closed_form import affine, moments
 from kernelbank.ops.paths.path import (
@@ -36,8 +36,13 @@ from kernelbank.spec.inventory import Grid
 def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """Products with the matrix of each head: one for all images where gradients are wanted, whose sum over the images
     is then part of a product, and in half precision; else one per image, which needs no copy of x."""
-    (B, N, C), h = x_BNC.shape, table.shape[0]
     matrix = expanded((table,), ("dense", grid, x_BNC.dtype), lambda: _dense_matrix(table, grid).to(x_BNC.dtype))
+    return multiply(matrix, x_BNC)
+
+
+def multiply(matrix: Tensor, x_BNC: Tensor) -> Tensor:
+    """sum_j m_ij x_j with a matrix (h, N, N), head by head, (B, N, C)."""
+    (B, N, C), h = x_BNC.shape, matrix.shape[0]
     if not torch.is_grad_enabled() and x_BNC.dtype == wide(x_BNC.dtype):
         return _by_head(x_BNC, h, lambda x_BNd, head: torch.bmm(matrix[head].expand(B, N, N), x_BNd))
     columns = x_BNC.view(B, N, h, C // h).permute(2, 1, 0, 3).reshape(h, N, -1)
@@ -47,7 +52,7 @@ def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
 def _dense_matrix(table: Tensor, grid: Grid) -> Tensor:
     """(h, N, N)."""
     N = grid[0] * grid[1]
-    offsets = kept(relative_offsets, grid, grid, 0, table.device)
+    offsets = cached(relative_offsets, grid, grid, 0, table.device)
     return _centre(table, grid).flatten(1).index_select(1, offsets.flatten()).view(-1, N, N)
 
 
@@ -86,7 +91,7 @@ def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
     d = C // h
     spectrum = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))  # (h, F, 2W, 2W)
-    there, back = (kept(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
+    there, back = (cached(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
 
     def one(x_BNd: Tensor, head: int) -> Tensor:
         lines = _wide(x_BNd).view(B, H, W, d).permute(1, 2, 0, 3).reshape(H, W * B * d)
@@ -101,7 +106,7 @@ def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
     """(h, F, 2W, 2W): the spectrum along y of the W x W Toeplitz matrix that every dy has, as real matrices."""
     H, W = grid
     lines = _centre(table, grid).roll(1 - H, 1)  # dy = 0 first, negative dy at the end
-    spectra = torch.matmul(kept(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
+    spectra = torch.matmul(cached(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
     real, imaginary = spectra.flip(3).unfold(3, W, 1).flip(3)  # h, F, W, W
     return torch.cat([torch.cat([real, -imaginary], 3), torch.cat([imaginary, real], 3)], 2)
 
