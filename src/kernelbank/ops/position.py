@@ -47,7 +47,7 @@ def matrix_rows(p: Params, geo: Geometry, head: int, queries: Tensor) -> Tensor:
 
 
 def region_matrix(p: Params, offsets: Offsets, prefix: int, device: torch.device | None) -> Tensor:
-    """The table between `prefix` tokens and the cells of a region, (h, P + n, P + n). `offsets` are the distances of its
+    """The table between `prefix` tokens and the cells of a region, (h, P + n, P + n). `offsets` are those of its
     rows and columns from the first ones."""
     tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
 
