@@ -1,4 +1,4 @@
-"""Which kernels a position sees, where tokens lie on the grid, and the patches a kernel of size > 1 covers."""
+"""The kernels that a position sees, the places of tokens on the grid, and the patches of kernels larger than 1."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from kernelbank.spec.support import seen
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the spec and the grid fix, whatever the image: `support` of the kernels, the (padded) `grid` they are
-    applied on, `prefix` tokens before it, `sides` of the relative table. Its tensors are made when a path first
-    needs them and kept for every mixer of the same geometry: a path without an N x N tensor never makes one."""
+    """What follows from the spec and the grid alone: the `support` of the kernels, the (padded) `grid` they are applied
+    on, `prefix` tokens before it, and the `sides` of the relative table. Its tensors are computed when a path first
+    needs them and cached for every mixer of the same geometry. A path without an N x N tensor computes none."""
 
     support: Support
     grid: Grid
@@ -126,7 +126,7 @@ def cached(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 def visibility(support: Support, grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
     """V (T, T), V[i, j] whether query i sees kernel j; prefix tokens come first, see all and are seen by all,
-    except that under `self` every token sees only itself (design 1.3)."""
+    except that under `self` every token sees only itself."""
     tokens = prefix + grid[0] * grid[1]
     if isinstance(support, Own):
         return torch.eye(tokens, dtype=torch.bool, device=device)
@@ -156,7 +156,7 @@ def padded_cells(support: Window, grid: Grid, device: torch.device | None = None
     """The source position of each cell of the padded grid (-1: padding).
 
     ``mmpretrain`` pads bottom and right to whole windows; ``timm`` rolls by the shift first, then pads. Pads carry
-    zeros into the linear layers and are kernels like any other (systems.md 5.8).
+    zeros into the linear layers and are kernels like any other.
     """
     axes = [_padded_axis(support, length, device) for length in grid]
     rows, columns = (torch.where(axis < length, axis, -1) for axis, length in zip(axes, grid, strict=True))
@@ -174,8 +174,8 @@ def _padded_axis(window: Window, length: int, device: torch.device | None) -> Te
     return torch.where(at < length, (at + window.resolved_shift) % length, at)
 
 
-def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
-    """Tokens on the padded layout, zeros in the padding; as they are without one."""
+def pad_tokens(x_BTC: Tensor, geo: Geometry) -> Tensor:
+    """Return the tokens on the padded grid, with zeros in the padding; without a padded grid, x itself."""
     if geo.layout is None:
         return x_BTC
     cells = F.pad(x_BTC[:, geo.prefix :], (0, 0, 0, 1))[:, geo.layout]
@@ -183,7 +183,7 @@ def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
 
 
 def crop(y_BTC: Tensor, geo: Geometry) -> Tensor:
-    """The inverse of `lay_out`: the true tokens in their order, the padding dropped."""
+    """The inverse of `pad_tokens`: the tokens in their order, without the padding."""
     if geo.unpadded is None or geo.layout is None:
         return y_BTC
     pads = math.prod(geo.grid) - math.prod(geo.unpadded)
@@ -241,7 +241,7 @@ def from_grid(prefix_BPC: Tensor, map_BCHW: Tensor) -> Tensor:
 
 def unfold(x_BTC: Tensor, size: int, geo: Geometry) -> Tensor:
     """The size x size patch of every token, (B, T, C, t): zeros outside the grid; a prefix token is its own
-    1 x 1 grid and fills the centre tap only (design 1.3)."""
+    1 x 1 grid and fills the centre tap only."""
     if size == 1:
         return x_BTC[..., None]
     B, _, C = x_BTC.shape

@@ -1,5 +1,5 @@
-"""The kernel and size axes: how a kernel is applied. `two_step` by matrix products here and by grouped
-convolutions in `conv`; one-step kernels as convolutions, or by patches where each position has its own."""
+"""The kernel and size axes: how a kernel is applied. `two_step` by matrix products (`paths.conv` has
+grouped convolutions); one-step kernels as convolutions, or by patches where each position has its own."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Attend = Callable[[Tensor, TwoStepBank, Params, Context], Tensor]
 
 
 def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context, attend: Attend | None = None) -> Tensor:
-    """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j (paper 4.1), by two matrix products unless `attend` has a form
-    of its own."""
+    """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j (arXiv 2309.10713, section 4.1), by two matrix products or by
+    `attend`."""
     bank = project(two_step_bank(source_BTC, p, s), p, s)
     o_BhTd = (attend or products)(queries(operand_BTC, p, s), bank, p, s)
     o_BTC = o_BhTd.transpose(1, 2).flatten(2)
@@ -84,7 +84,7 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
 
 
 def positional_term(taps_BnCt: Tensor, p: Params, s: Context) -> Tensor | None:
-    """sum_j p_ij sum_t k_jt of a depth-wise kernel (design 1.3; the paper's p_i k at size 1)."""
+    """sum_j p_ij sum_t k_jt of a depth-wise kernel (arXiv 2309.10713, section 5.3, for size 1)."""
     if s.geo.sides is None:
         return None
     k_BnC = taps_BnCt.sum(-1) if s.spec.size > 1 else taps_BnCt[..., 0]

@@ -167,7 +167,7 @@ def _supported(reasons: Mapping[str, str | None]) -> str:
 def verdicts(s: Context, call: Call, machine: Machine) -> list[Verdict]:
     """What the plan says of every path: why it was chosen, why it does not support the call, or why another was."""
     chosen = plan(s, call, machine)
-    found = []
+    results = []
     for slot, choice, paths in (
         ("mixer", chosen.mixer, _questions(MIXER_PATHS, s, call, machine)),
         ("linear", chosen.linear, {name: (path.unsupported(call, machine), path.preferred(call, machine))
@@ -176,14 +176,14 @@ def verdicts(s: Context, call: Call, machine: Machine) -> list[Verdict]:
     ):  # fmt: skip
         for name, (unsupported, preferred) in paths.items():
             if choice is not None and choice.path == name:
-                found.append(Verdict(SLOTS[name], name, "chosen", choice.reason))
+                results.append(Verdict(SLOTS[name], name, "chosen", choice.reason))
             elif unsupported is not None:
-                found.append(Verdict(SLOTS[name], name, "unsupported", unsupported))
+                results.append(Verdict(SLOTS[name], name, "unsupported", unsupported))
             else:
                 unused = slot == "position" and choice is None
                 why = f"the mixer path {chosen.path} does not use it" if unused else preferred
-                found.append(Verdict(SLOTS[name], name, "supported", why or "it is not the fastest here"))
-    return found
+                results.append(Verdict(SLOTS[name], name, "supported", why or "it is not the fastest"))
+    return results
 
 
 def _questions(

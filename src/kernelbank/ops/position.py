@@ -31,7 +31,7 @@ def spread(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
 
 
 def matrix(p: Params, geo: Geometry) -> Tensor:
-    """The table as (h, T, T) on `geo`, whose grid may be a part of the one that the table was made for."""
+    """The table as (h, T, T) on `geo`, whose grid may be a part of the one that the table covers."""
     tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
     return expanded(tables, (geo.grid, geo.prefix), lambda: _matrix(p, geo))
 

@@ -1,6 +1,5 @@
-"""Whether something else than eager torch runs the operations: transforms of torch.func and forward-mode
-differentiation, under which only paths of torch's own differentiable operations are right, and what records operations
-for later."""
+"""What is active around a call: transforms of torch.func and forward-mode differentiation, under which only torch's own
+differentiable operations are right, and compilers, exporters and tracers, which record the operations for later."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch.autograd import forward_ad
 
 def transformed() -> bool:
     """Whether vmap, grad, jvp or another transform of torch.func, or a forward-mode level, is active."""
-    # torch has no public question for either (torch 2.11 to 2.14)
+    # torch 2.11 to 2.14 have no public function for either
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 

@@ -118,8 +118,8 @@ def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Context, products: Batch
     f, grad = NON_LINEARITIES[steps.name], torch.is_grad_enabled()
     if s.geo.sides is not None and _too_large(h * T * n, q) and not s.geo.prefix and not grad:
         table = p["table.weight"]
-        made = expanded((table,), ("strips", s.geo.grid), lambda: strips(table, s.geo.grid))
-        add: Add | None = _from_strips(made, steps.before, s.geo.grid)
+        blocks = expanded((table,), ("strips", s.geo.grid), lambda: strips(table, s.geo.grid))
+        add: Add | None = _from_strips(blocks, steps.before, s.geo.grid)
     else:
         added = _added(logits(bank, p, s), steps.before, (h, T, n), q)
         if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
@@ -149,14 +149,14 @@ def _from_matrix(added: Tensor | None) -> Add | None:
     return None if added is None else lambda scores, heads, rows: scores.add_(added[heads, rows])
 
 
-def _from_strips(made: Tensor, before: Affine, grid: tuple[int, int]) -> Add:
+def _from_strips(blocks: Tensor, before: Affine, grid: tuple[int, int]) -> Add:
     """The relative position of a grid row at a time, read from `toeplitz.strips`."""
     H, W = grid
 
     def add(scores: Tensor, heads: slice, rows: slice) -> None:
         for y in range(rows.start // W, (rows.stop - 1) // W + 1):
             first, last = max(rows.start, y * W), min(rows.stop, (y + 1) * W)
-            block = made[heads, first - y * W : last - y * W, (H - 1 - y) * W : (2 * H - 1 - y) * W]
+            block = blocks[heads, first - y * W : last - y * W, (H - 1 - y) * W : (2 * H - 1 - y) * W]
             scores[:, :, first - rows.start : last - rows.start].add_(block, alpha=before.gain)
         if before.shift:
             scores.add_(before.shift)
@@ -197,9 +197,9 @@ class _Weighted(torch.autograd.Function):
             a = at if f.stores_output else f.apply(at.clone())
             d_a = products.map(d_o, value[images, heads], factors.output)
             d_s = f.derivative(d_a, at)
-            d_value[images, heads] += products.turned(a, d_o, factors.output)
+            d_value[images, heads] += products.transposed(a, d_o, factors.output)
             d_q[images, heads, rows] = products.narrow(d_s, key[images, heads], factors.scores)
-            d_key[images, heads] += products.turned(d_s, q[images, heads, rows], factors.scores)
+            d_key[images, heads] += products.transposed(d_s, q[images, heads, rows], factors.scores)
             if d_added is not None:
                 d_added[heads, rows] += d_s.sum(0)
         return d_q, d_key, d_value, d_added, None, None
@@ -222,10 +222,10 @@ class Factors:
 
 
 class Batched:
-    """The products of a chunk, (images, heads) as one batch, into memory that every chunk uses again."""
+    """The products of a chunk, (images, heads) as one batch, into memory that all chunks share."""
 
     def __init__(self, like: Tensor) -> None:
-        self._rooms = [like.new_empty(0), like.new_empty(0)]
+        self._buffers = [like.new_empty(0), like.new_empty(0)]
 
     def map(self, q: Tensor, key: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
         """factor q k^T, (images, heads, rows, n), written to `out` if it is given."""
@@ -235,33 +235,33 @@ class Batched:
         """factor a v, (images, heads, rows, d)."""
         return self._product(a, value, factor, 1)
 
-    def turned(self, a: Tensor, rows: Tensor, factor: float) -> Tensor:
+    def transposed(self, a: Tensor, rows: Tensor, factor: float) -> Tensor:
         """factor a^T x, (images, heads, n, d)."""
         return self._product(a.mT, rows, factor, 1)
 
-    def _product(self, a: Tensor, b: Tensor, factor: float, room: int, out: Tensor | None = None) -> Tensor:
+    def _product(self, a: Tensor, b: Tensor, factor: float, index: int, out: Tensor | None = None) -> Tensor:
         shape = (*a.shape[:3], b.shape[3])
-        out = self._room(room, shape) if out is None else out
+        out = self._buffer(index, shape) if out is None else out
         flat, left, right = (t.flatten(0, 1) for t in (out, a, b))
         torch.baddbmm(flat, left, right, beta=0, alpha=factor, out=flat)
         return out
 
-    def _room(self, index: int, shape: tuple[int, ...]) -> Tensor:
+    def _buffer(self, index: int, shape: tuple[int, ...]) -> Tensor:
         size = math.prod(shape)
-        if self._rooms[index].numel() < size:
-            self._rooms[index] = self._rooms[index].new_empty(size)
-        return self._rooms[index][:size].view(shape)
+        if self._buffers[index].numel() < size:
+            self._buffers[index] = self._buffers[index].new_empty(size)
+        return self._buffers[index][:size].view(shape)
 
 
 class OneDNN:
     """The products of a chunk without gradients, one head after the other by oneDNN's linear."""
 
     def map(self, q: Tensor, key: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
-        """As Batched; `out` belongs to gradients."""
+        """As `Batched`; `out`, which gradients need, is not used."""
         return self._each(q * factor, key)
 
     def narrow(self, a: Tensor, value: Tensor, factor: float) -> Tensor:
-        """As Batched."""
+        """As `Batched`."""
         return self._each(a, value.mT * factor)
 
     @staticmethod
@@ -276,7 +276,7 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     """The output (B, h, T, d), token by token in memory; `stored` (B, h, T, n) is filled for the backward pass."""
     (B, h, T, _), n = q.shape, key.shape[2]
-    # no view, which autograd would not let anyone write to
+    # not a view: autograd does not allow writing to a view that a custom function returns
     o = torch.empty_permuted((B, h, T, value.shape[3]), (0, 2, 1, 3), dtype=q.dtype, device=q.device)
     for images, heads, rows in chunks(B, h, T, n):
         place = None if stored is None else stored[images, heads, rows]
@@ -340,8 +340,8 @@ def onednn_path_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 def onednn_path_preferred(s: Context, call: Call, m: Machine) -> Reason:
     """Many kernels, on a machine where oneDNN's linear is far ahead."""
     n, gain = kernel_count(s), m.gain("mkldnn", call.tokens)
-    fits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
-    return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if fits else None
+    suits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
+    return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if suits else None
 
 
 ONEDNN = MixerPath("pointwise_onednn", attending(attend_onednn), onednn_path_unsupported, onednn_path_preferred)

@@ -23,8 +23,8 @@ from kernelbank.ops.paths.path import (
     Positional,
     PositionPath,
     Reason,
+    caches_expansions,
     half_precision,
-    keeps_expansions,
     needs_every_kernel,
 )
 from kernelbank.ops.precision import full_precision, wide
@@ -68,7 +68,7 @@ def _by_head(x_BNC: Tensor, heads: int, one: Callable[[Tensor, int], Tensor]) ->
 
 
 def _transforms(form: Positional) -> Positional:
-    """`form` out of autocast's reach, and without a transform where there is no image: FFT libraries refuse it."""
+    """`form` without autocast, and without a transform of an empty batch, which FFT libraries do not accept."""
 
     @wraps(form)
     def run(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
@@ -82,21 +82,21 @@ def _transforms(form: Positional) -> Positional:
 
 @_transforms
 def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
-    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x, made of
+    """x along y in the frequency domain, where the operator is one complex W x W product per frequency along x, as
     real ones: (a + ib)(x + iy) as [[a, -b], [b, a]] (x, y).
 
     The transforms are products with DFT matrices of length 2H - 1, which is all that a correlation over H needs: at
-    these lengths they are faster than FFTs, and they leave every frequency where its product wants it.
+    these lengths they are faster than FFTs, and they leave every frequency in the place where its product reads it.
     """
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
     d = C // h
     spectrum = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))  # (h, F, 2W, 2W)
-    there, back = (cached(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
+    forward, inverse = (cached(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
 
     def one(x_BNd: Tensor, head: int) -> Tensor:
         lines = _wide(x_BNd).view(B, H, W, d).permute(1, 2, 0, 3).reshape(H, W * B * d)
-        mixed = torch.bmm(spectrum[head], torch.mm(there, lines).view(H, 2 * W, B * d))
-        y = torch.mm(back, mixed.view(2 * H, W * B * d))
+        mixed = torch.bmm(spectrum[head], torch.mm(forward, lines).view(H, 2 * W, B * d))
+        y = torch.mm(inverse, mixed.view(2 * H, W * B * d))
         return y.view(H, W, B, d).permute(2, 0, 1, 3).reshape(B, N, d)
 
     return _by_head(x_BNC, h, one)
@@ -124,7 +124,7 @@ def to_frequencies(side: int, dtype: torch.dtype, device: torch.device | None = 
 
 
 def from_frequencies(side: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """(side, F 2): what those are multiplied by to come back; all but f = 0 count twice."""
+    """(side, F 2): the inverse of `to_frequencies`; every frequency but 0 counts twice."""
     twice = torch.full((side,), 2.0, dtype=torch.float64, device=device)
     twice[0] = 1
     inverse = dft(side, torch.float64, device) * (twice / (2 * side - 1))[:, None]
@@ -180,7 +180,7 @@ def _fourier_spectrum(table: Tensor, grid: Grid) -> Tensor:
 
 def strips(table: Tensor, grid: Grid) -> Tensor:
     """(h, W, (2H-1) W): every W x W block of the N x N matrix once. The rows of the matrix at grid row iy are the view
-    [:, :, (H-1-iy) W : (2H-1-iy) W], so the matrix can be read without being made."""
+    [:, :, (H-1-iy) W : (2H-1-iy) W], so that no matrix is needed."""
     rows = _centre(table, grid).flip(1, 2).unfold(2, grid[1], 1).flip(2)  # (h, 2H-1, W, W): [H-1-dy, ix, jx]
     return rows.permute(0, 2, 1, 3).flatten(2).contiguous()
 
@@ -221,7 +221,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def smooth(least: int) -> int:
-    """The least number >= `least` without a prime factor above 5: what FFTs are fast on."""
+    """The least number >= `least` without a prime factor above 5: a length for which FFTs are fast."""
     length = least
     while True:
         rest = length
@@ -256,23 +256,23 @@ def dense_preferred(s: Context, call: Call, m: Machine) -> Reason:
     """Few positions."""
     positions = s.geo.grid[0] * s.geo.grid[1]
     most = DENSE_HALF if half_precision(call) else DENSE_TRAINED if call.grad else DENSE
-    return f"{positions} positions (up to {most}) make a matrix that fits" if positions <= most else None
+    return f"{positions} positions (up to {most}) make a matrix that is fast" if positions <= most else None
 
 
 def hybrid_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Spectra that are kept, or small enough to be computed at every call."""
+    """Spectra that are cached, or small enough to be computed at every call."""
     H, W = s.geo.grid
-    fits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if keeps_expansions(call) else max(H, W) <= TRANSFORMED
-    if not fits:
+    suits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if caches_expansions(call) else max(H, W) <= TRANSFORMED
+    if not suits:
         return None
     return f"{H * W} positions: {H} frequencies of {2 * W} x {2 * W} products, transforms as products"
 
 
 def hybrid_fft_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Spectra that are kept: two numbers where `hybrid` keeps four."""
+    """Spectra that are cached: two numbers where `hybrid` has four."""
     (H, W), h = s.geo.grid, s.num_heads
-    fits = keeps_expansions(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
-    return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if fits else None
+    suits = caches_expansions(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
+    return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if suits else None
 
 
 def fourier_preferred(s: Context, call: Call, m: Machine) -> Reason:

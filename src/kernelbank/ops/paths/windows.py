@@ -14,7 +14,7 @@ from torch import Tensor
 from kernelbank.ops.bank import TwoStepBank, generate_taps, generator_dtype, two_step_bank
 from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.frame import enter, leave
-from kernelbank.ops.geometry import Geometry, Offsets, cached, crop, lay_out
+from kernelbank.ops.geometry import Geometry, Offsets, cached, crop, pad_tokens
 from kernelbank.ops.kernel import gate, queries, weigh
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths import sdpa
@@ -195,7 +195,7 @@ def mixer(cell: Cell) -> Callable[[Tensor, Params, Context], Tensor]:
     """The mixer on windows, each region attended by `cell`."""
 
     def run(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
-        x_BTC = lay_out(x_BTC, s.geo)
+        x_BTC = pad_tokens(x_BTC, s.geo)
         order = order_of(x_BTC, s.geo)
         if s.spec.size > 1:  # patches cross the regions
             operand, source = enter(x_BTC, p, s)
@@ -335,7 +335,7 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
     if not isinstance(s.spec.kernel, TwoStep) and s.spec.size > 1:
         return f"a one-step kernel of size {s.spec.size} crosses the regions"
     if s.geo.prefix and any(step.axis == "positions" for step in s.spec.activation):
-        return "@positions runs over queries of every region where a prefix is seen by all"
+        return "@positions runs over the queries of every region, because all of them see the prefix"
     if s.training and any(step.name == "batchnorm" for step in s.spec.activation):
         return "batchnorm has one set of statistics over all regions in training"
     return None
