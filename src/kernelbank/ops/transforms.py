@@ -31,18 +31,25 @@ def jit_traced() -> bool:
     return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
+def differentiated(grad: Tensor) -> bool:
+    """Whether a backward with this gradient must be differentiable or take a batch of gradients: under
+    ``create_graph=True``, ``is_grads_batched=True`` or a transform."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(grad)  # type: ignore[attr-defined]
+    return torch.is_grad_enabled() or transformed() or batched
+
+
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of function(*inputs) for the inputs that need one, by torch's own differentiation of `function`:
     they can be differentiated in turn, and transformed. For the backward of an autograd.Function."""
-    differentiated = torch.is_grad_enabled()
+    graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # views, so that an input that is computed from another one is a variable of its own
-        values = [None if t is None else t.view_as(t) if differentiated else t.detach() for t in inputs]
+        values = [None if t is None else t.view_as(t) if graph else t.detach() for t in inputs]
         wanted = [t for t, asked in zip(values, needed, strict=True) if asked and t is not None]
-        if not differentiated:
+        if not graph:
             wanted = [t.requires_grad_() for t in wanted]
         y = function(*values)
-    results = iter(torch.autograd.grad(y, wanted, grad, create_graph=differentiated))
+    results = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
     return tuple(next(results) if asked else None for asked in needed)

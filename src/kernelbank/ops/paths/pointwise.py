@@ -34,7 +34,7 @@ from kernelbank.ops.paths.path import (
     needs_two_step,
 )
 from kernelbank.ops.paths.toeplitz import strips
-from kernelbank.ops.transforms import gradients, transformed
+from kernelbank.ops.transforms import differentiated, gradients
 from kernelbank.spec.pipeline import Pipeline
 
 CHUNK = 5 * 2**18
@@ -186,7 +186,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, key, value, added, stored = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed():  # create_graph=True, or several gradients at once
+        if differentiated(grads[0]):
             function = partial(_functional, factors=ctx.factors, name=ctx.name)
             return (*gradients(function, (q, key, value, added), ctx.needs_input_grad[:4], grads[0]), None, None)
         f, factors, products = NON_LINEARITIES[ctx.name], ctx.factors, Batched(q)

@@ -16,7 +16,7 @@ from kernelbank.ops.mix import generated_kernel
 from kernelbank.ops.paths.framed import framed
 from kernelbank.ops.paths.path import MixerPath, Reason, needs_every_kernel, needs_one_step
 from kernelbank.ops.paths.vectorised import one_step_with_table
-from kernelbank.ops.transforms import gradients, recorded, transformed
+from kernelbank.ops.transforms import differentiated, gradients, recorded, transformed
 from kernelbank.spec import Dynamic
 
 
@@ -64,7 +64,7 @@ class _Shifted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed():  # create_graph=True, or several gradients at once
+        if differentiated(grads[0]):
             size = ctx.size
             return (*gradients(lambda x, w: _functional(x, w, size), (x, w), ctx.needs_input_grad[:2], grads[0]), None)
         g, half = grads[0].contiguous(), ctx.size // 2

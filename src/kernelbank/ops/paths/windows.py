@@ -226,7 +226,7 @@ def _two_step(q_LMhe: Tensor, source_LMC: Tensor, p: Params, s: Context, order: 
                 for first, t in ((k_prefix, k), (v_prefix, v))
             )
         o = _attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bank, _added(p, s, group), p, s, cell)
-        outputs.append(o.view(*q.shape[:3], -1))
+        outputs.append(o.view(*q.shape[:3], s.dim))
     if P:
         k, v = (order.from_regions(t.flatten(2)).unflatten(2, (s.heads, -1)) for t in (key_LMhe, value_LMhd))
         outputs.append(_attend(q_prefix, k, v, bank, _added_to_prefix(p, s), p, s, cell)[:, None])
@@ -279,7 +279,9 @@ def _one_step(operand_LMC: Tensor, source_LMC: Tensor, p: Params, s: Context, or
             sizes = [mean.shape[0] * mean.shape[1] for mean in means]
             rows = torch.cat([mean.flatten(0, 1) for mean in means]).to(features.dtype)
             kernels = generate_taps(rows[None], p, s)[0][0].split(sizes)
-            means = [kernel.view(*mean.shape[:2], -1) for kernel, mean in zip(kernels, means, strict=True)]
+            means = [
+                kernel.view(*mean.shape[:2], kernel.shape[-1]) for kernel, mean in zip(kernels, means, strict=True)
+            ]
     operands, q_prefix = order.parts(operand_LMC)
     if s.geo.prefix:
         operands, parts = [*operands, q_prefix[:, None]], [*parts, prefix[:, None]]
