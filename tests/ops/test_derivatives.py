@@ -149,8 +149,10 @@ def test_the_order_of_an_image_equals_that_of_a_batch(prefix: int) -> None:
     geo = geometry(MixerSpec.parse("swin support=window(3, 1)"), (5, 7), prefix)
     x = torch.randn(3, geo.tokens, 4)
     batch, image = windows.BatchOrder(3, geo), windows.ImageOrder(geo)
-    assert torch.equal(batch.back(batch.there(x)), x) and torch.equal(image.back(image.there(x)), x)
-    (parts, first), (others, second) = batch.parts(batch.there(x)), image.parts(image.there(x))
+    assert torch.equal(batch.from_regions(batch.to_regions(x)), x) and torch.equal(
+        image.from_regions(image.to_regions(x)), x
+    )
+    (parts, first), (others, second) = batch.parts(batch.to_regions(x)), image.parts(image.to_regions(x))
     assert torch.equal(first, second) and all(torch.equal(a, b) for a, b in zip(parts, others, strict=True))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernelbank.ops import geometry as geometries
-from kernelbank.ops.geometry import geometry, kept, pool_cells, relative_offsets, unfold, visibility
+from kernelbank.ops.geometry import cached, geometry, pool_cells, relative_offsets, unfold, visibility
 from kernelbank.spec import MixerSpec, SpecError
 from kernelbank.spec.axes import All, Neighborhood, Own, Window
 
@@ -93,13 +93,13 @@ def test_partial_cells_average_their_own_positions() -> None:
 
 def test_threads_share_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several threads make, use and drop values at once."""
-    monkeypatch.setattr(geometries, "_KEPT", OrderedDict())
-    monkeypatch.setattr(geometries, "_MOST_KEPT", 8 * 100_000)
+    monkeypatch.setattr(geometries, "_CACHE", OrderedDict())
+    monkeypatch.setattr(geometries, "_CACHE_BYTES", 8 * 100_000)
 
     def use(thread: int) -> None:
         for i in range(200, 600):
             n = i + 400 * thread
-            assert kept(torch.arange, n).shape == (n,)
+            assert cached(torch.arange, n).shape == (n,)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -178,9 +178,9 @@ def _regions_alone() -> float:
         x = tokens(mixer)
         y, alone = mixer(x).unflatten(1, mixer.grid), x.unflatten(1, mixer.grid)
         assert isinstance(spec.support, Window)
-        rows, columns = (sorted(set(seen(spec.support, side)), key=lambda r: r.start) for side in mixer.grid)
-        for r in (slice(region.start, region.stop) for region in rows):
-            for c in (slice(region.start, region.stop) for region in columns):
+        rows, columns = (sorted(set(seen(spec.support, side))) for side in mixer.grid)
+        for r in (slice(region[0], region[-1] + 1) for region in rows):
+            for c in (slice(region[0], region[-1] + 1) for region in columns):
                 block = alone[:, r, c]
                 grid = (block.shape[1], block.shape[2])
                 inner = random_mixer(MixerSpec.parse(f"{text} support=all"), grid)

@@ -1,4 +1,4 @@
-"""The activation axis: what happens between the two steps. An activation is a function here and an entry in
+"""The activation axis: the functions between the two steps. An activation is a function here and an entry in
 `pipeline.STEPS`; pointwise steps take the scores, normalisers take the scores and what is visible."""
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 from kernelbank.ops.statistics import MOMENTUM, total
 from kernelbank.spec.pipeline import Pipeline, Step
 
-EPS = 1e-6  # design 1.2
+EPS = 1e-6
+"""The epsilon of every normaliser."""
 
 
 class Scores(NamedTuple):

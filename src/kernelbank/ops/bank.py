@@ -29,7 +29,8 @@ class TwoStepBank(NamedTuple):
 
 
 def generate_taps(features_BnC: Tensor, p: Params, s: Context) -> tuple[Tensor, Tensor]:
-    """(taps (B, n, R*t), hidden (B, n, C or C/r)): the key weights of a dynamic bank, and what made them."""
+    """(taps (B, n, R*t), hidden (B, n, C or C/r)): the key weights of a dynamic bank, and the features that they are
+    computed from."""
     assert isinstance(s.spec.bank, Dynamic)
     hidden = features_BnC
     if s.spec.bank.r is not None:

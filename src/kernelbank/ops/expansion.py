@@ -1,12 +1,12 @@
-"""What is made of parameters alone, kept between calls that want no gradient: a table as a matrix or a spectrum.
+"""Tensors that are computed from parameters alone, such as the matrix or the spectrum of a relative table. They are
+cached between calls without gradients.
 
-A kept value belongs to the tensors it was made of: it goes when they go, and is made anew when their values differ
-from those it was made of, however they were changed. Nothing is added to a module or its state dict.
+An expansion belongs to the memory of the tensors it was computed from. It is dropped with that memory, and computed
+again when their values have changed in any way. Nothing is added to a module or its state dict.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -14,57 +14,62 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from kernelbank.ops.scope import ForkSafeLock
 from kernelbank.ops.transforms import recorded, transformed
 
 LARGEST = 64 * 2**20
-"""Bytes of the largest value that is kept."""
+"""The most bytes of an expansion that is cached."""
 MOST = 16
-"""How many values are kept for one table."""
+"""The most expansions of one table."""
 
 
 @dataclass
-class _Kept:
-    """The tensors' values when the expansions were made, and the expansions by what they are."""
+class _Entry:
+    """The values of the tables that the expansions were computed from, and the expansions by key."""
 
-    sources: tuple[Tensor, ...]
-    made: dict[Hashable, Tensor] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def keep(self, what: Hashable, made: Tensor) -> None:
-        """Keep one more; the oldest goes if they are MOST."""
-        with self.lock:
-            if len(self.made) >= MOST:
-                self.made.pop(next(iter(self.made)))
-            self.made[what] = made
+    values: tuple[Tensor, ...]
+    expansions: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
-_KEPT = WeakIdKeyDictionary()
-_LOCK = threading.Lock()
+# By storage and place in it: a weak reference to the tensor would stop torch from swapping parameters.
+_CACHE = WeakIdKeyDictionary()
+_LOCK = ForkSafeLock()
 
 
-def expanded(tables: tuple[Tensor, ...], what: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """`make()`, which depends on `tables` and `what` alone; kept for the next call where no gradient is wanted."""
-    if not _may_keep(tables):
-        return make()
-    home = tables[0].untyped_storage()  # a weak reference to the tensor would stop torch from swapping parameters
+def expanded(tables: tuple[Tensor, ...], key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    """Return `compute()`, which depends on `tables` and `key` alone, from the cache where no gradient is needed."""
+    if not _is_cacheable(tables):
+        return compute()
+    entry = _entry(tables)
     with _LOCK:
-        entry = _KEPT.get(home)
-    if entry is None or not _same(entry.sources, tables):
-        entry = _Kept(tuple(table.detach().clone() for table in tables))
+        expansion = entry.expansions.get(key)
+    if expansion is not None:
+        return expansion
+    with torch.inference_mode(False), torch.no_grad():
+        expansion = compute()
+    if expansion.numel() * expansion.element_size() <= LARGEST:
         with _LOCK:
-            _KEPT[home] = entry
-    made = entry.made.get(what)
-    if made is None:
-        with torch.inference_mode(False), torch.no_grad():
-            made = make()
-        if made.numel() * made.element_size() <= LARGEST:
-            entry.keep(what, made)
-    return made
+            if len(entry.expansions) >= MOST:
+                entry.expansions.pop(next(iter(entry.expansions)))
+            entry.expansions[key] = expansion
+    return expansion
 
 
-def _may_keep(tables: tuple[Tensor, ...]) -> bool:
-    """Not for compilers, tracing and transforms, which would leave their own tensors behind; nor off the CPU, where
-    comparing values waits."""
+def _entry(tables: tuple[Tensor, ...]) -> _Entry:
+    """The entry of the tables, a new one if their values have changed."""
+    storage, place = tables[0].untyped_storage(), (tables[0].storage_offset(), tables[0].shape)
+    with _LOCK:
+        entry = _CACHE.get(storage, {}).get(place)
+    if entry is None or not _equal(entry.values, tables):
+        entry = _Entry(tuple(table.detach().clone() for table in tables))
+        with _LOCK:
+            _CACHE.setdefault(storage, {})[place] = entry
+    return entry
+
+
+def _is_cacheable(tables: tuple[Tensor, ...]) -> bool:
+    """Whether no gradient is needed and the values can be compared: not in graphs and under transforms, whose tensors
+    end with them, and not off the CPU, where a comparison waits for the device."""
     if recorded() or transformed():
         return False
     if any(table.device.type != "cpu" for table in tables):
@@ -72,7 +77,7 @@ def _may_keep(tables: tuple[Tensor, ...]) -> bool:
     return not (torch.is_grad_enabled() and any(table.requires_grad for table in tables))
 
 
-def _same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
-    return len(ours) == len(theirs) and all(
-        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
+def _equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return len(a) == len(b) and all(
+        x.dtype == y.dtype and x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True)
     )

@@ -1,9 +1,8 @@
-"""Which kernels a position sees, where tokens lie on the grid, and the patches a kernel of size > 1 covers."""
+"""The kernels that a position sees, the places of tokens on the grid, and the patches of kernels larger than 1."""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.scope import ForkSafeLock
 from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
 from kernelbank.spec.inventory import Grid, extent
@@ -21,9 +21,9 @@ from kernelbank.spec.support import seen
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the spec and the grid fix, whatever the image: `support` of the kernels, the (padded) `grid` they are
-    applied on, `prefix` tokens before it, `sides` of the relative table. Its tensors are made when a path first
-    needs them and kept for every mixer of the same geometry: a path without an N x N tensor never makes one."""
+    """What follows from the spec and the grid alone: the `support` of the kernels, the (padded) `grid` they are applied
+    on, `prefix` tokens before it, and the `sides` of the relative table. Its tensors are computed when a path first
+    needs them and cached for every mixer of the same geometry. A path without an N x N tensor computes none."""
 
     support: Support
     grid: Grid
@@ -42,21 +42,21 @@ class Geometry:
         """(T, n), or None when every position sees every kernel."""
         if isinstance(self.support, All):
             return None
-        return kept(visibility, self.support, self.grid, self.prefix, self.device)
+        return cached(visibility, self.support, self.grid, self.prefix, self.device)
 
     @property
     def offsets(self) -> Tensor | None:
         """(T, T), the entry of the flattened relative table for each query and kernel; None without a table."""
         if self.sides is None:
             return None
-        return kept(relative_offsets, self.sides, self.grid, self.prefix, self.device)
+        return cached(relative_offsets, self.sides, self.grid, self.prefix, self.device)
 
     @property
     def layout(self) -> Tensor | None:
         """(N'), the source position of each cell of a padded grid (-1 is padding), or None."""
         if self.unpadded is None:
             return None
-        return kept(padded_cells, self.support, self.unpadded, self.device)
+        return cached(padded_cells, self.support, self.unpadded, self.device)
 
 
 def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | None = None) -> Geometry:
@@ -83,34 +83,42 @@ def on_grid(support: Support, grid: Grid) -> Support:
 
 
 def _hides(support: Support, grid: Grid) -> bool:
-    """Whether some position does not see some kernel: a window or neighbourhood that fills the grid is `all`."""
-    return not isinstance(support, All) and not (isinstance(support, (Window, Neighborhood)) and support.M >= max(grid))
+    """Whether some position does not see some kernel. A window or neighbourhood that fills the grid is `all`."""
+    match support:
+        case All():
+            return False
+        case Own():
+            return True
+        case Window(M=M) | Neighborhood(M=M):
+            return M < max(grid)
+        case _:
+            return any(len(region) < side for side in grid for region in seen(support, side))
 
 
-_KEPT: OrderedDict[Hashable, Tensor] = OrderedDict()
-_MOST_KEPT = 256 * 2**20
-"""Bytes; the least used go first."""
-_LOCK = threading.Lock()
+_CACHE: OrderedDict[Hashable, Tensor] = OrderedDict()
+_CACHE_BYTES = 256 * 2**20
+"""The size of the cache; the least recently used tensors go first."""
+_LOCK = ForkSafeLock()
 
 
-def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`make(*arguments)`, kept for the next call with equal arguments. Nothing is kept while operations are recorded or
-    transformed: it would be a tensor of theirs."""
+def cached(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Return `compute(*arguments)`, from a cache for equal arguments. A graph contains the computation instead, and a
+    transform gets a tensor of its own."""
     if recorded() or transformed():
-        return make(*arguments)
-    key = (make, *arguments)
+        return compute(*arguments)
+    key = (compute, *arguments)
     with _LOCK:
-        if key in _KEPT:
-            _KEPT.move_to_end(key)
-            return _KEPT[key]
+        if key in _CACHE:
+            _CACHE.move_to_end(key)
+            return _CACHE[key]
     with torch.inference_mode(False):
-        made = make(*arguments)
-    if type(made) is Tensor:  # not a fake one
+        tensor = compute(*arguments)
+    if type(tensor) is Tensor:  # fake and other tensor subclasses belong to a mode
         with _LOCK:
-            _KEPT[key] = made
-            while len(_KEPT) > 1 and sum(t.numel() * t.element_size() for t in _KEPT.values()) > _MOST_KEPT:
-                _KEPT.popitem(last=False)
-    return made
+            _CACHE[key] = tensor
+            while len(_CACHE) > 1 and sum(t.numel() * t.element_size() for t in _CACHE.values()) > _CACHE_BYTES:
+                _CACHE.popitem(last=False)
+    return tensor
 
 
 # ---- visibility ------------------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ def kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 def visibility(support: Support, grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
     """V (T, T), V[i, j] whether query i sees kernel j; prefix tokens come first, see all and are seen by all,
-    except that under `self` every token sees only itself (design 1.3)."""
+    except that under `self` every token sees only itself."""
     tokens = prefix + grid[0] * grid[1]
     if isinstance(support, Own):
         return torch.eye(tokens, dtype=torch.bool, device=device)
@@ -148,7 +156,7 @@ def padded_cells(support: Window, grid: Grid, device: torch.device | None = None
     """The source position of each cell of the padded grid (-1: padding).
 
     ``mmpretrain`` pads bottom and right to whole windows; ``timm`` rolls by the shift first, then pads. Pads carry
-    zeros into the linear layers and are kernels like any other (systems.md 5.8).
+    zeros into the linear layers and are kernels like any other.
     """
     axes = [_padded_axis(support, length, device) for length in grid]
     rows, columns = (torch.where(axis < length, axis, -1) for axis, length in zip(axes, grid, strict=True))
@@ -166,8 +174,8 @@ def _padded_axis(window: Window, length: int, device: torch.device | None) -> Te
     return torch.where(at < length, (at + window.resolved_shift) % length, at)
 
 
-def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
-    """Tokens on the padded layout, zeros in the padding; as they are without one."""
+def pad_tokens(x_BTC: Tensor, geo: Geometry) -> Tensor:
+    """Return the tokens on the padded grid, with zeros in the padding; without a padded grid, x itself."""
     if geo.layout is None:
         return x_BTC
     cells = F.pad(x_BTC[:, geo.prefix :], (0, 0, 0, 1))[:, geo.layout]
@@ -175,7 +183,7 @@ def lay_out(x_BTC: Tensor, geo: Geometry) -> Tensor:
 
 
 def crop(y_BTC: Tensor, geo: Geometry) -> Tensor:
-    """The inverse of `lay_out`: the true tokens in their order, the padding dropped."""
+    """The inverse of `pad_tokens`: the tokens in their order, without the padding."""
     if geo.unpadded is None or geo.layout is None:
         return y_BTC
     pads = math.prod(geo.grid) - math.prod(geo.unpadded)
@@ -204,6 +212,19 @@ def relative_offsets(
     return torch.cat([torch.where(on_grid, entries + 1, entries + 2).expand(-1, prefix), index], 1)
 
 
+Offsets = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of the rows and columns of a region from its first row and column."""
+
+
+def region_offsets(sides: Grid, offsets: Offsets, prefix: int, device: torch.device | None = None) -> Tensor:
+    """As `relative_offsets` for a region whose rows and columns need not be neighbours, (P + n, P + n)."""
+    rows, columns = (torch.tensor(axis, device=device) for axis in offsets)
+    box = offsets[0][-1] + 1, offsets[1][-1] + 1
+    cells = prefix + (rows[:, None] * box[1] + columns).flatten()
+    tokens = torch.cat([torch.arange(prefix, device=device), cells])
+    return relative_offsets(sides, box, prefix, device, tokens)[:, tokens]
+
+
 # ---- the grid --------------------------------------------------------------------------------------------
 
 
@@ -220,7 +241,7 @@ def from_grid(prefix_BPC: Tensor, map_BCHW: Tensor) -> Tensor:
 
 def unfold(x_BTC: Tensor, size: int, geo: Geometry) -> Tensor:
     """The size x size patch of every token, (B, T, C, t): zeros outside the grid; a prefix token is its own
-    1 x 1 grid and fills the centre tap only (design 1.3)."""
+    1 x 1 grid and fills the centre tap only."""
     if size == 1:
         return x_BTC[..., None]
     B, _, C = x_BTC.shape

@@ -1,5 +1,5 @@
-"""The kernel and size axes: how a kernel is applied. `two_step` by matrix products here and by grouped
-convolutions in `conv`; one-step kernels as convolutions, or by patches where each position has its own."""
+"""The kernel and size axes: how a kernel is applied. `two_step` by matrix products (`paths.conv` has
+grouped convolutions); one-step kernels as convolutions, or by patches where each position has its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernelbank.ops.activation import activate
 from kernelbank.ops.bank import TwoStepBank, box, two_step_bank
@@ -17,7 +17,7 @@ from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.precision import wide
-from kernelbank.ops.transforms import traced
+from kernelbank.ops.transforms import jit_traced, traced
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]
@@ -26,8 +26,8 @@ Attend = Callable[[Tensor, TwoStepBank, Params, Context], Tensor]
 
 
 def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context, attend: Attend | None = None) -> Tensor:
-    """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j (paper 4.1), by two matrix products unless `attend` has a form
-    of its own."""
+    """o_i = sum_j phi(scale q_i . k_j + p_ij) v_j (arXiv 2309.10713, section 4.1), by two matrix products or by
+    `attend`."""
     bank = project(two_step_bank(source_BTC, p, s), p, s)
     o_BhTd = (attend or products)(queries(operand_BTC, p, s), bank, p, s)
     o_BTC = o_BhTd.transpose(1, 2).flatten(2)
@@ -84,7 +84,7 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
 
 
 def positional_term(taps_BnCt: Tensor, p: Params, s: Context) -> Tensor | None:
-    """sum_j p_ij sum_t k_jt of a depth-wise kernel (design 1.3; the paper's p_i k at size 1)."""
+    """sum_j p_ij sum_t k_jt of a depth-wise kernel (arXiv 2309.10713, section 5.3, for size 1)."""
     if s.geo.sides is None:
         return None
     k_BnC = taps_BnCt.sum(-1) if s.spec.size > 1 else taps_BnCt[..., 0]
@@ -148,21 +148,23 @@ def conv_images(
     """A convolution with one kernel for all images or one for each: weight (1 or B, C_out, C_in/g, k, k), bias
     (1 or B, C_out). One kernel per image runs as one grouped convolution with the batch in the groups, or as a product
     with the patches in a graph that is recorded for other batches."""
-    (B, C, H, W), (kernels, out) = x_BCHW.shape, weight.shape[:2]
-    if kernels_per_image(weight) and traced():
-        return _by_patches(x_BCHW, weight, bias, groups, padding, stride, dilation)
-    if B == 0:  # no image, no kernel: their sum keeps the graph
-        weight, bias = weight.sum(0, keepdim=True), None if bias is None else bias.sum(0, keepdim=True)
-    if B == 0 or kernels == 1:
+    if is_shared(weight):
         return conv2d(x_BCHW, weight[0], None if bias is None else bias[0], padding, groups, stride, dilation)
+    if traced():
+        return _by_patches(x_BCHW, weight, bias, groups, padding, stride, dilation)
+    (B, C, H, W), out = x_BCHW.shape, weight.shape[1]
+    if B == 0:  # without images there are no kernels either: their sum keeps the graph
+        weight, bias = weight.sum(0), None if bias is None else bias.sum(0)
+        return conv2d(x_BCHW, weight, bias, padding, groups, stride, dilation)
     bias = None if bias is None else bias.expand(B, out).flatten()
     y = conv2d(x_BCHW.reshape(1, B * C, H, W), weight.flatten(0, 1), bias, padding, B * groups, stride, dilation)
     return y.view(B, out, *y.shape[2:])
 
 
-def kernels_per_image(weight: Tensor) -> bool:
-    """Whether a weight holds one kernel for each of several images."""
-    return weight.shape[0] != 1
+def is_shared(weight: Tensor) -> bool:
+    """Whether the weight (1 or B, ...) is one kernel for all images. torch.jit.trace may trace a batch of one image and
+    run another: then only a parameter is known to be shared, and broadcasting is right for both."""
+    return isinstance(weight, nn.Parameter) if jit_traced() else weight.shape[0] == 1
 
 
 def _by_patches(

@@ -24,7 +24,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) ->
 
 
 def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """A 1 x 1 convolution over the tokens as a (1, C, tokens, 1) map that lies channels-last in memory already."""
+    """A 1 x 1 convolution over the tokens as a (1, C, tokens, 1) map that is channels-last in memory already."""
     if x.numel() == 0:
         return plain(x, weight, bias, gelu)
     image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)

@@ -1,11 +1,10 @@
-"""What this machine is good at: one probe a process, kept. The plan reads it, so that another processor may get
-another path."""
+"""The measured properties of this machine, from one probe per process. The plan reads them, so that it may take another
+path on another processor."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from kernelbank.ops.linear import FORMS, Linear, onednn, plain
+from kernelbank.ops.scope import ForkSafeLock, Scope
 from kernelbank.ops.transforms import recorded, transformed
 
 ROWS = (197, 1576)
@@ -54,41 +54,35 @@ class Machine:
 
 
 _probed: dict[tuple[str, int], Machine] = {}
-_LOCK = threading.Lock()
-_fixed = threading.local()
+_LOCK = ForkSafeLock()
+_fixed = Scope("kernelbank_unprobed", False)
 
 
 @contextmanager
 def unprobed() -> Iterator[None]:
-    """No choice in this thread follows from a probe while the context is open: linear layers run as F.linear.
+    """While the context is open, no choice in this thread and task follows from a probe: linear layers run as F.linear.
 
     A training run computes the same numbers on a loaded and an idle machine, and in whichever process probed.
     """
-    depth = getattr(_fixed, "depth", 0)
-    _fixed.depth = depth + 1
-    try:
+    with _fixed.entered(True):
         yield
-    finally:
-        _fixed.depth = depth
 
 
 def machine(device: str = "cpu") -> Machine:
-    """The machine behind `device` with the number of threads that torch has now, probed at the first call.
-
-    Without gains inside `unprobed`, and while operations are recorded or transformed: what a compiler, an exporter or
-    torch.func makes of them does not follow from a probe.
-    """
+    """The machine behind `device` with the current number of threads, probed at the first call. It has no gains inside
+    `unprobed`, nor in a graph or under a transform, which would record or transform the probe."""
     if recorded() or transformed():
-        return Machine(device, reason="operations are recorded or transformed")
+        return Machine(device, reason="graphs and transforms run F.linear")
     threads = torch.get_num_threads()
-    if getattr(_fixed, "depth", 0):
+    if _fixed.get():
         return Machine(device, threads, reason="the run fixes the form of linear layers")
     with _LOCK:
         if (device, threads) not in _probed:
-            with _disable_current_modes():  # what counts or records the caller's operations must not see ours
-                _probed[device, threads] = found = probe(device)
-            if found.reason and device == "cpu":
-                _log.info("linear layers run as F.linear: %s", found.reason)
+            with _disable_current_modes():  # modes that count or record the caller's operations must not see the probe
+                profile = probe(device)
+            if profile.reason and device == "cpu":
+                _log.info("linear layers run as F.linear: %s", profile.reason)
+            _probed[device, threads] = profile
         return _probed[device, threads]
 
 
@@ -98,7 +92,7 @@ def probe(device: str = "cpu") -> Machine:
     if device != "cpu":
         return Machine(device, threads, reason="the forms are those of a CPU")
     if not has:
-        return Machine(device, threads, reason="torch has no oneDNN here")
+        return Machine(device, threads, reason="this torch has no oneDNN")
     if (os.cpu_count() or 1) == 1:
         return Machine(device, threads, True, reason="one core cannot time and work at once")
     fused = fused_linear_works()

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernelbank.ops.bank import TwoStepBank, generate_taps, generator_dtype
 from kernelbank.ops.context import Context, Params
 from kernelbank.ops.frame import linear, linear_dtype
-from kernelbank.ops.geometry import axis_visibility, kept, pool_cells
+from kernelbank.ops.geometry import axis_visibility, cached, pool_cells
 from kernelbank.ops.precision import full_precision, wide
 from kernelbank.spec import All, Dynamic, Own, Pool, Predict, Project
 
@@ -32,15 +32,15 @@ def average(values_BnX: Tensor, s: Context) -> Tensor:
         return values_BnX
     if s.mask is None:
         return _mean_by_axes(values_BnX, s)
-    seen = s.mask[:, 0] if s.visible is None else s.visible[:, 0]
-    seen = seen.to(values_BnX.dtype)
-    return (seen / seen.sum(-1, keepdim=True).clamp(min=1)) @ values_BnX
+    visible = s.mask[:, 0] if s.visible is None else s.visible[:, 0]
+    visible = visible.to(values_BnX.dtype)
+    return (visible / visible.sum(-1, keepdim=True).clamp(min=1)) @ values_BnX
 
 
 def _mean_by_axes(values_BnX: Tensor, s: Context) -> Tensor:
     """What a grid position sees is the product of its axes, so a sum over it is a sum along y, then along x."""
     (H, W), P, support = s.geo.grid, s.geo.prefix, s.geo.support
-    rows, columns = (kept(axis_visibility, support, side, s.geo.device).to(values_BnX.dtype) for side in (H, W))
+    rows, columns = (cached(axis_visibility, support, side, s.geo.device).to(values_BnX.dtype) for side in (H, W))
     prefix, on_grid = values_BnX[:, :P].sum(1, keepdim=True), values_BnX[:, P:]
     summed = (rows @ on_grid.unflatten(1, (H, W)).flatten(2)).unflatten(2, (W, -1))  # (B, H, W, X)
     count = (rows.sum(1)[:, None] * columns.sum(1)[None, :]).flatten()[:, None] + P

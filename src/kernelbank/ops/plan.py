@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from kernelbank.ops.context import Call, Context, Params, check_input, check_mask
@@ -16,6 +13,7 @@ from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.machine import Machine, machine
 from kernelbank.ops.paths import LINEAR_PATHS, MIXER_PATHS, POSITION_PATHS, SLOTS, PathError
 from kernelbank.ops.paths.path import MixerPath, PositionPath, Slot
+from kernelbank.ops.scope import ForkSafeLock, Scope
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.inventory import Grid
 from kernelbank.text import suggest
@@ -67,21 +65,12 @@ class Verdict:
 
 # ---- forced paths ----------------------------------------------------------------------------------------
 
-_forced: ContextVar[tuple[str, ...]] = ContextVar("kernelbank_forced_paths", default=())
+_forced: Scope[tuple[str, ...]] = Scope("kernelbank_forced_paths", ())
 
 
-class _Compiled(threading.local):
-    """The same for torch.compile, which cannot trace a ContextVar before torch 2.14."""
-
-    names: tuple[str, ...] = ()
-
-
-_compiled = _Compiled()
-
-
-def _forced_now() -> dict[Slot, str]:
-    names = _compiled.names if torch.compiler.is_compiling() else _forced.get()
-    return {SLOTS[name]: name for name in names}
+def _forced_paths() -> dict[Slot, str]:
+    """The paths that are forced in this thread and task; of two for one slot the inner one."""
+    return {SLOTS[name]: name for name in _forced.get()}
 
 
 @contextmanager
@@ -97,14 +86,8 @@ def use_path(*names: str) -> Iterator[None]:
             raise PathError(f"unknown path {name!r}{suggest(name, SLOTS)}; expected one of {', '.join(SLOTS)}")
     if len({SLOTS[name] for name in names}) < len(names):
         raise PathError(f"invalid paths {', '.join(names)}: two of them run the same part; expected one per part")
-    inner = (*_forced.get(), *names)
-    token, before = _forced.set(inner), _compiled.names
-    _compiled.names = inner
-    try:
+    with _forced.entered((*_forced.get(), *names)):
         yield
-    finally:
-        _forced.reset(token)
-        _compiled.names = before
 
 
 # ---- the plan --------------------------------------------------------------------------------------------
@@ -184,7 +167,7 @@ def _supported(reasons: Mapping[str, str | None]) -> str:
 def verdicts(s: Context, call: Call, machine: Machine) -> list[Verdict]:
     """What the plan says of every path: why it was chosen, why it does not support the call, or why another was."""
     chosen = plan(s, call, machine)
-    found = []
+    results = []
     for slot, choice, paths in (
         ("mixer", chosen.mixer, _questions(MIXER_PATHS, s, call, machine)),
         ("linear", chosen.linear, {name: (path.unsupported(call, machine), path.preferred(call, machine))
@@ -193,14 +176,14 @@ def verdicts(s: Context, call: Call, machine: Machine) -> list[Verdict]:
     ):  # fmt: skip
         for name, (unsupported, preferred) in paths.items():
             if choice is not None and choice.path == name:
-                found.append(Verdict(SLOTS[name], name, "chosen", choice.reason))
+                results.append(Verdict(SLOTS[name], name, "chosen", choice.reason))
             elif unsupported is not None:
-                found.append(Verdict(SLOTS[name], name, "unsupported", unsupported))
+                results.append(Verdict(SLOTS[name], name, "unsupported", unsupported))
             else:
                 unused = slot == "position" and choice is None
                 why = f"the mixer path {chosen.path} does not use it" if unused else preferred
-                found.append(Verdict(SLOTS[name], name, "supported", why or "it is not the fastest here"))
-    return found
+                results.append(Verdict(SLOTS[name], name, "supported", why or "it is not the fastest"))
+    return results
 
 
 def _questions(
@@ -214,20 +197,25 @@ def _questions(
 
 _PLANS: dict[object, Plan] = {}
 _MOST_PLANS = 4096
+_LOCK = ForkSafeLock()
 
 
 def _planned(s: Context, call: Call) -> Plan:
-    """`plan` on this machine with the paths that are forced now, remembered unless a compiler traces it."""
-    here, forced = machine(call.device), _forced_now()
+    """`plan` on this machine with the forced paths, remembered unless a compiler traces it."""
+    profile, forced = machine(call.device), _forced_paths()
     if call.compiling:
-        return plan(s, call, here, forced)
-    key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, frozenset(s.modules), call, here,
-           *forced.values())  # fmt: skip
-    if (known := _PLANS.get(key)) is not None:
-        return known
-    if len(_PLANS) > _MOST_PLANS:
-        _PLANS.clear()
-    return _PLANS.setdefault(key, plan(s, call, here, forced))
+        return plan(s, call, profile, forced)
+    key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, frozenset(s.modules), call,
+           profile, *forced.values())  # fmt: skip
+    with _LOCK:
+        if (known := _PLANS.get(key)) is not None:
+            return known
+    planned = plan(s, call, profile, forced)
+    with _LOCK:
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
+        _PLANS[key] = planned
+    return planned
 
 
 # ---- the operator ----------------------------------------------------------------------------------------
@@ -241,7 +229,7 @@ def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = 
     """
     learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     call = Call.of(x, learns)
-    choice = linear_form(call, machine(call.device), _forced_now())
+    choice = linear_form(call, machine(call.device), _forced_paths())
     return LINEAR_PATHS[choice.path].run(x, weight, bias, gelu)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernelbank.ops.context import Context, Params
 from kernelbank.ops.expansion import expanded
-from kernelbank.ops.geometry import Geometry, kept, relative_offsets
+from kernelbank.ops.geometry import Geometry, Offsets, cached, region_offsets, relative_offsets
 
 
 def relative(p: Params, s: Context) -> Tensor | None:
@@ -31,19 +31,31 @@ def spread(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
 
 
 def matrix(p: Params, geo: Geometry) -> Tensor:
-    """The table as (h, T, T) on `geo`, whose grid may be a part of the one that the table was made for."""
+    """The table as (h, T, T) on `geo`, whose grid may be a part of the one that the table covers."""
     tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
     return expanded(tables, (geo.grid, geo.prefix), lambda: _matrix(p, geo))
 
 
 def _matrix(p: Params, geo: Geometry) -> Tensor:
-    offsets = kept(relative_offsets, _sides(p), geo.grid, geo.prefix, geo.device)
-    return _entries(p, geo).index_select(1, offsets.flatten()).view(-1, geo.tokens, geo.tokens)
+    offsets = cached(relative_offsets, _sides(p), geo.grid, geo.prefix, geo.device)
+    return _entries(p, geo.prefix).index_select(1, offsets.flatten()).view(-1, geo.tokens, geo.tokens)
 
 
 def matrix_rows(p: Params, geo: Geometry, head: int, queries: Tensor) -> Tensor:
     """Some rows of one head's matrix, (queries, T)."""
-    return _entries(p, geo)[head][relative_offsets(_sides(p), geo.grid, geo.prefix, geo.device, queries)]
+    return _entries(p, geo.prefix)[head][relative_offsets(_sides(p), geo.grid, geo.prefix, geo.device, queries)]
+
+
+def region_matrix(p: Params, offsets: Offsets, prefix: int, device: torch.device | None) -> Tensor:
+    """The table between `prefix` tokens and the cells of a region, (h, P + n, P + n). `offsets` are those of its
+    rows and columns from the first ones."""
+    tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
+
+    def compute() -> Tensor:
+        index = cached(region_offsets, _sides(p), offsets, prefix, device)
+        return _entries(p, prefix).index_select(1, index.flatten()).view(-1, *index.shape)
+
+    return expanded(tables, ("region", offsets, prefix), compute)
 
 
 def _sides(p: Params) -> tuple[int, int]:
@@ -51,7 +63,7 @@ def _sides(p: Params) -> tuple[int, int]:
     return height // 2 + 1, width // 2 + 1
 
 
-def _entries(p: Params, geo: Geometry) -> Tensor:
+def _entries(p: Params, prefix: int) -> Tensor:
     """(h, entries): the table flattened, then the three of the prefix."""
     entries = p["table.weight"].flatten(1)
-    return torch.cat([entries, p["table.prefix"]], 1) if geo.prefix else entries
+    return torch.cat([entries, p["table.prefix"]], 1) if prefix else entries

@@ -1,4 +1,4 @@
-"""What runs in float32 or wider, whatever the input and autocast say."""
+"""Computation in float32 or wider, whatever the dtype of the input and autocast."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or the dtype itself where it is wider: what statistics and generated kernels run in."""
+    """float32, or the dtype itself where it is wider: the dtype of statistics and generated kernels."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast off: generated kernels, statistics and transforms run in float32 (design 1.3)."""
+    """Turn autocast off: generated kernels, statistics and Fourier transforms run in float32."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

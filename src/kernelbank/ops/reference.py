@@ -1,7 +1,7 @@
 """The definition. One query, one kernel, one equation at a time, over visible entries only, nothing rearranged for
 speed: every faster form is tested against this one, outputs and gradients, in float64.
 
-Only what a position sees (`geometry.visibility`) and what a published padding does (`geometry.lay_out`) are shared
+Only what a position sees (`geometry.visibility`) and what a published padding does (`geometry.pad_tokens`) are shared
 with the other paths. B images, T = P + N tokens, C channels, h heads of d, n kernels, t = size^2 taps.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernelbank.ops.context import Context, Params
-from kernelbank.ops.geometry import crop, lay_out
+from kernelbank.ops.geometry import crop, pad_tokens
 from kernelbank.spec import Box, Dynamic, Full, Pool, Predict, Project, TwoStep
 from kernelbank.spec.inventory import bank_size
 from kernelbank.spec.pipeline import Step
@@ -24,7 +24,7 @@ EPS = 1e-6
 
 def mixer(x: Tensor, p: Params, s: Context) -> Tensor:
     """linear layer -> dynamic convolutions -> linear layer, on tokens (B, T, C)."""
-    x = lay_out(x, s.geo)
+    x = pad_tokens(x, s.geo)
     match s.spec.frame:
         case "bare":
             operand = source = x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,17 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernelbank.ops.scope import Scope
+
 EPS, MOMENTUM = 1e-5, 0.1  # torch.nn.BatchNorm's
 
 
-class _Depth(threading.local):
-    """How many `synchronised` contexts are open in this thread. No ContextVar, which torch.compile cannot trace before
-    torch 2.14."""
-
-    value = 0
-
-
-_synchronised = _Depth()
+_synchronised = Scope("kernelbank_synchronised", False)
 
 
 @contextmanager
@@ -31,20 +25,18 @@ def synchronised() -> Iterator[None]:
 
     Every process must run the same forward passes. Without a process group nothing changes.
     """
-    _synchronised.value += 1
-    try:
+    with _synchronised.entered(True):
         yield
-    finally:
-        _synchronised.value -= 1
 
 
 def over_processes() -> bool:
-    """Whether statistics are summed over processes here."""
-    return bool(_synchronised.value) and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether statistics are summed over processes."""
+    return _synchronised.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of theirs, since every process's loss depends on it."""
+    """The sum over processes; its gradient is the sum of theirs, since every process's loss depends on it. Both are
+    linear, so that derivatives of any order and in forward mode are sums too."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -54,13 +46,15 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing is needed of the input."""
+        """Nothing is saved."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Sum.apply(grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Sum.apply(tangents[0])
 
 
 def total(x: Tensor) -> Tensor:

@@ -1,28 +1,55 @@
-"""Whether something else than eager torch runs the operations: transforms of torch.func and forward-mode
-differentiation, under which only paths of torch's own differentiable operations are right, and what records operations
-for later."""
+"""What is active around a call: transforms of torch.func and forward-mode differentiation, under which only torch's own
+differentiable operations are right, and compilers, exporters and tracers, which record the operations for later."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
     """Whether vmap, grad, jvp or another transform of torch.func, or a forward-mode level, is active."""
-    # torch has no public question for either (torch 2.11 to 2.14)
+    # torch 2.11 to 2.14 have no public function for either
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def recorded() -> bool:
     """Whether torch.compile, torch.export or torch.jit.trace records the operations."""
-    return torch.compiler.is_compiling() or _jit_traces()
+    return torch.compiler.is_compiling() or jit_traced()
 
 
 def traced() -> bool:
     """Whether torch.export or torch.jit.trace records the operations: a batch of another size runs them later."""
-    return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and _jit_traces())
+    return torch.compiler.is_exporting() or jit_traced()
 
 
-def _jit_traces() -> bool:
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+def jit_traced() -> bool:
+    """Whether torch.jit.trace records the operations."""
+    return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def differentiated(grad: Tensor) -> bool:
+    """Whether a backward with this gradient must be differentiable or take a batch of gradients: under
+    ``create_graph=True``, ``is_grads_batched=True`` or a transform."""
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(grad)  # type: ignore[attr-defined]
+    return torch.is_grad_enabled() or transformed() or batched
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of function(*inputs) for the inputs that need one, by torch's own differentiation of `function`:
+    they can be differentiated in turn, and transformed. For the backward of an autograd.Function."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, so that an input that is computed from another one is a variable of its own
+        values = [None if t is None else t.view_as(t) if graph else t.detach() for t in inputs]
+        wanted = [t for t, asked in zip(values, needed, strict=True) if asked and t is not None]
+        if not graph:
+            wanted = [t.requires_grad_() for t in wanted]
+        y = function(*values)
+    results = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
+    return tuple(next(results) if asked else None for asked in needed)

@@ -14,8 +14,11 @@ from kernelbank.spec.axes import All, Neighborhood, Own, Window
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.mixer_spec import Support
 
+Coordinates = tuple[int, ...]
+"""Coordinates of one axis in ascending order. They need not be neighbours."""
 
-def seen(support: Support, length: int) -> tuple[range, ...]:
+
+def seen(support: Support, length: int) -> tuple[Coordinates, ...]:
     """Return the coordinates that each coordinate of an axis sees.
 
     A window's regions are floor((y - shift)/M), with M = min(M, length) and shift 0 where length <= M. With
@@ -25,19 +28,19 @@ def seen(support: Support, length: int) -> tuple[range, ...]:
     """
     match support:
         case All():
-            return (range(length),) * length
+            return (tuple(range(length)),) * length
         case Own():
-            return tuple(range(at, at + 1) for at in range(length))
+            return tuple((at,) for at in range(length))
         case Neighborhood(M=M):
             side = min(M, length)
             starts = (max(0, min(at - side // 2, length - side)) for at in range(length))
-            return tuple(range(start, start + side) for start in starts)
+            return tuple(tuple(range(start, start + side)) for start in starts)
         case Window(M=M):
             shift = support.resolved_shift if length > M else 0
             side = min(M, length)
             rolled = support.pad == "timm"
             cuts = {0, length, *range(0 if rolled else shift, length, side)} | ({length - shift} if rolled else set())
-            regions = [range(start, stop) for start, stop in pairwise(sorted(cuts))]
+            regions = [tuple(range(start, stop)) for start, stop in pairwise(sorted(cuts))]
             return tuple(region for region in regions for _ in region)
 
 
@@ -74,6 +77,6 @@ def selections(support: Support, grid: Grid, prefix: int = 0) -> int:
     return on_grid + (prefix > 0 and on_grid > 1)
 
 
-def _counted(support: Support, length: int) -> tuple[range, ...]:
+def _counted(support: Support, length: int) -> tuple[Coordinates, ...]:
     """`seen` by the definition, without the padding of a published checkpoint: what is counted and drawn."""
     return seen(replace(support, pad="masked") if isinstance(support, Window) else support, length)

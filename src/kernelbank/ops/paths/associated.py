@@ -1,6 +1,6 @@
 """Attention without its N x N map, linear in N. An affine activation lets the products change their order,
 (q k^T) v = q (k^T v); a normaliser over the kernels needs the first two moments of a query's scores, and those have a
-closed form through k^T k. The derivation stands in docs/performance.md."""
+closed form through k^T k. See docs/performance.md for the derivation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def attend_affine(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor
     """g (scale q (k^T v) + p v) + c sum_j v_j, for the activation g s + c."""
     a = affine(s.spec.activation, bank.key.shape[2], q.shape[2])
     assert a is not None
-    o = q @ _turned(bank.key, bank.value, bank.scale * a.gain)
+    o = q @ _key_value(bank.key, bank.value, bank.scale * a.gain)
     if s.geo.sides is not None:
         o = torch.add(o, by_position(bank.value, p, s), alpha=a.gain)
     constant = a.shift * bank.value.sum(2, keepdim=True) if a.shift else None
@@ -43,8 +43,8 @@ def attend_affine(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor
     return o if constant is None else o + constant
 
 
-def _turned(key: Tensor, value: Tensor, factor: float) -> Tensor:
-    """factor k^T v, (B, h, e, d), at the cost of k^T v: the factor does not pass over the keys."""
+def _key_value(key: Tensor, value: Tensor, factor: float) -> Tensor:
+    """factor k^T v, (B, h, e, d), without a pass over the keys for the factor."""
     pairs = key.shape[:2]
     product = torch.baddbmm(key.new_zeros(1, 1, 1), key.mT.flatten(0, 1), value.flatten(0, 1), beta=0, alpha=factor)
     return product.unflatten(0, pairs)
@@ -60,7 +60,7 @@ def by_position(x_BhTd: Tensor, p: Params, s: Context) -> Tensor:
 
 
 def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
-    """(sum_j (s_ij - mu_i) v_j) / sigma_i, with keys and values centred first where the mean is taken off."""
+    """(sum_j (s_ij - mu_i) v_j) / sigma_i, with keys and values centred first where the mean is subtracted."""
     steps = moments(s.spec.activation, bank.key.shape[2], q.shape[2])
     assert steps is not None
     centred = steps.normaliser in ("center", "layernorm")

@@ -1,5 +1,5 @@
-"""The paper's reading run as written: every kernel applied as a convolution. Attention is two grouped 1x1 dynamic
-convolutions (paper 4.2); a gate and a kernel per position are grouped convolutions too."""
+"""Every kernel applied as a convolution. Attention is two grouped 1 x 1 dynamic convolutions (arXiv 2309.10713, section
+4.2); a gate and a kernel per position are grouped convolutions too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kernelbank.spec import Dynamic, TwoStep
 
 def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
     """The keys as a kernel (B*h*n, d, k, k) and the values as a kernel (B*C, n, 1, 1), groups B*h: the images and
-    heads are groups of one convolution over a map of B*C channels (systems.md 5.2)."""
+    heads are groups of one convolution over a map of B*C channels."""
     (B, T, C), h = operand_BTC.shape, s.heads
     bank = project(two_step_bank(source_BTC, p, s), p, s)
     n = bank.key.shape[2]

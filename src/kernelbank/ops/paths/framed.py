@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernelbank.ops.context import Context, Params
 from kernelbank.ops.frame import enter, leave
-from kernelbank.ops.geometry import crop, lay_out
+from kernelbank.ops.geometry import crop, pad_tokens
 from kernelbank.ops.kernel import Attend, two_step
 
 Core = Callable[[Tensor, Tensor, Params, Context], Tensor]
@@ -17,10 +17,10 @@ Run = Callable[[Tensor, Params, Context], Tensor]
 
 
 def framed(core: Core) -> Run:
-    """The linear layers around a core, on the padded layout where the spec states one."""
+    """The linear layers around a core, on the padded grid where the spec has one."""
 
     def run(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
-        operand, source = enter(lay_out(x_BTC, s.geo), p, s)
+        operand, source = enter(pad_tokens(x_BTC, s.geo), p, s)
         return crop(leave(core(operand, source, p, s), p, s), s.geo)
 
     return run

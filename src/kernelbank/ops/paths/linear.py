@@ -23,7 +23,7 @@ def supports_all(call: Call, m: Machine) -> Reason:
 def onednn_unsupported(call: Call, m: Machine) -> Reason:
     """oneDNN's fused linear has no gradient, no autocast and two dtypes, and a compiler does not lower it."""
     if call.device != "cpu" or not m.fused:
-        return f"torch's fused oneDNN linear does not work here ({m.reason or 'its trial failed'})"
+        return f"torch's fused oneDNN linear does not work ({m.reason or 'its trial failed'})"
     if call.grad or call.transformed:
         return "it has no derivative"
     if call.autocast:
@@ -39,15 +39,16 @@ def onednn_preferred(call: Call, m: Machine) -> Reason:
 
 
 def conv1x1_preferred(call: Call, m: Machine) -> Reason:
-    """Where it is the fastest in the probe; a compiler sees through F.linear."""
-    return _gain("conv1x1", call, m) if call.device == "cpu" and not call.compiling else None
+    """Where it is the fastest in the probe, outside graphs and transforms."""
+    plain = call.compiling or call.transformed
+    return _gain("conv1x1", call, m) if call.device == "cpu" and not plain else None
 
 
 def plain_preferred(call: Call, m: Machine) -> Reason:
     """Where no other form is."""
-    if call.compiling:
-        return "a compiler sees through it"
-    return f"no other form is {WORTH}x as fast here" + (f" ({m.reason})" if m.reason else "")
+    if call.compiling or call.transformed:
+        return "compilers and transforms see through it"
+    return f"no other form is {WORTH} times as fast" + (f" ({m.reason})" if m.reason else "")
 
 
 def _gain(form: str, call: Call, m: Machine, behind: float = WORTH) -> Reason:

@@ -121,7 +121,7 @@ def needs_no_dropout(s: Context) -> Reason:
 
 
 def kernel_count(s: Context) -> int:
-    """n: the number of kernels that a position scores."""
+    """Return n, the number of kernels that a position scores."""
     if isinstance(s.spec.mix, Project):
         return s.spec.mix.r
     return bank_size(s.spec, s.dim, s.geo.grid, s.geo.prefix)
@@ -132,6 +132,6 @@ def half_precision(call: Call) -> bool:
     return call.autocast or call.dtype in (torch.bfloat16, torch.float16)
 
 
-def keeps_expansions(call: Call) -> bool:
-    """Whether what is made of a table is kept for the next call (`ops.expansion`)."""
+def caches_expansions(call: Call) -> bool:
+    """Whether expansions of a table are cached for the next call (`ops.expansion`)."""
     return call.device == "cpu" and not call.grad and not call.compiling and not call.transformed

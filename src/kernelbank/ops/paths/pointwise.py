@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from kernelbank.ops.paths.path import (
     needs_two_step,
 )
 from kernelbank.ops.paths.toeplitz import strips
+from kernelbank.ops.transforms import differentiated, gradients
 from kernelbank.spec.pipeline import Pipeline
 
 CHUNK = 5 * 2**18
@@ -43,11 +45,12 @@ SMALL = 2**18
 
 @dataclass(frozen=True)
 class NonLinearity:
-    """`apply` (it may write over its argument) and `derivative`(gradient, kept): `keeps` the output or the input."""
+    """`apply`, which may write over its argument, and `derivative`(gradient, stored). What is stored is the output or,
+    without `stores_output`, the input."""
 
     apply: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor, Tensor], Tensor]
-    keeps_output: bool = True
+    stores_output: bool = True
 
 
 aten = torch.ops.aten
@@ -57,9 +60,9 @@ NON_LINEARITIES: dict[str, NonLinearity] = {
     "exp": NonLinearity(torch.exp_, lambda g, a: g * a),
     "sigmoid": NonLinearity(torch.sigmoid_, aten.sigmoid_backward),
     "tanh": NonLinearity(torch.tanh_, aten.tanh_backward),
-    "softplus": NonLinearity(F.softplus, lambda g, s: g * torch.sigmoid(s), keeps_output=False),
-    "gelu": NonLinearity(F.gelu, aten.gelu_backward, keeps_output=False),
-    "silu": NonLinearity(F.silu, aten.silu_backward, keeps_output=False),
+    "softplus": NonLinearity(F.softplus, lambda g, s: g * torch.sigmoid(s), stores_output=False),
+    "gelu": NonLinearity(F.gelu, aten.gelu_backward, stores_output=False),
+    "silu": NonLinearity(F.silu, aten.silu_backward, stores_output=False),
 }
 
 
@@ -86,15 +89,12 @@ def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None
 def _without_gain(steps: Pointwise) -> Pointwise:
     """The same function with its gain inside the non-linearity where that is possible: g relu(s)^2 = relu(sqrt(g) s)^2
     and g exp(s) = exp(s + log g), whose values stay small in half precision."""
-    if steps.gain <= 0:
-        return steps
-    before = steps.before
+    before, sign, gain = steps.before, math.copysign(1.0, steps.gain), abs(steps.gain)
     match steps.name:
-        case "relu2":
-            inside = steps.gain**0.5
-            return Pointwise(Affine(before.gain * inside, before.shift * inside), "relu2", 1.0)
-        case "exp" if steps.gain != 1:
-            return Pointwise(Affine(before.gain, before.shift + math.log(steps.gain)), "exp", 1.0)
+        case "relu2" if gain not in (0, 1):
+            return Pointwise(Affine(before.gain * gain**0.5, before.shift * gain**0.5), "relu2", sign)
+        case "exp" if gain not in (0, 1):
+            return Pointwise(Affine(before.gain, before.shift + math.log(gain)), "exp", sign)
         case _:
             return steps
 
@@ -118,13 +118,12 @@ def _attend(q: Tensor, bank: TwoStepBank, p: Params, s: Context, products: Batch
     f, grad = NON_LINEARITIES[steps.name], torch.is_grad_enabled()
     if s.geo.sides is not None and _too_large(h * T * n, q) and not s.geo.prefix and not grad:
         table = p["table.weight"]
-        made = expanded((table,), ("strips", s.geo.grid), lambda: strips(table, s.geo.grid))
-        add: Add | None = _from_strips(made, steps.before, s.geo.grid)
+        blocks = expanded((table,), ("strips", s.geo.grid), lambda: strips(table, s.geo.grid))
+        add: Add | None = _from_strips(blocks, steps.before, s.geo.grid)
     else:
         added = _added(logits(bank, p, s), steps.before, (h, T, n), q)
         if grad and any(t is not None and t.requires_grad for t in (q, key, value, added)):
-            o: Tensor = _Weighted.apply(q, key, value, added, factors, steps.name)[0]
-            return o
+            return _Weighted.apply(q, key, value, added, factors, steps.name)[0]
         add = _from_matrix(added)
     return _forward(q, key, value, factors, add, f, None, products)
 
@@ -150,14 +149,14 @@ def _from_matrix(added: Tensor | None) -> Add | None:
     return None if added is None else lambda scores, heads, rows: scores.add_(added[heads, rows])
 
 
-def _from_strips(made: Tensor, before: Affine, grid: tuple[int, int]) -> Add:
+def _from_strips(blocks: Tensor, before: Affine, grid: tuple[int, int]) -> Add:
     """The relative position of a grid row at a time, read from `toeplitz.strips`."""
     H, W = grid
 
     def add(scores: Tensor, heads: slice, rows: slice) -> None:
         for y in range(rows.start // W, (rows.stop - 1) // W + 1):
             first, last = max(rows.start, y * W), min(rows.stop, (y + 1) * W)
-            block = made[heads, first - y * W : last - y * W, (H - 1 - y) * W : (2 * H - 1 - y) * W]
+            block = blocks[heads, first - y * W : last - y * W, (H - 1 - y) * W : (2 * H - 1 - y) * W]
             scores[:, :, first - rows.start : last - rows.start].add_(block, alpha=before.gain)
         if before.shift:
             scores.add_(before.shift)
@@ -172,49 +171,46 @@ class _Weighted(torch.autograd.Function):
     def forward(
         q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, factors: Factors, name: str
     ) -> tuple[Tensor, Tensor]:
-        """The output, and what the backward keeps of the map."""
-        kept = q.new_empty(*q.shape[:3], key.shape[2])
-        o = _forward(q, key, value, factors, _from_matrix(added), NON_LINEARITIES[name], kept, Batched(q))
-        return o, kept
+        stored = q.new_empty(*q.shape[:3], key.shape[2])
+        o = _forward(q, key, value, factors, _from_matrix(added), NON_LINEARITIES[name], stored, Batched(q))
+        return o, stored
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        *tensors, ctx.factors, ctx.name = inputs
-        ctx.save_for_backward(*tensors, output[1])
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Factors, str], output: tuple[Tensor, Tensor]
+    ) -> None:
+        q, key, value, added, ctx.factors, ctx.name = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, key, value, added, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, key, value, added, kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the gradients are differentiated in turn
-            return (*_differentiable(ctx, q, key, value, added, grads[0]), None, None)
+        q, key, value, added, stored = ctx.saved_tensors
+        if differentiated(grads[0]):
+            function = partial(_functional, factors=ctx.factors, name=ctx.name)
+            return (*gradients(function, (q, key, value, added), ctx.needs_input_grad[:4], grads[0]), None, None)
         f, factors, products = NON_LINEARITIES[ctx.name], ctx.factors, Batched(q)
         d_q, d_key, d_value = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, key, value))
-        d_added = q.new_zeros(kept.shape[1:]) if ctx.needs_input_grad[3] else None
-        for images, heads, rows in chunks(*kept.shape):
-            at, d_o = kept[images, heads, rows], grads[0][images, heads, rows]
-            a = at if f.keeps_output else f.apply(at.clone())
+        d_added = q.new_zeros(stored.shape[1:]) if ctx.needs_input_grad[3] else None
+        for images, heads, rows in chunks(*stored.shape):
+            at, d_o = stored[images, heads, rows], grads[0][images, heads, rows]
+            a = at if f.stores_output else f.apply(at.clone())
             d_a = products.map(d_o, value[images, heads], factors.output)
             d_s = f.derivative(d_a, at)
-            d_value[images, heads] += products.turned(a, d_o, factors.output)
+            d_value[images, heads] += products.transposed(a, d_o, factors.output)
             d_q[images, heads, rows] = products.narrow(d_s, key[images, heads], factors.scores)
-            d_key[images, heads] += products.turned(d_s, q[images, heads, rows], factors.scores)
+            d_key[images, heads] += products.transposed(d_s, q[images, heads, rows], factors.scores)
             if d_added is not None:
                 d_added[heads, rows] += d_s.sum(0)
         return d_q, d_key, d_value, d_added, None, None
 
 
-def _differentiable(
-    ctx: Any, q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients of `_Weighted` for q, k, v and p by torch's own differentiable operations."""
-    inputs = (q, key, value, added)
-    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed and t is not None]
-    scores = q @ key.mT * ctx.factors.scores
-    a = POINTWISE[ctx.name](scores if added is None else scores + added)
-    found = iter(torch.autograd.grad(a @ value * ctx.factors.output, wanted, grad, create_graph=True))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad[:4])
+def _functional(
+    q: Tensor, key: Tensor, value: Tensor, added: Tensor | None, *, factors: Factors, name: str
+) -> Tensor:  # fmt: skip
+    """As `_Weighted`, by operations that torch differentiates to any order and transforms."""
+    scores = q @ key.mT * factors.scores
+    return POINTWISE[name](scores if added is None else scores + added) @ value * factors.output
 
 
 @dataclass(frozen=True)
@@ -226,10 +222,10 @@ class Factors:
 
 
 class Batched:
-    """The products of a chunk, (images, heads) as one batch, into memory that every chunk uses again."""
+    """The products of a chunk, (images, heads) as one batch, into memory that all chunks share."""
 
     def __init__(self, like: Tensor) -> None:
-        self._rooms = [like.new_empty(0), like.new_empty(0)]
+        self._buffers = [like.new_empty(0), like.new_empty(0)]
 
     def map(self, q: Tensor, key: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
         """factor q k^T, (images, heads, rows, n), written to `out` if it is given."""
@@ -239,33 +235,33 @@ class Batched:
         """factor a v, (images, heads, rows, d)."""
         return self._product(a, value, factor, 1)
 
-    def turned(self, a: Tensor, rows: Tensor, factor: float) -> Tensor:
+    def transposed(self, a: Tensor, rows: Tensor, factor: float) -> Tensor:
         """factor a^T x, (images, heads, n, d)."""
         return self._product(a.mT, rows, factor, 1)
 
-    def _product(self, a: Tensor, b: Tensor, factor: float, room: int, out: Tensor | None = None) -> Tensor:
+    def _product(self, a: Tensor, b: Tensor, factor: float, index: int, out: Tensor | None = None) -> Tensor:
         shape = (*a.shape[:3], b.shape[3])
-        out = self._room(room, shape) if out is None else out
+        out = self._buffer(index, shape) if out is None else out
         flat, left, right = (t.flatten(0, 1) for t in (out, a, b))
         torch.baddbmm(flat, left, right, beta=0, alpha=factor, out=flat)
         return out
 
-    def _room(self, index: int, shape: tuple[int, ...]) -> Tensor:
+    def _buffer(self, index: int, shape: tuple[int, ...]) -> Tensor:
         size = math.prod(shape)
-        if self._rooms[index].numel() < size:
-            self._rooms[index] = self._rooms[index].new_empty(size)
-        return self._rooms[index][:size].view(shape)
+        if self._buffers[index].numel() < size:
+            self._buffers[index] = self._buffers[index].new_empty(size)
+        return self._buffers[index][:size].view(shape)
 
 
 class OneDNN:
     """The products of a chunk without gradients, one head after the other by oneDNN's linear."""
 
     def map(self, q: Tensor, key: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
-        """As Batched; `out` belongs to gradients."""
+        """As `Batched`; `out`, which gradients need, is not used."""
         return self._each(q * factor, key)
 
     def narrow(self, a: Tensor, value: Tensor, factor: float) -> Tensor:
-        """As Batched."""
+        """As `Batched`."""
         return self._each(a, value.mT * factor)
 
     @staticmethod
@@ -275,23 +271,23 @@ class OneDNN:
 
 
 def _forward(
-    q: Tensor, key: Tensor, value: Tensor, factors: Factors, add: Add | None, f: NonLinearity, kept: Tensor | None,
+    q: Tensor, key: Tensor, value: Tensor, factors: Factors, add: Add | None, f: NonLinearity, stored: Tensor | None,
     products: Batched | OneDNN,
 ) -> Tensor:  # fmt: skip
-    """The output (B, h, T, d), token by token in memory; `kept` (B, h, T, n) is filled for the backward pass."""
+    """The output (B, h, T, d), token by token in memory; `stored` (B, h, T, n) is filled for the backward pass."""
     (B, h, T, _), n = q.shape, key.shape[2]
-    # no view, which autograd would not let anyone write to
+    # not a view: autograd does not allow writing to a view that a custom function returns
     o = torch.empty_permuted((B, h, T, value.shape[3]), (0, 2, 1, 3), dtype=q.dtype, device=q.device)
     for images, heads, rows in chunks(B, h, T, n):
-        place = None if kept is None else kept[images, heads, rows]
-        contiguous = place is not None and place.is_contiguous() and f.keeps_output
+        place = None if stored is None else stored[images, heads, rows]
+        contiguous = place is not None and place.is_contiguous() and f.stores_output
         a = products.map(q[images, heads, rows], key[images, heads], factors.scores, place if contiguous else None)
         if add is not None:
             add(a, heads, rows)
-        if place is not None and not f.keeps_output:
+        if place is not None and not f.stores_output:
             place.copy_(a)
         a = f.apply(a)
-        if place is not None and f.keeps_output and not contiguous:
+        if place is not None and f.stores_output and not contiguous:
             place.copy_(a)
         o[images, heads, rows] = products.narrow(a, value[images, heads], factors.output)
     return o
@@ -344,8 +340,8 @@ def onednn_path_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 def onednn_path_preferred(s: Context, call: Call, m: Machine) -> Reason:
     """Many kernels, on a machine where oneDNN's linear is far ahead."""
     n, gain = kernel_count(s), m.gain("mkldnn", call.tokens)
-    fits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
-    return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if fits else None
+    suits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
+    return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if suits else None
 
 
 ONEDNN = MixerPath("pointwise_onednn", attending(attend_onednn), onednn_path_unsupported, onednn_path_preferred)

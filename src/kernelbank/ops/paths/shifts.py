@@ -16,7 +16,7 @@ from kernelbank.ops.mix import generated_kernel
 from kernelbank.ops.paths.framed import framed
 from kernelbank.ops.paths.path import MixerPath, Reason, needs_every_kernel, needs_one_step
 from kernelbank.ops.paths.vectorised import one_step_with_table
-from kernelbank.ops.transforms import recorded, transformed
+from kernelbank.ops.transforms import differentiated, gradients, recorded, transformed
 from kernelbank.spec import Dynamic
 
 
@@ -27,9 +27,7 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
     kernel = kernel.to(operand_BTC.dtype)
     x = to_grid(operand_BTC, s.geo).unflatten(1, (s.shared, -1))  # (B, R, C/R, H, W)
     w = kernel[:, P:].permute(0, 2, 3, 1).unflatten(3, (H, W))  # (B, R, t, H, W)
-    plain = recorded() or transformed()
-    padded = F.pad(x, (size // 2,) * 4)
-    y = _functional(padded, w, size) if plain else _Shifted.apply(padded, w.contiguous(), size)
+    y = _functional(x, w, size) if recorded() or transformed() else _Shifted.apply(x, w.contiguous(), size)
     centre = kernel[:, :P, :, size * size // 2, None]
     prefix = (operand_BTC[:, :P].unflatten(2, (s.shared, -1)) * centre).flatten(2)
     o = from_grid(prefix, y.flatten(1, 2))
@@ -38,50 +36,46 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
     return (o if position is None else o + position).to(operand_BTC.dtype)
 
 
-def _functional(padded: Tensor, w: Tensor, size: int) -> Tensor:
+def _functional(x: Tensor, w: Tensor, size: int) -> Tensor:
     """As `_Shifted`, by operations that torch differentiates to any order, transforms and fuses."""
-    o = padded.new_zeros(())
-    for t, part in _parts(padded, size, w.shape[3:]):
+    parts = _parts(F.pad(x, (size // 2,) * 4), size, x.shape[3:])
+    o = torch.zeros_like(x)
+    for t, part in parts:
         o = o + part * w[:, :, t, None]
     return o
 
 
 class _Shifted(torch.autograd.Function):
-    """A padded map (B, R, C/R, H + 2p, W + 2p) and w (B, R, t, H, W) -> sum_t w_t x shifted by t, (B, R, C/R, H, W)."""
+    """x (B, R, C/R, H, W) and w (B, R, t, H, W) -> sum_t w_t x shifted by t, zeros outside."""
 
     @staticmethod
-    def forward(padded: Tensor, w: Tensor, size: int) -> Tensor:
-        o = padded.new_zeros(*padded.shape[:3], *w.shape[3:])
-        for t, part in _parts(padded, size, w.shape[3:]):
+    def forward(x: Tensor, w: Tensor, size: int) -> Tensor:
+        padded = F.pad(x, (size // 2,) * 4)
+        o = x.new_zeros(x.shape)
+        for t, part in _parts(padded, size, x.shape[3:]):
             o.addcmul_(part, w[:, :, t, None])
         return o
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        padded, w, ctx.size = inputs
-        ctx.save_for_backward(padded, w)
+        x, w, ctx.size = inputs
+        ctx.save_for_backward(x, w)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        padded, w = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the gradients are differentiated in turn
-            first, second = _differentiable(ctx, padded, w, grads[0])
-            return first, second, None
-        g = grads[0].contiguous()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        if differentiated(grads[0]):
+            size = ctx.size
+            return (*gradients(lambda x, w: _functional(x, w, size), (x, w), ctx.needs_input_grad[:2], grads[0]), None)
+        g, half = grads[0].contiguous(), ctx.size // 2
+        padded = F.pad(x, (half,) * 4)
         d_padded, d_w = torch.zeros_like(padded), torch.empty_like(w)
+        height, width = g.shape[3:]
         parts = zip(_parts(padded, ctx.size, g.shape[3:]), _parts(d_padded, ctx.size, g.shape[3:]), strict=True)
         for (t, part), (_, d_part) in parts:
             d_part.addcmul_(g, w[:, :, t, None])
             d_w[:, :, t] = (g * part).sum(2)
-        return d_padded, d_w, None
-
-
-def _differentiable(ctx: Any, padded: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of `_Shifted` for the map and w by torch's own differentiable operations."""
-    needed = ctx.needs_input_grad[:2]
-    wanted = [t for t, wants in zip((padded, w), needed, strict=True) if wants]
-    found = iter(torch.autograd.grad(_functional(padded, w, ctx.size), wanted, grad, create_graph=True))
-    return tuple(next(found) if wants else None for wants in needed)
+        return d_padded[..., half : half + height, half : half + width], d_w, None
 
 
 def _parts(padded: Tensor, size: int, grid: torch.Size) -> list[tuple[int, Tensor]]:

@@ -16,18 +16,19 @@ from torch import Tensor
 
 from kernelbank.ops.context import Call, Context
 from kernelbank.ops.expansion import LARGEST, expanded
-from kernelbank.ops.geometry import kept, relative_offsets
+from kernelbank.ops.geometry import cached, relative_offsets
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths.closed_form import affine, moments
 from kernelbank.ops.paths.path import (
     Positional,
     PositionPath,
     Reason,
+    caches_expansions,
     half_precision,
-    keeps_expansions,
     needs_every_kernel,
 )
 from kernelbank.ops.precision import full_precision, wide
+from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import TwoStep
 from kernelbank.spec.inventory import Grid
 
@@ -35,8 +36,13 @@ from kernelbank.spec.inventory import Grid
 def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """Products with the matrix of each head: one for all images where gradients are wanted, whose sum over the images
     is then part of a product, and in half precision; else one per image, which needs no copy of x."""
-    (B, N, C), h = x_BNC.shape, table.shape[0]
     matrix = expanded((table,), ("dense", grid, x_BNC.dtype), lambda: _dense_matrix(table, grid).to(x_BNC.dtype))
+    return multiply(matrix, x_BNC)
+
+
+def multiply(matrix: Tensor, x_BNC: Tensor) -> Tensor:
+    """sum_j m_ij x_j with a matrix (h, N, N), head by head, (B, N, C)."""
+    (B, N, C), h = x_BNC.shape, matrix.shape[0]
     if not torch.is_grad_enabled() and x_BNC.dtype == wide(x_BNC.dtype):
         return _by_head(x_BNC, h, lambda x_BNd, head: torch.bmm(matrix[head].expand(B, N, N), x_BNd))
     columns = x_BNC.view(B, N, h, C // h).permute(2, 1, 0, 3).reshape(h, N, -1)
@@ -46,14 +52,14 @@ def dense(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
 def _dense_matrix(table: Tensor, grid: Grid) -> Tensor:
     """(h, N, N)."""
     N = grid[0] * grid[1]
-    offsets = kept(relative_offsets, grid, grid, 0, table.device)
+    offsets = cached(relative_offsets, grid, grid, 0, table.device)
     return _centre(table, grid).flatten(1).index_select(1, offsets.flatten()).view(-1, N, N)
 
 
 def _by_head(x_BNC: Tensor, heads: int, one: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`one`(x (B, N, d), head) for every head, put together. One head at a time stays in the cache."""
     parts = x_BNC.unflatten(2, (heads, -1)).unbind(2)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or recorded() or transformed():  # nothing is written in place
         return torch.stack([one(part, head) for head, part in enumerate(parts)], 2).flatten(2).to(x_BNC.dtype)
     o = torch.empty_like(x_BNC, memory_format=torch.contiguous_format)
     for head, (part, place) in enumerate(zip(parts, o.unflatten(2, (heads, -1)).unbind(2), strict=True)):
@@ -62,7 +68,7 @@ def _by_head(x_BNC: Tensor, heads: int, one: Callable[[Tensor, int], Tensor]) ->
 
 
 def _transforms(form: Positional) -> Positional:
-    """`form` out of autocast's reach, and without a transform where there is no image: FFT libraries refuse it."""
+    """`form` without autocast, and without a transform of an empty batch, which FFT libraries do not accept."""
 
     @wraps(form)
     def run(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
@@ -76,21 +82,21 @@ def _transforms(form: Positional) -> Positional:
 
 @_transforms
 def hybrid(x_BNC: Tensor, table: Tensor, grid: Grid) -> Tensor:
-    """x along y in the frequency domain, where the operator is one complex W x W product a frequency along x, made of
+    """x along y in the frequency domain, where the operator is one complex W x W product per frequency along x, as
     real ones: (a + ib)(x + iy) as [[a, -b], [b, a]] (x, y).
 
     The transforms are products with DFT matrices of length 2H - 1, which is all that a correlation over H needs: at
-    these lengths they are faster than FFTs, and they leave every frequency where its product wants it.
+    these lengths they are faster than FFTs, and they leave every frequency in the place where its product reads it.
     """
     (B, N, C), h, (H, W) = x_BNC.shape, table.shape[0], grid
     d = C // h
     spectrum = expanded((table,), ("hybrid", grid), lambda: _hybrid_spectrum(_wide(table), grid))  # (h, F, 2W, 2W)
-    there, back = (kept(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
+    forward, inverse = (cached(f, H, spectrum.dtype, x_BNC.device) for f in (to_frequencies, from_frequencies))
 
     def one(x_BNd: Tensor, head: int) -> Tensor:
         lines = _wide(x_BNd).view(B, H, W, d).permute(1, 2, 0, 3).reshape(H, W * B * d)
-        mixed = torch.bmm(spectrum[head], torch.mm(there, lines).view(H, 2 * W, B * d))
-        y = torch.mm(back, mixed.view(2 * H, W * B * d))
+        mixed = torch.bmm(spectrum[head], torch.mm(forward, lines).view(H, 2 * W, B * d))
+        y = torch.mm(inverse, mixed.view(2 * H, W * B * d))
         return y.view(H, W, B, d).permute(2, 0, 1, 3).reshape(B, N, d)
 
     return _by_head(x_BNC, h, one)
@@ -100,7 +106,7 @@ def _hybrid_spectrum(table: Tensor, grid: Grid) -> Tensor:
     """(h, F, 2W, 2W): the spectrum along y of the W x W Toeplitz matrix that every dy has, as real matrices."""
     H, W = grid
     lines = _centre(table, grid).roll(1 - H, 1)  # dy = 0 first, negative dy at the end
-    spectra = torch.matmul(kept(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
+    spectra = torch.matmul(cached(dft, H, table.dtype, table.device, 2 * H - 1)[:, None], lines)  # (2, h, F, 2W-1)
     real, imaginary = spectra.flip(3).unfold(3, W, 1).flip(3)  # h, F, W, W
     return torch.cat([torch.cat([real, -imaginary], 3), torch.cat([imaginary, real], 3)], 2)
 
@@ -118,7 +124,7 @@ def to_frequencies(side: int, dtype: torch.dtype, device: torch.device | None = 
 
 
 def from_frequencies(side: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """(side, F 2): what those are multiplied by to come back; all but f = 0 count twice."""
+    """(side, F 2): the inverse of `to_frequencies`; every frequency but 0 counts twice."""
     twice = torch.full((side,), 2.0, dtype=torch.float64, device=device)
     twice[0] = 1
     inverse = dft(side, torch.float64, device) * (twice / (2 * side - 1))[:, None]
@@ -174,7 +180,7 @@ def _fourier_spectrum(table: Tensor, grid: Grid) -> Tensor:
 
 def strips(table: Tensor, grid: Grid) -> Tensor:
     """(h, W, (2H-1) W): every W x W block of the N x N matrix once. The rows of the matrix at grid row iy are the view
-    [:, :, (H-1-iy) W : (2H-1-iy) W], so the matrix can be read without being made."""
+    [:, :, (H-1-iy) W : (2H-1-iy) W], so that no matrix is needed."""
     rows = _centre(table, grid).flip(1, 2).unfold(2, grid[1], 1).flip(2)  # (h, 2H-1, W, W): [H-1-dy, ix, jx]
     return rows.permute(0, 2, 1, 3).flatten(2).contiguous()
 
@@ -215,7 +221,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def smooth(least: int) -> int:
-    """The least number >= `least` without a prime factor above 5: what FFTs are fast on."""
+    """The least number >= `least` without a prime factor above 5: a length for which FFTs are fast."""
     length = least
     while True:
         rest = length
@@ -250,23 +256,23 @@ def dense_preferred(s: Context, call: Call, m: Machine) -> Reason:
     """Few positions."""
     positions = s.geo.grid[0] * s.geo.grid[1]
     most = DENSE_HALF if half_precision(call) else DENSE_TRAINED if call.grad else DENSE
-    return f"{positions} positions (up to {most}) make a matrix that fits" if positions <= most else None
+    return f"{positions} positions (up to {most}) make a matrix that is fast" if positions <= most else None
 
 
 def hybrid_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Spectra that are kept, or small enough to be computed at every call."""
+    """Spectra that are cached, or small enough to be computed at every call."""
     H, W = s.geo.grid
-    fits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if keeps_expansions(call) else max(H, W) <= TRANSFORMED
-    if not fits:
+    suits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if caches_expansions(call) else max(H, W) <= TRANSFORMED
+    if not suits:
         return None
     return f"{H * W} positions: {H} frequencies of {2 * W} x {2 * W} products, transforms as products"
 
 
 def hybrid_fft_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Spectra that are kept: two numbers where `hybrid` keeps four."""
+    """Spectra that are cached: two numbers where `hybrid` has four."""
     (H, W), h = s.geo.grid, s.num_heads
-    fits = keeps_expansions(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
-    return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if fits else None
+    suits = caches_expansions(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
+    return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if suits else None
 
 
 def fourier_preferred(s: Context, call: Call, m: Machine) -> Reason:

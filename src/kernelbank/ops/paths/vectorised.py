@@ -32,7 +32,7 @@ def preferred(s: Context, call: Call, m: Machine) -> Reason:
     """Where no other path is."""
     if one_step_with_table(s):
         return "one kernel per image is a gate, and the table a positional operator"
-    return "no other path is faster for this spec here"
+    return "no other path is faster for this spec"
 
 
 PATH = MixerPath("vectorised", framed(core), unsupported, preferred, one_step_with_table)

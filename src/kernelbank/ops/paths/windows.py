@@ -14,53 +14,77 @@ from torch import Tensor
 from kernelbank.ops.bank import TwoStepBank, generate_taps, generator_dtype, two_step_bank
 from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.frame import enter, leave
-from kernelbank.ops.geometry import Geometry, crop, kept, lay_out
+from kernelbank.ops.geometry import Geometry, Offsets, cached, crop, pad_tokens
 from kernelbank.ops.kernel import gate, queries, weigh
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths import sdpa
 from kernelbank.ops.paths.path import MixerPath, Reason, first
-from kernelbank.ops.paths.toeplitz import dense
-from kernelbank.ops.position import matrix
+from kernelbank.ops.paths.toeplitz import dense, multiply
+from kernelbank.ops.position import region_matrix
 from kernelbank.ops.precision import full_precision, wide
 from kernelbank.ops.transforms import recorded, transformed
-from kernelbank.spec import All, Pool, Support, TwoStep, Window
+from kernelbank.spec import All, Own, Pool, Support, TwoStep
 from kernelbank.spec.inventory import Grid
-from kernelbank.spec.support import seen
+from kernelbank.spec.support import Coordinates, seen
 
 Cell = Callable[[Tensor, TwoStepBank, Tensor | None, Params, Context], Tensor]
 """(q (M, h, n, e), the bank of M regions, what is added to the scores, params, context) -> o (M, h, n, d)."""
 
 
 class Group(NamedTuple):
-    """Regions of one size: their sides, and the first cell (y, x) of each."""
+    """Regions of one shape: the offsets of their rows and columns from the first ones, and the first cell (y, x) of
+    each region."""
 
-    sides: Grid
+    offsets: Offsets
     corners: tuple[Grid, ...]
+
+    @property
+    def sides(self) -> Grid:
+        """The numbers of rows and columns of a region."""
+        return len(self.offsets[0]), len(self.offsets[1])
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether a region is a rectangle of neighbouring cells."""
+        return all(axis[-1] + 1 == len(axis) for axis in self.offsets)
+
+
+def has_regions(support: Support, grid: Grid) -> bool:
+    """Whether the positions fall into regions, each of which sees itself and nothing else."""
+    if isinstance(support, (All, Own)):  # under `self` a prefix token sees nothing but itself
+        return False
+    return all(_is_partition(seen(support, side)) for side in grid)
+
+
+def _is_partition(axis: tuple[Coordinates, ...]) -> bool:
+    """Whether every coordinate sees itself, and all that it sees sees the same."""
+    return all(at in region and all(axis[other] == region for other in region) for at, region in enumerate(axis))
 
 
 def groups(support: Support, grid: Grid) -> tuple[Group, ...]:
-    """The regions of the grid by size."""
+    """The regions of the grid by shape."""
     return _group.__wrapped__(support, grid) if torch.compiler.is_compiling() else _group(support, grid)
 
 
 @cache
 def _group(support: Support, grid: Grid) -> tuple[Group, ...]:
-    axes = [sorted(set(seen(support, side)), key=lambda region: region.start) for side in grid]
-    corners: dict[Grid, list[Grid]] = {}
+    axes = [sorted(set(seen(support, side))) for side in grid]
+    corners: dict[Offsets, list[Grid]] = {}
     for rows, columns in product(*axes):
-        corners.setdefault((len(rows), len(columns)), []).append((rows.start, columns.start))
-    return tuple(Group(sides, tuple(at)) for sides, at in corners.items())
+        offsets = tuple(y - rows[0] for y in rows), tuple(x - columns[0] for x in columns)
+        corners.setdefault(offsets, []).append((rows[0], columns[0]))
+    return tuple(Group(offsets, tuple(at)) for offsets, at in corners.items())
 
 
 def token_order(support: Support, grid: Grid, prefix: int, batch: int, device: torch.device | None = None) -> Tensor:
     """Rows of (B T) tokens in region order: by group, then image, region and cell; the prefix tokens come last."""
-    cells = torch.arange(grid[0] * grid[1], device=device).view(grid)
-    starts = torch.arange(batch, device=device)[:, None] * (prefix + cells.numel())
-    parts = [
-        torch.stack([cells[y : y + sides[0], x : x + sides[1]].flatten() for y, x in corners]).flatten()
-        for sides, corners in groups(support, grid)
-    ]
-    parts = [prefix + part for part in parts] + [torch.arange(prefix, device=device)]
+    starts, width = torch.arange(batch, device=device)[:, None] * (prefix + grid[0] * grid[1]), grid[1]
+    parts = []
+    for (rows, columns), corners in groups(support, grid):
+        first = torch.tensor([y * width + x for y, x in corners], device=device)
+        cells = torch.tensor([y * width + x for y in rows for x in columns], device=device)
+        parts.append(prefix + (first[:, None] + cells).flatten())
+    parts.append(torch.arange(prefix, device=device))
     return torch.cat([(starts + part).flatten() for part in parts])
 
 
@@ -78,12 +102,12 @@ class _Reordered(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_backward(inputs[1], inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
-        return _Reordered.apply(grads[0], inverse, order), None, None
+        return _reorder(grads[0], inverse, order), None, None
 
 
 def _reorder(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -99,13 +123,13 @@ class BatchOrder:
     def __init__(self, batch: int, geo: Geometry) -> None:
         self.batch, self.geo = batch, geo
         where = (geo.support, geo.grid, geo.prefix, batch, geo.device)
-        self.order, self.places = kept(token_order, *where), kept(token_places, *where)
+        self.order, self.places = cached(token_order, *where), cached(token_places, *where)
 
-    def there(self, x_BTX: Tensor) -> Tensor:
+    def to_regions(self, x_BTX: Tensor) -> Tensor:
         """Into region order."""
         return _reorder(x_BTX.flatten(0, 1), self.order, self.places)[None]
 
-    def back(self, x_1MX: Tensor) -> Tensor:
+    def from_regions(self, x_1MX: Tensor) -> Tensor:
         """Out of region order."""
         rows = _reorder(x_1MX[0], self.places, self.order)
         return rows.unflatten(0, (self.batch, self.geo.tokens))
@@ -131,13 +155,13 @@ class ImageOrder:
     def __init__(self, geo: Geometry) -> None:
         self.geo = geo
         where = (geo.support, geo.grid, geo.prefix, 1, geo.device)
-        self.order, self.places = kept(token_order, *where), kept(token_places, *where)
+        self.order, self.places = cached(token_order, *where), cached(token_places, *where)
 
-    def there(self, x_BTX: Tensor) -> Tensor:
+    def to_regions(self, x_BTX: Tensor) -> Tensor:
         """Into region order."""
         return x_BTX.index_select(1, self.order)
 
-    def back(self, x_BTX: Tensor) -> Tensor:
+    def from_regions(self, x_BTX: Tensor) -> Tensor:
         """Out of region order."""
         return x_BTX.index_select(1, self.places)
 
@@ -171,19 +195,19 @@ def mixer(cell: Cell) -> Callable[[Tensor, Params, Context], Tensor]:
     """The mixer on windows, each region attended by `cell`."""
 
     def run(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
-        x_BTC = lay_out(x_BTC, s.geo)
+        x_BTC = pad_tokens(x_BTC, s.geo)
         order = order_of(x_BTC, s.geo)
         if s.spec.size > 1:  # patches cross the regions
             operand, source = enter(x_BTC, p, s)
-            q = order.there(queries(operand, p, s).transpose(1, 2).flatten(2)).unflatten(2, (s.heads, -1))
-            o = _two_step(q, order.there(source), p, s, order, cell)
-            return crop(leave(order.back(o), p, s), s.geo)
-        operand, source = enter(order.there(x_BTC), p, s)
+            q = order.to_regions(queries(operand, p, s).transpose(1, 2).flatten(2)).unflatten(2, (s.heads, -1))
+            o = _two_step(q, order.to_regions(source), p, s, order, cell)
+            return crop(leave(order.from_regions(o), p, s), s.geo)
+        operand, source = enter(order.to_regions(x_BTC), p, s)
         if isinstance(s.spec.kernel, TwoStep):
             o = _two_step(queries(operand, p, s).transpose(1, 2), source, p, s, order, cell)
         else:
             o = _one_step(operand, source, p, s, order).to(operand.dtype)
-        return crop(order.back(leave(o, p, s)), s.geo)
+        return crop(order.from_regions(leave(o, p, s)), s.geo)
 
     return run
 
@@ -194,7 +218,7 @@ def _two_step(q_LMhe: Tensor, source_LMC: Tensor, p: Params, s: Context, order: 
     bank, P = two_step_bank(source_LMC, p, s), s.geo.prefix
     key_LMhe, value_LMhd = (t.transpose(1, 2) for t in (bank.key, bank.value))
     (queries_by, q_prefix), (keys, k_prefix), (values, v_prefix) = map(order.parts, (q_LMhe, key_LMhe, value_LMhd))
-    made = []
+    outputs = []
     for group, q, k, v in zip(groups(s.geo.support, s.geo.grid), queries_by, keys, values, strict=True):
         if P:
             k, v = (
@@ -202,11 +226,11 @@ def _two_step(q_LMhe: Tensor, source_LMC: Tensor, p: Params, s: Context, order: 
                 for first, t in ((k_prefix, k), (v_prefix, v))
             )
         o = _attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bank, _added(p, s, group), p, s, cell)
-        made.append(o.view(*q.shape[:3], -1))
+        outputs.append(o.view(*q.shape[:3], s.dim))
     if P:
-        k, v = (order.back(t.flatten(2)).unflatten(2, (s.heads, -1)) for t in (key_LMhe, value_LMhd))
-        made.append(_attend(q_prefix, k, v, bank, _added_to_prefix(p, s), p, s, cell)[:, None])
-    return order.join(made)
+        k, v = (order.from_regions(t.flatten(2)).unflatten(2, (s.heads, -1)) for t in (key_LMhe, value_LMhd))
+        outputs.append(_attend(q_prefix, k, v, bank, _added_to_prefix(p, s), p, s, cell)[:, None])
+    return order.join(outputs)
 
 
 def _attend(
@@ -231,8 +255,7 @@ def _added(p: Params, s: Context, group: Group) -> Tensor | None:
     """The relative position of a region's queries to the prefix's kernels and its own, (h, n, P + n)."""
     if s.geo.sides is None:
         return None
-    geo = Geometry(All(), group.sides, s.geo.prefix, group.sides, device=s.geo.device)
-    return matrix(p, geo)[:, s.geo.prefix :]
+    return region_matrix(p, group.offsets, s.geo.prefix, s.geo.device)[:, s.geo.prefix :]
 
 
 def _added_to_prefix(p: Params, s: Context) -> Tensor | None:
@@ -256,15 +279,17 @@ def _one_step(operand_LMC: Tensor, source_LMC: Tensor, p: Params, s: Context, or
             sizes = [mean.shape[0] * mean.shape[1] for mean in means]
             rows = torch.cat([mean.flatten(0, 1) for mean in means]).to(features.dtype)
             kernels = generate_taps(rows[None], p, s)[0][0].split(sizes)
-            means = [kernel.view(*mean.shape[:2], -1) for kernel, mean in zip(kernels, means, strict=True)]
+            means = [
+                kernel.view(*mean.shape[:2], kernel.shape[-1]) for kernel, mean in zip(kernels, means, strict=True)
+            ]
     operands, q_prefix = order.parts(operand_LMC)
     if s.geo.prefix:
         operands, parts = [*operands, q_prefix[:, None]], [*parts, prefix[:, None]]
-    made = []
+    outputs = []
     terms = _positional_terms(parts, prefix, p, s)
     for q, mean, term in zip(operands, means, terms, strict=True):
-        made.append(gate(q, mean[:, :, None, :, None], term).to(q.dtype))
-    o = order.join(made)
+        outputs.append(gate(q, mean[:, :, None, :, None], term).to(q.dtype))
+    o = order.join(outputs)
     return o + p["bias"] if "bias" in p else o
 
 
@@ -288,7 +313,12 @@ def _positional_terms(parts: list[Tensor], prefix: Tensor, p: Params, s: Context
     P = s.geo.prefix
     terms: list[Tensor | None] = []
     for group, k in zip(groups(s.geo.support, s.geo.grid), parts, strict=False):
-        terms.append(dense(k.flatten(0, 1), p["table.weight"], group.sides).view_as(k))
+        region = k.flatten(0, 1)
+        if group.contiguous:
+            term = dense(region, p["table.weight"], group.sides)
+        else:
+            term = multiply(region_matrix(p, group.offsets, 0, s.geo.device).to(k.dtype), region)
+        terms.append(term.view_as(k))
     if not P:
         return terms
     entries = p["table.prefix"].repeat_interleave(s.dim // s.heads, 0).to(prefix.dtype)
@@ -300,14 +330,14 @@ def _positional_terms(parts: list[Tensor], prefix: Tensor, p: Params, s: Context
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
     """Supports without regions, statistics across regions, patches of one-step kernels."""
-    if not isinstance(s.geo.support, Window):
+    if not has_regions(s.geo.support, s.geo.grid):
         return f"support={s.geo.support} has no regions"
     if s.mask is not None:
         return "an attn_mask hides kernels inside a region"
     if not isinstance(s.spec.kernel, TwoStep) and s.spec.size > 1:
         return f"a one-step kernel of size {s.spec.size} crosses the regions"
     if s.geo.prefix and any(step.axis == "positions" for step in s.spec.activation):
-        return "@positions runs over queries of every region where a prefix is seen by all"
+        return "@positions runs over the queries of every region, because all of them see the prefix"
     if s.training and any(step.name == "batchnorm" for step in s.spec.activation):
         return "batchnorm has one set of statistics over all regions in training"
     return None
