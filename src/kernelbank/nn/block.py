@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernelbank.nn.edit.carry import carry
 from kernelbank.nn.layers import TokenBatchNorm
 from kernelbank.nn.mixer import Mixer
+from kernelbank.ops.context import read_mask
 from kernelbank.spec import MixerSpec, SpecError, TwoStep, Window
 from kernelbank.spec.inventory import Grid
 
@@ -199,12 +200,13 @@ def square(window: Sequence[int]) -> int:
 
 @register_notrace_function
 def narrowed(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
-    """`attn_mask`, and with `is_causal` the mask (T, T) under which token i sees tokens up to i."""
+    """`attn_mask`, and with `is_causal` what it leaves of the mask under which token i sees tokens up to i. Raises
+    SpecError for masks of another shape, dtype or value than `ops.context.read_mask` takes."""
     if not is_causal:
         return attn_mask
     tokens = x.shape[1]
     earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
-    return earlier if attn_mask is None else earlier & attn_mask
+    return earlier if attn_mask is None else earlier & read_mask(attn_mask, x)
 
 
 def _mixer(spec: MixerSpec, options: BlockOptions, attn_drop: float, qk_norm: bool = False) -> Mixer:

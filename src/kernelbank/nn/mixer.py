@@ -130,11 +130,13 @@ class Mixer(Tempered):
         """Draw every parameter as `inventory` says, from torch's generator."""
         tensors = self.tensors()
         for entry in self.entries:
-            initialise_tensor(tensors[entry.name], entry)
+            if entry.name in tensors:
+                initialise_tensor(tensors[entry.name], entry)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and statistics by their inventory name, as the modules hold them now: parametrised, pruned and
-        tied weights are what they compute to."""
+        tied weights are what they compute to. Tensors that a module in the place of a linear does not have, such as the
+        weight of a quantised one, are left out."""
         return named_tensors(self, self.entries)
 
     def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:

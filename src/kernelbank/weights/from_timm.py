@@ -18,6 +18,8 @@ from kernelbank.nn.backbone import Backbone
 from kernelbank.nn.build import build_backbone
 from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.nn.edit.stock import sites
+from kernelbank.nn.linears import TensorHolder
+from kernelbank.nn.mixer import Mixer
 from kernelbank.text import suggest
 from kernelbank.weights.infer import LAYER_SCALE
 from kernelbank.weights.keymap import cover
@@ -32,7 +34,7 @@ def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -
     """Our backbone with the weights of `model`, a timm VisionTransformer or SwinTransformer or its name.
 
     The specs are read off the model: `vit` or `swin` with its windows (with ``pad=timm`` where they do not fill the
-    grid) and its FFN. `mixer` then replaces cells or specs as `replace_mixers` does, and ``replaced`` of the backbone
+    grid), or those that `replace_mixers` put into it, and its FFN. `mixer` then replaces cells or specs as `replace_mixers` does, and ``replaced`` of the backbone
     is a table of what became of each tensor. With a name, `kwargs` go to ``timm.create_model``:
     ``from_timm("deit_small_patch16_224", pretrained=True)``.
 
@@ -49,7 +51,7 @@ def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -
     elif kwargs:
         raise InputError(f"invalid {next(iter(kwargs))}: the model is built already; expected a name of timm with it")
     spec = read_model(model)
-    backbone = with_state(spec, _timm_to_ours(spec, with_biases(model.state_dict())))
+    backbone = with_state(spec, _to_ours(spec, model, model.state_dict()))
     _freeze(backbone, model, spec)
     for name in ("pretrained_cfg", "default_cfg"):  # what timm.data reads
         if hasattr(model, name):
@@ -94,8 +96,12 @@ def our_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
 
 
-def _timm_to_ours(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return KEYS[spec.trunk.family].back(state, our_shapes(spec))
+def _to_ours(spec: ModelSpec, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of `model` under our names; the tensors of mixers that `replace_mixers` put into it have them."""
+    mixers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mixer))
+    renamed = {key: tensor for key, tensor in with_biases(state).items() if not key.startswith(mixers)}
+    ours = {key: tensor for key, tensor in state.items() if key.startswith(mixers)}
+    return KEYS[spec.trunk.family].back(renamed, our_shapes(spec)) | ours
 
 
 # ---- reading a model -------------------------------------------------------------------------------------
@@ -124,7 +130,7 @@ def _read_vit(model: Any) -> ModelSpec:
         raise InputError(f"attn_pool: invalid global_pool={model.global_pool!r}; expected token, avg, avgmax or max")
     first, attentions = blocks[0], list(sites(model))
     activation, mlp_bias = _read_mlps(blocks)
-    proj_bias = getattr(first.attn, "proj", None) is None or first.attn.proj.bias is not None
+    proj_bias = mlp_bias if isinstance(first.attn, Mixer) else first.attn.proj.bias is not None
     if proj_bias != mlp_bias:
         raise InputError(f"blocks.0.mlp: invalid bias={mlp_bias} beside proj_bias={proj_bias}; expected the same")
     width = model.embed_dim
@@ -213,11 +219,9 @@ def _read_norms(model: nn.Module) -> float:
     eps: dict[float, str] = {}
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
-        if leaf not in NORMS or isinstance(module, nn.Identity):
+        if leaf not in NORMS or isinstance(module, (nn.Identity, TensorHolder)):
             continue
         if not isinstance(module, nn.LayerNorm) or module.weight is None or module.bias is None:
-            if not hasattr(module, "weight"):  # a container of a norm's tensors inside a mixer
-                continue
             raise InputError(f"{name}: invalid norm_layer={type(module).__name__}; expected an affine LayerNorm")
         if leaf not in ("q_norm", "k_norm"):
             eps.setdefault(module.eps, name)
@@ -240,9 +244,10 @@ def _freeze(backbone: Backbone, model: nn.Module, spec: ModelSpec) -> None:
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if not frozen:
         return
-    marks = {key: torch.full(tensor.shape, key in frozen) for key, tensor in with_biases(model.state_dict()).items()}
-    for key, mark in _timm_to_ours(spec, marks).items():
-        backbone.get_parameter(key).requires_grad_(not mark.any())
+    marks = {key: torch.full(tensor.shape, key in frozen) for key, tensor in model.state_dict().items()}
+    marks = _to_ours(spec, model, marks)
+    for key, parameter in backbone.named_parameters():
+        parameter.requires_grad_(not marks[key].any())
 
 
 def with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
