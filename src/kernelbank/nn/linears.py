@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from kernelbank.spec.inventory import Tensor as Entry
 
-LINEARS = ("q", "key", "value", "out", "reduce", "predict")
+LINEARS = ("q", "reduce", "key", "value", "predict", "out")
 """The linear layers of size 1. Their weights are (O, C), except for static kernels in several heads or larger than 1,
 which are tensors and no layers."""
 
