@@ -1,4 +1,4 @@
-"""DynamicConv2d: a convolution of a ConvNet whose kernel is made for each image, stated by a spec.
+"""DynamicConv2d: a convolution of a ConvNet with one kernel per image, which a spec describes.
 
 The spec says where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
 predictors have a bias (`bias`). What a spec has no place for stays outside it, as in nn.Conv2d: C_out, stride,
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kernelbank.nn.conv_spec import (
     PAD_MODES,
     PADDINGS,
-    RULES,
+    REQUIREMENTS,
     TENSORFLOW,
     Sides,
     checked,
@@ -82,7 +82,7 @@ class DynamicConv2d(Tempered):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.spec = checked(read_conv_spec(spec) if isinstance(spec, str) else spec, RULES)
+        self.spec = checked(read_conv_spec(spec) if isinstance(spec, str) else spec, REQUIREMENTS)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.entries = tuple(conv_entries(self.spec, in_channels, out_channels, bias))
         self.groups = groups(self.spec, in_channels, 1)
@@ -95,8 +95,8 @@ class DynamicConv2d(Tempered):
         self.linears = linear_names(self.entries)
         shapes = {entry.name: entry.shape for entry in self.entries}
         for name in ("weight", "bias"):
-            held = torch.empty(shapes[name], device=device, dtype=dtype) if name in shapes else None
-            self.register_parameter(name, None if held is None else nn.Parameter(held))
+            tensor = torch.empty(shapes[name], device=device, dtype=dtype) if name in shapes else None
+            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
         for name in self.linears:
             out, of = shapes[f"{name}.weight"]
             self.add_module(name, nn.Linear(of, out, f"{name}.bias" in shapes, device=device, dtype=dtype))
@@ -247,10 +247,10 @@ def _share_of_sigmoid(predict: nn.Linear) -> float:
     """The routing drawn in pairs z, -z, an odd one 0: the coefficients sum to K / 2."""
     K = predict.out_features
     half = K // 2
-    for held in (predict.weight, predict.bias):
-        if held is not None:
-            held[half : 2 * half] = -held[:half]
-            held[2 * half :] = 0
+    for tensor in (predict.weight, predict.bias):
+        if tensor is not None:
+            tensor[half : 2 * half] = -tensor[:half]
+            tensor[2 * half :] = 0
     return 2 / K
 
 

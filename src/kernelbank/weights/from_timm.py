@@ -17,7 +17,7 @@ from kernelbank.model import Dropout, ModelSpec, SwinTrunk, ViTTrunk, by_stage
 from kernelbank.nn.backbone import Backbone
 from kernelbank.nn.build import build_backbone
 from kernelbank.nn.edit.replace import replace_mixers
-from kernelbank.nn.edit.stock import sites
+from kernelbank.nn.edit.stock import block_attentions
 from kernelbank.nn.linears import TensorHolder
 from kernelbank.nn.mixer import Mixer
 from kernelbank.text import suggest
@@ -34,9 +34,9 @@ def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -
     """Our backbone with the weights of `model`, a timm VisionTransformer or SwinTransformer or its name.
 
     The specs are read off the model: `vit` or `swin` with its windows (with ``pad=timm`` where they do not fill the
-    grid), or those that `replace_mixers` put into it, and its FFN. `mixer` then replaces cells or specs as `replace_mixers` does, and ``replaced`` of the backbone
-    is a table of what became of each tensor. With a name, `kwargs` go to ``timm.create_model``:
-    ``from_timm("deit_small_patch16_224", pretrained=True)``.
+    grid), or those that `replace_mixers` put into it, and its FFN. `mixer` then replaces cells or specs as
+    `replace_mixers` does, and ``replaced`` of the backbone is a table of what became of each tensor. With a name,
+    `kwargs` go to ``timm.create_model``: ``from_timm("deit_small_patch16_224", pretrained=True)``.
 
     The backbone computes what the model computes, is on its device, in its dtype and its mode, and shares no tensor
     with it.
@@ -128,7 +128,7 @@ def _read_vit(model: Any) -> ModelSpec:
     _exactly(model.patch_embed.norm, nn.Identity, "patch_embed.norm", "embed_norm_layer")
     if model.attn_pool is not None:
         raise InputError(f"attn_pool: invalid global_pool={model.global_pool!r}; expected token, avg, avgmax or max")
-    first, attentions = blocks[0], list(sites(model))
+    first, attentions = blocks[0], list(block_attentions(model))
     activation, mlp_bias = _read_mlps(blocks)
     proj_bias = mlp_bias if isinstance(first.attn, Mixer) else first.attn.proj.bias is not None
     if proj_bias != mlp_bias:
@@ -161,9 +161,9 @@ def _read_swin(model: Any) -> ModelSpec:
         raise InputError("layers: invalid depth=0 of a stage; expected at least one block")
     _exactly(model.patch_embed, PatchEmbed, "patch_embed", "embed_layer")
     _exactly(model.head, ClassifierHead, "head", "head")
-    attentions = list(sites(model))
-    specs = {site.stage: site.spec for site in reversed(attentions)}
-    heads = {site.stage: site.mixer.num_heads for site in attentions}
+    attentions = list(block_attentions(model))
+    specs = {attention.stage: attention.spec for attention in reversed(attentions)}
+    heads = {attention.stage: attention.mixer.num_heads for attention in attentions}
     width = model.patch_embed.proj.out_channels
     activation, mlp_bias = _read_mlps([block for blocks in stages for block in blocks])
     if (activation, mlp_bias) != ("gelu", True):
