@@ -422,8 +422,8 @@ def hooked() -> nn.Module:
         (nn.LazyConv2d(4, 3), "its weight has no shape before a first forward"),
         (Shifted(4, 4, 3), "a Shifted has a forward of its own"),
         (Standardised(4, 4, 3), "a Standardised has a forward of its own"),
-        (parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "its weight is computed"),
-        (prune.l1_unstructured(nn.Conv2d(4, 4, 3), "weight", 4), "its weight is computed"),
+        (parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "its weight is parametrised or pruned"),
+        (prune.l1_unstructured(nn.Conv2d(4, 4, 3), "weight", 4), "its weight is parametrised or pruned"),
         (hooked(), "it has hooks"),
     ],
 )

@@ -16,10 +16,10 @@ from torch.nn.utils import parametrizations
 from kernelbank import SpecError, dynamize
 from kernelbank.errors import InputError
 from kernelbank.nn.dynamic_conv import DynamicConv2d
-from kernelbank.nn.edit.dynamize import Report, survey
+from kernelbank.nn.edit.dynamize import DynamizeReport, survey
 
 
-def report(model: nn.Module) -> Report:
+def report(model: nn.Module) -> DynamizeReport:
     return model.dynamized
 
 
@@ -55,7 +55,7 @@ def test_timm_nets_start_where_they_were(name: str, training: bool) -> None:
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     turned = dynamize(copy.deepcopy(net), NETS[name])
     expected, y = net(x), turned(x)
-    assert len(dynamic(turned)) == len(report(turned).turned) > 3
+    assert len(dynamic(turned)) == len(report(turned).converted) > 3
     assert float((y - expected).detach().abs().max() / expected.detach().abs().max()) < 1e-10
     y.sum().backward()
     assert all(p.grad is not None for p in turned.parameters() if p.requires_grad)
@@ -92,14 +92,14 @@ def test_the_report_counts_and_gives_reasons() -> None:
     text = str(report(dynamize(net, "ddwconv")))
     lines = text.splitlines()
     assert lines[0].split() == ["convolution", "was", "became"]
-    assert lines[-1] == "12 of 40 convolutions turned with 'ddwconv'"
-    held = {line.name: line for line in report(net).lines}
+    assert lines[-1] == "12 of 40 convolutions became dynamic with 'ddwconv'"
+    held = {line.name: line for line in report(net).outcomes}
     assert str(held["stages.0.blocks.0.conv_dw"].spec) == "ddwconv frame=bare"
     assert held["stem.0"].reason.startswith("the first convolution")
     assert held["stages.1.downsample.1"].reason == "its kernel is 2 x 2: the size of a spec is an odd square"
     assert held["stages.0.blocks.0.mlp.fc1"].reason.startswith("its kernel is full: bank=dynamic(4)")
-    assert {line.name for line in report(net).turned} == dynamic(net).keys()
-    assert len(lines) == 42 and all(line.reason for line in report(net).left)
+    assert {line.name for line in report(net).converted} == dynamic(net).keys()
+    assert len(lines) == 42 and all(line.reason for line in report(net).unchanged)
 
 
 def test_survey_changes_nothing_and_says_the_same() -> None:
@@ -120,7 +120,7 @@ def test_records_follow_each_convolution() -> None:
 def test_a_typed_cell_takes_the_convolutions_that_have_it() -> None:
     net = dynamize(create_model("resnet18"), "dconv size=3")
     assert {module.spec.size for module in dynamic(net).values()} == {3}
-    reasons = {line.name: line.reason for line in report(net).left}
+    reasons = {line.name: line.reason for line in report(net).unchanged}
     assert reasons["layer2.0.downsample.0"] == "size=3 is typed, its kernel is 1 x 1"
     assert set(reasons) == {"conv1", *(f"layer{i}.0.downsample.0" for i in (2, 3, 4))}
 
@@ -143,7 +143,7 @@ def test_names_and_patterns(only: str | list[str] | None, skip: str | list[str],
 def test_a_single_convolution_comes_back_as_a_new_module() -> None:
     conv = nn.Conv2d(4, 8, 3)
     module = dynamize(conv, "dconv")
-    assert isinstance(module, DynamicConv2d) and report(module).turned[0].name == ""
+    assert isinstance(module, DynamicConv2d) and report(module).converted[0].name == ""
     x = torch.randn(2, 4, 6, 6)
     assert torch.allclose(module(x), conv(x), atol=1e-6)
 
@@ -171,15 +171,15 @@ class Odd(nn.Module):
 
 
 def test_every_convolution_is_listed_with_its_reason() -> None:
-    held = {line.name: line.reason for line in survey(Odd(), "dconv").lines}
+    held = {line.name: line.reason for line in survey(Odd(), "dconv").outcomes}
     assert held == {
-        "stem": "the first convolution sees the raw image; name it in only= to turn it",
+        "stem": "the first convolution sees the raw image; name it in only= to replace it",
         "shared": "it shares its weight with again",
         "again": "it shares its weight with shared",
         "tied": "it shares its weight with linear",
         "up": "a ConvTranspose2d is not an nn.Conv2d",
         "line": "a Conv1d is not an nn.Conv2d",
-        "normed": "its weight is computed: weight norm, pruning or another parametrisation",
+        "normed": "its weight is parametrised or pruned",
         "conditional": "a CondConv2d is not an nn.Conv2d",
         "dynamic": "a DynamicConv2d is not an nn.Conv2d",
         "plain": "",
@@ -189,14 +189,14 @@ def test_every_convolution_is_listed_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("make", "text", "names", "message"),
     [
-        (Odd, "dconv", {"only": "up"}, "only='up': 'dconv' cannot turn ConvTranspose2d.*: a ConvTranspose2d is not"),
+        (Odd, "dconv", {"only": "up"}, "only='up': 'dconv' cannot replace ConvTranspose2d.*: a ConvTranspose2d is not"),
         (Odd, "dconv", {"only": ["plain", "shared"]}, "only='shared': .* it shares its weight with again"),
-        (Odd, "dconv", {"only": "plain", "skip": "pl*"}, "only='plain': .* skipped by name"),
-        (Odd, "ddwconv", {}, "'ddwconv' turns none of the 10 convolutions: stem: .*; and 7 more"),
-        (Odd, "dconv", {"only": "plein"}, "only='plein' matches no convolution; did you mean 'plain'"),
-        (Odd, "dconv", {"skip": ["plain", "layer9"]}, "skip='layer9' matches no convolution"),
-        (Odd, "dconv", {"only": ()}, "turns none of the 10 convolutions"),
-        (lambda: nn.Linear(2, 2), "dconv", {}, "a Linear has no convolutions"),
+        (Odd, "dconv", {"only": "plain", "skip": "pl*"}, "only='plain': .* named in skip="),
+        (Odd, "ddwconv", {}, "'ddwconv' replaces none of the 10 convolutions: stem: .*; and 7 more"),
+        (Odd, "dconv", {"only": "plein"}, "only='plein', which matches no convolution; did you mean 'plain'"),
+        (Odd, "dconv", {"skip": ["plain", "layer9"]}, "skip='layer9', which matches no convolution"),
+        (Odd, "dconv", {"only": ()}, "replaces none of the 10 convolutions"),
+        (lambda: nn.Linear(2, 2), "dconv", {}, "a Linear without convolutions"),
     ],
 )
 def test_what_is_asked_for_and_cannot_be_done(

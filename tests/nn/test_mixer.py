@@ -67,32 +67,51 @@ def test_masked_padding_equals_timm_where_there_is_none() -> None:
         assert close(other(x), masked(x))
 
 
-def test_mmpretrain_padding_is_pad_then_roll_with_pads_as_kernels() -> None:
-    """systems.md 5.8, written out: zeros padded bottom and right after the norm, roll, window, mask, back, crop."""
-    ours = randomised(Mixer("swin support=window(4, shift=2, pad=mmpretrain)", 8, 2, (6, 5)))
-    x, p = torch.randn(1, 30, 8, dtype=torch.float64), ours.tensors()
-    padded = F.pad(x.view(1, 6, 5, 8), (0, 0, 0, 3, 0, 2)).roll((-2, -2), (1, 2))
-    ids = torch.zeros(8, 8)
-    for number, (rows, columns) in enumerate([(r, c) for r in (slice(0, -4), slice(-4, -2), slice(-2, None))
-                                              for c in (slice(0, -4), slice(-4, -2), slice(-2, None))]):  # fmt: skip
-        ids[rows, columns] = number
+@pytest.mark.parametrize("grid", [(6, 5), (4, 8), (8, 4), (5, 4), (4, 4), (8, 9)])
+def test_mmpretrain_padding_is_pad_then_roll_with_pads_as_kernels(grid: tuple[int, int]) -> None:
+    """mmpretrain's ShiftWindowMSA written out: zeros padded bottom and right after the norm, roll, windows, mask, back,
+    crop; and no shift along either axis where the shorter side is the window."""
+    ours, M = randomised(Mixer("swin support=window(4, shift=2, pad=mmpretrain)", 8, 2, grid)), 4
+    x, p = torch.randn(1, grid[0] * grid[1], 8, dtype=torch.float64), ours.tensors()
+    shift = 0 if min(grid) == M else 2
+    (H, W), (rows, columns) = grid, (-(-side // M) for side in grid)
+    padded = F.pad(x.view(1, H, W, 8), (0, 0, 0, columns * M - W, 0, rows * M - H)).roll((-shift, -shift), (1, 2))
+    ids = torch.zeros(rows * M, columns * M)
+    if shift:
+        parts = (slice(0, -M), slice(-M, -shift), slice(-shift, None))
+        for number, (y, z) in enumerate((y, z) for y in parts for z in parts):
+            ids[y, z] = number
 
     def windows(t: torch.Tensor) -> torch.Tensor:
-        return t.unflatten(1, (2, 4)).unflatten(3, (2, 4)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
+        return t.unflatten(1, (rows, M)).unflatten(3, (columns, M)).transpose(2, 3).flatten(0, 2).flatten(1, 2)
 
     w, region = windows(padded), windows(ids[None, :, :, None])[..., 0]
     q, k, v = (
         F.linear(w, p[f"{n}.weight"], p[f"{n}.bias"]).unflatten(-1, (2, 4)).transpose(1, 2)
         for n in ("q", "key", "value")
     )
-    at = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
-    offset = at[:, :, None] - at[:, None, :] + 3
+    at = torch.stack(torch.meshgrid(torch.arange(M), torch.arange(M), indexing="ij")).flatten(1)
+    offset = at[:, :, None] - at[:, None, :] + M - 1
     bias = p["table.weight"][:, offset[0], offset[1]]
     hidden = region[:, None, :, None] != region[:, None, None, :]
     a = (q @ k.mT / 2 + bias).masked_fill(hidden, -torch.inf).softmax(-1)
     o = F.linear((a @ v).transpose(1, 2).flatten(2), p["out.weight"], p["out.bias"])
-    o = o.unflatten(0, (1, 2, 2)).unflatten(3, (4, 4)).transpose(2, 3).flatten(1, 2).flatten(2, 3).roll((2, 2), (1, 2))
-    assert close(ours(x), o[:, :6, :5].flatten(1, 2))
+    o = o.unflatten(0, (1, rows, columns)).unflatten(3, (M, M)).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    assert close(ours(x), o.roll((shift, shift), (1, 2))[:, :H, :W].flatten(1, 2))
+
+
+def test_kernels_of_an_ffn_saved_by_version_0_1_load() -> None:
+    """There they are stacked by head: (1, K, C, 1, 1), (1, K) and (1, C, K)."""
+    ours = randomised(Mixer("ffn", 12, 3, (2, 3)))
+    state = ours.state_dict()
+    old = {"key.weight": state["key.weight"][None, :, :, None, None], "key.bias": state["key.bias"][None],
+           "value.weight": state["value.weight"][None], "value.bias": state["value.bias"]}  # fmt: skip
+    again = Mixer("ffn", 12, 3, (2, 3), dtype=torch.float64)
+    again.load_state_dict(old, strict=True)
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    assert torch.equal(again(x), ours(x))
+    with pytest.raises(RuntimeError, match=r"key\.weight"):
+        again.load_state_dict({**old, "key.weight": old["key.weight"].transpose(1, 2)})
 
 
 def test_timm_mlp_loads_strictly_and_agrees() -> None:

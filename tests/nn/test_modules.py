@@ -4,6 +4,7 @@ quantisation; torch.fx; and what timm asks of a model: masks and weight decay.""
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,18 @@ import peft
 import pytest
 import timm
 import torch
+from timm.models import FeatureGraphNet
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils import parametrize, prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import kernelbank.models
-from kernelbank import Mixer, replace_mixers, use_path
+from kernelbank import Mixer, accelerate, replace_mixers, use_path
 from kernelbank.atlas import ROWS
+from kernelbank.nn.block import narrowed
+from kernelbank.nn.dynamic_conv import DynamicConv2d
 from kernelbank.nn.linears import is_plain
 from kernelbank.spec import MixerSpec, SpecError
 
@@ -114,6 +119,128 @@ def test_lora_on_a_backbone_reaches_every_block() -> None:
     assert torch.allclose(adapted.merge_and_unload()(x), adapted(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("targets", [["q", "value"], "all-linear"])
+def test_lora_trains_a_vit_with_relu_attention(targets: list[str] | str) -> None:
+    """The loss falls, nothing but the adapters changes, and merged, unloaded layers compute what the adapters did."""
+    torch.manual_seed(0)
+    model = timm.create_model(NAMED[0], mixer="relu_attention", num_classes=3)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+    before = {name: p.clone() for name, p in adapted.named_parameters()}
+    images, labels = torch.randn(8, 3, 64, 64), torch.arange(8) % 3
+    optimiser = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], 0.02, weight_decay=0.0)
+    losses = []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(adapted(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0], losses
+    changed = {name for name, p in adapted.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all("lora_" in name for name in changed)
+    adapted.eval()
+    with torch.no_grad():
+        expected = adapted(images)
+        adapted.merge_adapter()
+        torch.testing.assert_close(adapted(images), expected, rtol=1e-4, atol=1e-5)
+        adapted.unmerge_adapter()
+        torch.testing.assert_close(adapted(images), expected, rtol=1e-4, atol=1e-5)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(images), expected, rtol=1e-4, atol=1e-5)
+    layers = [m for m in merged.blocks.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) == 6 * len(merged.blocks) and all(map(is_plain, layers))
+
+
+@pytest.mark.parametrize("row", ["vit", "ffn"])
+def test_each_hook_runs_once_per_forward_and_backward(row: str) -> None:
+    mixer, calls = Mixer(row, 16, 2, (4, 4)), []
+    for name in mixer.linears:
+        layer = mixer.get_submodule(name)
+        layer.register_forward_pre_hook(lambda *_, name=name: calls.append(f"pre {name}"))
+        layer.register_forward_hook(lambda *_, name=name: calls.append(f"forward {name}"))
+        layer.register_full_backward_hook(lambda *_, name=name: calls.append(f"backward {name}"))
+    mixer(torch.randn(2, 16, 16, requires_grad=True)).sum().backward()
+    kinds = ("pre", "forward", "backward")
+    assert sorted(calls) == sorted(f"{kind} {name}" for kind in kinds for name in mixer.linears)
+
+
+def test_hooks_for_every_module_see_the_linear_layers() -> None:
+    mixer, layers = Mixer("vit", 16, 2, (4, 4)), []
+    handle = register_module_forward_pre_hook(lambda module, _: layers.append(module))
+    try:
+        mixer(torch.randn(1, 16, 16))
+    finally:
+        handle.remove()
+    assert [m for m in layers if type(m) is nn.Linear] == [mixer.q, mixer.key, mixer.value, mixer.out]
+    layers.clear()
+    mixer(torch.randn(1, 16, 16))
+    assert not layers
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("row", ["relu_attention", "ffn", "ddwconv", "dconv", "swin"])
+@pytest.mark.parametrize("norm", [
+    nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm,
+    nn.utils.parametrizations.spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+], ids=["old weight norm", "weight norm", "old spectral norm", "spectral norm", "pruning"])  # fmt: skip
+def test_normed_and_pruned_layers_follow_training(row: str, norm: Callable[[nn.Module], nn.Module]) -> None:
+    """After a step the mixer computes what a fresh one with the layer's present weight computes."""
+    torch.manual_seed(0)
+    mixer = Mixer(MixerSpec.parse(TEXTS.get(row, row)).at_block(0), 16, 2, (4, 4), dtype=torch.float64)
+    name = mixer.linears[-1] if row == "dconv" else "key"
+    norm(mixer.get_submodule(name))
+    optimiser = torch.optim.SGD(mixer.parameters(), 0.1)
+    x = torch.randn(2, 16, 16, dtype=torch.float64)
+    mixer(x).square().sum().backward()
+    optimiser.step()
+    mixer.eval()
+    with torch.no_grad():
+        y = mixer(x)
+        fresh = Mixer(mixer.spec, 16, 2, (4, 4), dtype=torch.float64).eval()
+        fresh.load_state_dict({key: tensor.detach().clone() for key, tensor in mixer.tensors().items()})
+        torch.testing.assert_close(y, fresh(x))
+
+
+def test_tensors_that_are_no_layer_can_be_pruned() -> None:
+    """A table, and the keys of several heads, are no layers: their mask too follows every step."""
+    for text, name in (("vit_relpos", "table"), ("ffn kernel=two_step(2)", "key")):
+        mixer, x = Mixer(text, 16, 2, (4, 4)), torch.randn(2, 16, 16)
+        holder = mixer.get_submodule(name)
+        prune.l1_unstructured(holder, "weight", 0.5)
+        mixer(x).square().sum().backward()
+        torch.optim.SGD(mixer.parameters(), 0.5).step()
+        y = mixer(x)
+        masked = holder.weight_orig * holder.weight_mask
+        assert torch.equal(mixer.tensors()[f"{name}.weight"], masked)
+        prune.remove(holder, "weight")
+        torch.testing.assert_close(mixer(x), y)
+
+
+@pytest.mark.parametrize(("text", "name"), [("dconv", "predict"), ("condconv", "predict"), ("ddwconv", "key"),
+                                            ("ddwconv", "reduce")])  # fmt: skip
+def test_layers_of_a_dynamic_convolution_are_called(text: str, name: str) -> None:
+    module = DynamicConv2d(text, 8, 8, padding=1)
+    x, calls = torch.randn(2, 8, 6, 6), []
+    layer = module.get_submodule(name)
+    handle = layer.register_forward_pre_hook(lambda *_: calls.append(name))
+    y = module(x)
+    assert calls == [name]
+    handle.remove()
+    torch.testing.assert_close(module(x), y)
+    adapted = peft.get_peft_model(module, peft.LoraConfig(r=2, target_modules=[name], init_lora_weights=False)).eval()
+    adapted(x).sum().backward()
+    assert all(p.grad is not None for n, p in adapted.named_parameters() if "lora_" in n)
+    y = adapted(x)
+    torch.testing.assert_close(adapted.merge_and_unload()(x), y, rtol=1e-4, atol=1e-5)
+
+
+def test_accelerate_leaves_the_layers_of_a_mixer_plain() -> None:
+    model = timm.create_model(NAMED[0]).eval()
+    handle = accelerate(model)
+    assert all(is_plain(m.get_submodule(n)) for m in model.modules() if isinstance(m, Mixer) for n in m.linears)
+    assert len(handle) == 1  # the head
+
+
 def test_pruned_weights_follow_every_step() -> None:
     mixer, x = Mixer("vit", 16, 2, (4, 4)), torch.randn(2, 16, 16)
     prune.l1_unstructured(mixer.q, "weight", 0.5)
@@ -149,8 +276,14 @@ def test_dynamic_quantisation_runs() -> None:
     x = tokens(mixer)
     quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(mixer), {nn.Linear}, torch.qint8)
     assert type(quantised.q) is not nn.Linear
+    assert quantised.tensors() == {}  # its weights are methods
     with torch.no_grad():
         assert torch.allclose(quantised(x), mixer(x), atol=0.02)
+    backbone = timm.create_model(NAMED[0]).eval()
+    image = torch.randn(1, 3, 64, 64)
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(backbone), {nn.Linear}, torch.qint8)
+    with torch.no_grad():
+        assert torch.allclose(quantised(image), backbone(image), atol=0.05)
 
 
 def test_a_forced_path_that_reads_a_hooked_layer_says_so() -> None:
@@ -177,7 +310,8 @@ def test_fx_traces_the_model(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
         (features,) = create_feature_extractor(model, [node])(torch.cat([x, x])).values()
-    assert features.shape[0] == 2
+        (mapped,) = FeatureGraphNet(model, (1,))(torch.cat([x, x]))
+    assert features.shape[0] == 2 and torch.equal(features, mapped)
 
 
 @pytest.mark.parametrize("stock", ["swin_tiny_patch4_window7_224", "test_vit"])
@@ -205,6 +339,34 @@ def test_masks_that_timm_takes(row: str) -> None:
         defined = mixer(x, attn_mask=full)
         for mask in (seen, seen[:, None, None], full[:, 0], torch.zeros(3, 16).masked_fill(~seen, -torch.inf)):
             assert torch.equal(mixer(x, attn_mask=mask), defined), mask.shape
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_causal_and_key_padding_masks_combine(additive: bool) -> None:
+    x, padding = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 1, 1]], dtype=torch.bool)
+    mask = torch.zeros(2, 5).masked_fill(~padding, -torch.inf) if additive else padding
+    expected = torch.ones(5, 5, dtype=torch.bool).tril() & padding[:, None, None]
+    combined = narrowed(x, mask, True)
+    assert combined is not None and torch.equal(combined.expand(2, 1, 5, 5), expected)
+    assert narrowed(x, None, False) is None
+
+
+@pytest.mark.parametrize(("mask", "message"), [
+    (torch.full((16, 16), -1e4), "values other than 0 and -inf"),
+    (torch.ones(16, 16, dtype=torch.int64), "expected bool"),
+    (torch.ones(2, 2, 16, 16, dtype=torch.bool), "a mask per head is not supported"),
+    (torch.ones(3, 16, dtype=torch.bool), r"invalid attn_mask of shape \(3, 16\)"),
+])  # fmt: skip
+def test_other_masks_are_errors(mask: Tensor, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        Mixer("vit", 16, 2, (4, 4))(torch.randn(2, 16, 16), attn_mask=mask)
+
+
+@pytest.mark.parametrize("text", ["activation=relu,count", "position=relative"])
+def test_weight_decay_of_a_replaced_model_survives_pickling(text: str) -> None:
+    model = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1))
+    again = pickle.loads(pickle.dumps(replace_mixers(model, text)))
+    assert again.no_weight_decay() == model.no_weight_decay() != set()
 
 
 assert kernelbank.models is not None

@@ -143,6 +143,27 @@ def test_the_same_as_replacing_in_place() -> None:
     torch.testing.assert_close(ours(images), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "arguments", "text"), [
+    (VisionTransformer, PLAIN, "activation=relu,count position=relative"),
+    (VisionTransformer, PLAIN | {"qk_norm": True, "num_heads": 4, "proj_bias": False}, "activation=relu,count"),
+    (VisionTransformer, PLAIN, "dwsa"),
+    (SwinTransformer, STAGES, "activation=relu,count"),
+    (SwinTransformer, STAGES, "dwsa_window"),
+])  # fmt: skip
+def test_a_model_whose_mixers_were_replaced_becomes_a_backbone(kind: Any, arguments: Any, text: str) -> None:
+    model = kernelbank.replace_mixers(drawn(kind(**arguments)).double(), text)
+    model.patch_embed.requires_grad_(False)
+    first = (model.blocks if kind is VisionTransformer else model.layers[0].blocks)[0].attn
+    getattr(first, first.linears[0]).requires_grad_(False)
+    backbone = from_timm(model)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(backbone(images), model(images), rtol=1e-9, atol=1e-9)
+    frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
+    assert any("patch_embed" in name for name in frozen) and any(f".attn.{first.linears[0]}." in n for n in frozen)
+    other = from_timm(model, "bias=True")  # and again
+    assert other(images).isfinite().all()
+
+
 @pytest.mark.parametrize(("more", "match"), [
     ({"norm_layer": RmsNorm}, r"norm1: invalid norm_layer=RmsNorm; expected an affine LayerNorm"),
     ({"block_fn": ParallelScalingBlock}, r"blocks\.0: invalid block_fn=ParallelScalingBlock; expected Block"),

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernelbank.analysis.cost import cost, model_cost
 from kernelbank.errors import InputError
 from kernelbank.model import ModelSpec, TimmTrunk
-from kernelbank.nn.edit.stock import sites
+from kernelbank.nn.edit.stock import block_attentions
 from kernelbank.ops.plan import use_path
 
 
@@ -27,15 +27,14 @@ def multiply_adds(model: nn.Module, spec: ModelSpec, image: tuple[int, int]) -> 
     if not isinstance(spec.trunk, TimmTrunk):
         return model_cost(spec.at_size(image)).macs
     try:
-        attentions = list(sites(model))
+        attentions = list(block_attentions(model))
     except InputError:
         return _count(model, spec.in_chans, image)
     total = sum(
-        cost(site.mixer.spec, site.mixer.dim, site.mixer.num_heads, site.mixer.grid, site.mixer.prefix,
-             site.mixer.qk_norm).macs
-        for site in attentions
+        cost(mixer.spec, mixer.dim, mixer.num_heads, mixer.grid, mixer.prefix, mixer.qk_norm).macs
+        for mixer in (attention.mixer for attention in attentions)
     )  # fmt: skip
-    with _without([model.get_submodule(f"{site.name}.attn") for site in attentions]):
+    with _without([model.get_submodule(f"{attention.name}.attn") for attention in attentions]):
         return total + _count(model, spec.in_chans, image)
 
 

@@ -10,6 +10,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
+from kernelbank.nn.mixer import Tempered
 from kernelbank.ops.plan import planned_linear
 
 
@@ -77,7 +78,8 @@ def accelerate(model: nn.Module) -> Acceleration:
         kernelbank.accelerate(model)                # for good, or until handle.remove()
         with kernelbank.accelerate(model): ...      # for a block
 
-    Mixers of this library choose their form themselves. Raises InputError for what is not a module.
+    The linear layers of a Mixer or a DynamicConv2d stay as they are: these choose the form by themselves. Raises
+    InputError for what is not a module.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
@@ -85,4 +87,6 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 
 def _taken(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if type(module) in TWINS)
+    """The modules of `model` to be accelerated: all of these classes but the linear layers that a spec lists."""
+    owned = {id(layer) for module in model.modules() if isinstance(module, Tempered) for layer in module.children()}
+    return (module for module in model.modules() if type(module) in TWINS and id(module) not in owned)

@@ -1,7 +1,7 @@
 """Backbones: timm's own trunks with blocks whose mixer and MLP are specs. One stage is plain (timm's
 VisionTransformer), several are hierarchical (timm's SwinTransformer).
 
-Everything but the blocks is timm's, names and behaviour included; what the blocks add is documented here.
+Everything but the blocks is timm's, names and behaviour included; the docstrings say what the blocks add.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
 from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.inventory import Grid
 
-# Arguments of timm's trunks that a spec says instead, and how.
-SAID_BY_SPECS = {
+# Arguments of timm's trunks that a spec states instead, and how.
+STATED_BY_SPECS = {
     "attn_layer": "mixer='vit'", "block_fn": "mixer='vit'", "mlp_layer": "mlp='ffn'",
     "mlp_ratio": "mlp='ffn bank=static(4C)'", "qkv_bias": "mixer='vit bias=False'",
     "act_layer": "mlp='ffn activation=gelu'", "scale_attn_norm": "mixer='vit'", "scale_mlp_norm": "mlp='ffn'",
@@ -36,7 +36,7 @@ DEFAULT_WINDOW = 7  # of a stage without windows, where timm's bookkeeping wants
 
 
 class PlainBackbone(VisionTransformer):
-    """A plain backbone: timm's VisionTransformer, every block holding `mixer` and `mlp` (``none`` removes it).
+    """A plain backbone: timm's VisionTransformer, with `mixer` and `mlp` in every block (``none`` removes the MLP).
 
     `mixer` and `mlp` are specs as text. The other arguments are timm's: class_token, reg_tokens, global_pool,
     pos_embed, no_embed_class, init_values (LayerScale), qk_norm, dynamic_img_size, drop rates and so on. With
@@ -44,7 +44,7 @@ class PlainBackbone(VisionTransformer):
     position embedding is.
 
     Raises SpecError for specs that do not exist or do not fit, images that the patches do not fill, and arguments
-    that a spec says instead.
+    that a spec states instead.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class PlainBackbone(VisionTransformer):
 
 
 class HierarchicalBackbone(SwinTransformer):
-    """A hierarchical backbone: timm's SwinTransformer, every block holding the `mixer` and `mlp` of its stage.
+    """A hierarchical backbone: timm's SwinTransformer, with the `mixer` and `mlp` of its stage in every block.
 
     `mixer` and `mlp` are specs as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
     removes it. `window_size`, as in timm one for all stages or one each, changes the side of windows in the specs
@@ -207,10 +207,10 @@ class HierarchicalBackbone(SwinTransformer):
         """Every mixer by its path, and the grid that it has when patches lie on `grid`: merging halves it, odd sides
         padded."""
         for i, stage in enumerate(self.layers):
-            there = (-(-grid[0] // 2**i), -(-grid[1] // 2**i))
+            stage_grid = (-(-grid[0] // 2**i), -(-grid[1] // 2**i))
             for path, module in stage.named_modules(prefix=f"layers.{i}"):
                 if isinstance(module, Mixer):
-                    yield path, module, there
+                    yield path, module, stage_grid
 
 
 Backbone = PlainBackbone | HierarchicalBackbone
@@ -252,8 +252,8 @@ def table_names(model: nn.Module) -> set[str]:
 
 def _check(trunk: Mapping[str, Any], img_size: Any, patch_size: Any, padded: bool = False) -> None:
     for name, value in trunk.items():
-        if name in SAID_BY_SPECS:
-            raise SpecError(f"invalid {name}={value!r}: a spec says it; expected {SAID_BY_SPECS[name]}")
+        if name in STATED_BY_SPECS:
+            raise SpecError(f"invalid {name}={value!r}: a spec states it; expected {STATED_BY_SPECS[name]}")
     if trunk.get("fix_init"):
         raise SpecError("invalid fix_init=True: mixers are drawn as `inventory` says; expected False")
     if (mode := trunk.get("weight_init", "")) not in INITS:

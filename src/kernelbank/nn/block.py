@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernelbank.nn.edit.carry import carry
 from kernelbank.nn.layers import TokenBatchNorm
 from kernelbank.nn.mixer import Mixer
+from kernelbank.ops.context import read_mask
 from kernelbank.spec import MixerSpec, SpecError, TwoStep, Window
 from kernelbank.spec.inventory import Grid
 
@@ -23,10 +24,10 @@ for leaf in (Mixer, TokenBatchNorm):  # fx records each as one call: tracing a m
 
 
 class TokenGrid:
-    """The grid that N tokens lie on: the patch embedding's own, or with `dynamic` that of the last image with as many.
+    """The grid of N tokens: the patch embedding's own, or with `dynamic` that of the last image with N patches.
 
-    Tokens (B, T, C) do not say whether they are 4 x 6 or 6 x 4, and timm's trunk hands blocks nothing else. A backward
-    that runs blocks again (gradient checkpointing) could take the wrong one of the two: it is refused.
+    Tokens (B, T, C) do not show whether they are 4 x 6 or 6 x 4, and timm's trunk passes nothing else to its blocks. A
+    backward that runs blocks again (gradient checkpointing) could use the wrong one of the two and is an error.
     """
 
     def __init__(self, patch_embed: PatchEmbed, dynamic: bool) -> None:
@@ -44,8 +45,8 @@ class TokenGrid:
         grids.append((height, width))
 
     def __call__(self, count: int) -> Grid:
-        """(H, W) of `count` tokens without the prefix. Raises SpecError in a backward when images of several shapes
-        had as many."""
+        """Return (H, W) of `count` tokens, the prefix not counted. Raises SpecError in a backward if images of several
+        shapes had as many."""
         if count not in self.seen:
             height, width = self.patch_embed.grid_size
             return height, width
@@ -68,11 +69,11 @@ class StageSpecs:
     mlp: MixerSpec | None
 
     def at_block(self, index: int) -> tuple[MixerSpec, MixerSpec | None]:
-        """Those of block `index`, counted inside the stage."""
+        """Return the specs of block `index` of the stage, with the shift of its windows resolved."""
         return self.mixer.at_block(index), None if self.mlp is None else self.mlp.at_block(index)
 
     def with_window(self, window: Sequence[int]) -> StageSpecs:
-        """The mixer with windows of (height, width); as it is where it has none. Raises SpecError unless they are
+        """Return the specs with windows of (height, width), if the mixer has windows. Raises SpecError unless they are
         square, and for a shift that does not fit."""
         support = self.mixer.support
         if not isinstance(support, Window):
@@ -82,8 +83,8 @@ class StageSpecs:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What a block is built from besides its specs; `qk_norm`, `init_values` (LayerScale), the drop rates,
-    `dynamic` sizes and `norm_layer` as in timm."""
+    """The arguments of a block besides its specs: `qk_norm`, `init_values` (LayerScale), the drop rates, `dynamic`
+    sizes and `norm_layer` are timm's."""
 
     dim: int
     num_heads: int
@@ -103,9 +104,9 @@ class BlockOptions:
 class Block(nn.Module):
     """x + DropPath(LayerScale(attn(norm1(x)))), then x + DropPath(LayerScale(mlp(norm2(x)))) unless there is no MLP.
 
-    `attn` and `mlp` are Mixers; their names, and those of the rest, are timm's. `specs` are those of the stage and
-    `index` counts its blocks: an alternating shift is resolved here. Around a bn_relu mixer there is no norm before
-    the mixer and BatchNorm before the MLP (DWNet).
+    `attn` and `mlp` are Mixers. All names are timm's. `specs` are those of the stage and `index` is the position in it,
+    which resolves an alternating shift. With a bn_relu mixer there is no norm before the mixer and a BatchNorm before
+    the MLP (DWNet).
     """
 
     def __init__(self, specs: StageSpecs, index: int, options: BlockOptions) -> None:
@@ -122,7 +123,7 @@ class Block(nn.Module):
         if mlp is not None:
             norm: Norm = TokenBatchNorm if normed_inside else options.norm_layer
             self.norm2 = norm(options.dim, **dd)
-            # timm's Mlp drops after its activation too: that is this spec's attention map
+            # timm's Mlp also drops after its activation, which is the attention map of this spec
             self.mlp = _mixer(mlp, options, attn_drop=options.proj_drop if isinstance(mlp.kernel, TwoStep) else 0.0)
             self.ls2, self.drop_path2 = _branch(options)
 
@@ -133,8 +134,8 @@ class Block(nn.Module):
             return x
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), grid)))
 
-    def take(self, spec: MixerSpec, mixer: Mixer) -> None:
-        """Another mixer, and the stage's spec that it is resolved from."""
+    def replace_mixer(self, spec: MixerSpec, mixer: Mixer) -> None:
+        """Replace the mixer; `spec` is that of the stage, an alternating shift unresolved."""
         self.specs, self.attn = replace(self.specs, mixer=spec), mixer
 
     def set_grid(self, grid: Grid) -> None:
@@ -178,12 +179,12 @@ class StageBlock(Block):
         return self.run(x.reshape(B, H * W, C), (H, W)).reshape(B, H, W, C)
 
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
-        """What timm's stages call; the side of windows is in the spec."""
+        """Resize, as timm's stages do; the side of windows stays that of the spec."""
         self.set_grid((feat_size[0], feat_size[1]))
 
 
 def _moved(mixer: Mixer, spec: MixerSpec, grid: Grid) -> Mixer:
-    """`mixer` itself on another grid, with its hooks; a new one only for another spec."""
+    """Move `mixer` to another grid in place, hooks included, or return a new one for another spec."""
     if spec != mixer.spec:
         return carry(mixer, spec, grid)[0]
     mixer.set_grid(grid)
@@ -199,12 +200,13 @@ def square(window: Sequence[int]) -> int:
 
 @register_notrace_function
 def narrowed(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
-    """`attn_mask`, and with `is_causal` the mask (T, T) under which token i sees tokens up to i."""
+    """`attn_mask`, and with `is_causal` what it leaves of the mask under which token i sees tokens up to i. Raises
+    SpecError for masks of another shape, dtype or value than `ops.context.read_mask` takes."""
     if not is_causal:
         return attn_mask
     tokens = x.shape[1]
     earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
-    return earlier if attn_mask is None else earlier & attn_mask
+    return earlier if attn_mask is None else earlier & read_mask(attn_mask, x)
 
 
 def _mixer(spec: MixerSpec, options: BlockOptions, attn_drop: float, qk_norm: bool = False) -> Mixer:

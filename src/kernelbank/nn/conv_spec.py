@@ -27,47 +27,59 @@ PADDINGS: dict[Callable[..., object], Callable[[nn.Conv2d], Sides]] = {
     nn.Conv2d.forward: lambda conv: conv.padding,
     Conv2dSame.forward: lambda conv: TENSORFLOW,
 }
-"""The forwards of the convolutions that can be turned, and how each pads. A subclass with another forward may do
-anything with its weight (standardise it, shift it), so it is refused."""
+"""The forwards of convolutions that can become dynamic, and their padding. A subclass with another forward may do
+anything with its weight (standardise it, shift it), so it is not accepted."""
 
 
 # ---- the spec ------------------------------------------------------------------------------------------
 
 
-class Rule(NamedTuple):
-    """What a spec must fulfil: the field, whether a spec breaks it, the reason, and what is expected."""
+class Requirement(NamedTuple):
+    """A requirement on a field of a spec: whether a spec violates it, the reason, and what is expected."""
 
     field: str
-    broken: Callable[[MixerSpec], bool]
+    violated: Callable[[MixerSpec], bool]
     reason: str
     expected: str
 
 
-RULES = (
-    Rule("kernel", lambda s: isinstance(s.kernel, TwoStep), "a convolution applies one kernel", "full, depthwise"),
-    Rule("bank", lambda s: isinstance(s.bank, Box) or s.bank == Static(1), "one kernel for all images is not dynamic",
-         "static(K) with K > 1, dynamic(r)"),
-    Rule("support", lambda s: not isinstance(s.support, All), "a kernel is made of the whole image", "all"),
-    Rule("position", lambda s: s.position != "none", "a convolution has no table of offsets", "none"),
-    Rule("frame", lambda s: s.frame != "bare", "what is around a convolution is the network's own", "bare"),
+REQUIREMENTS = (
+    Requirement(
+        "kernel", lambda s: isinstance(s.kernel, TwoStep), "a convolution applies one kernel", "full, depthwise"
+    ),
+    Requirement(
+        "bank", lambda s: isinstance(s.bank, Box) or s.bank == Static(1), "one kernel for all images is not dynamic",
+        "static(K) with K > 1, dynamic(r)",
+    ),
+    Requirement("support", lambda s: not isinstance(s.support, All), "a kernel depends on the whole image", "all"),
+    Requirement("position", lambda s: s.position != "none", "a convolution has no table of offsets", "none"),
+    Requirement(
+        "frame", lambda s: s.frame != "bare", "the layers around a convolution belong to the network", "bare"
+    ),
 )  # fmt: skip
-"""What makes a spec a convolution with a kernel for each image."""
+"""The requirements on a convolution with one kernel per image."""
 
-STARTS = (
-    Rule("bank", lambda s: isinstance(s.bank, Dynamic) and s.bank.squash != "identity",
-         "a squashed weight cannot be the convolution's", "dynamic(r)"),
-    Rule("bias", lambda s: isinstance(s.bank, Dynamic) and not s.bias,
-         "the generator's bias holds the convolution's kernel", "True"),
+START_REQUIREMENTS = (
+    Requirement(
+        "bank", lambda s: isinstance(s.bank, Dynamic) and s.bank.squash != "identity",
+        "a squashed weight cannot be the convolution's", "dynamic(r)",
+    ),
+    Requirement(
+        "bias", lambda s: isinstance(s.bank, Dynamic) and not s.bias,
+        "the generator's bias holds the convolution's kernel", "True",
+    ),
 )  # fmt: skip
-"""What it needs besides to compute at the start what a convolution computes."""
+"""Further requirements on one that starts out equal to a convolution."""
 
 
-def checked(spec: MixerSpec, rules: tuple[Rule, ...]) -> MixerSpec:
-    """`spec` if it breaks none of the rules, else SpecError."""
-    for rule in rules:
-        if rule.broken(spec):
-            value = AXES[rule.field].show(getattr(spec, rule.field))
-            raise SpecError(f"invalid {rule.field}={value}: {rule.reason}; expected {rule.expected}")
+def checked(spec: MixerSpec, requirements: tuple[Requirement, ...]) -> MixerSpec:
+    """Return `spec`. Raises SpecError if it violates a requirement."""
+    for requirement in requirements:
+        if requirement.violated(spec):
+            value = AXES[requirement.field].show(getattr(spec, requirement.field))
+            raise SpecError(
+                f"invalid {requirement.field}={value}: {requirement.reason}; expected {requirement.expected}"
+            )
     return spec
 
 
@@ -76,24 +88,24 @@ def _typed(text: str) -> set[str]:
 
 
 def read_conv_spec(text: str) -> MixerSpec:
-    """The spec of `text` in a bare frame, unless a frame is typed: a row's frame stands for layers that a ConvNet
-    has itself. Raises SpecError for a spec that makes no kernel for each image."""
+    """Return the spec of `text`, with a bare frame unless `text` states one: a row's frame stands for layers that a
+    ConvNet has itself. Raises SpecError for a spec without one kernel per image."""
     spec = MixerSpec.parse(text)
     if "frame" not in _typed(text):
         spec = replace(spec, frame="bare")
-    return checked(spec, RULES)
+    return checked(spec, REQUIREMENTS)
 
 
 def read_start(text: str) -> MixerSpec:
-    """`read_conv_spec` for a spec that can compute at the start what a convolution computes. Raises SpecError."""
-    return checked(read_conv_spec(text), STARTS)
+    """Return the spec as `read_conv_spec`. Raises SpecError if it cannot start out equal to a convolution."""
+    return checked(read_conv_spec(text), START_REQUIREMENTS)
 
 
 def conv_spec(conv: nn.Module, text: str) -> MixerSpec:
-    """The spec of `text` with the kernel and the size of `conv`: groups 1 is full, groups C is depthwise.
+    """Return the spec of `text` with the kernel and size of `conv`: groups 1 is full, groups C is depthwise.
 
-    Raises SpecError when a typed kernel or size is not the convolution's, when no spec has them, and when the
-    convolution is no plain one.
+    Raises:
+        SpecError: If `text` states another kernel or size, no spec has the convolution's, or `conv` is not plain.
     """
     spec, typed = read_start(text), _typed(text)
     check_plain(conv)
@@ -115,7 +127,7 @@ def conv_spec(conv: nn.Module, text: str) -> MixerSpec:
 
 
 def check_plain(conv: nn.Module) -> None:
-    """Raises SpecError, with the reason, unless `conv` is a convolution that a new module can stand for."""
+    """Raise SpecError, with the reason, unless a new module can replace `conv`."""
     if not isinstance(conv, nn.Conv2d):
         raise SpecError(f"a {type(conv).__name__} is not an nn.Conv2d")
     if (
@@ -125,7 +137,7 @@ def check_plain(conv: nn.Module) -> None:
     ):
         raise SpecError(f"a {type(conv).__name__} has a forward of its own")
     if not {"weight", "bias"} <= conv._parameters.keys():
-        raise SpecError("its weight is computed: weight norm, pruning or another parametrisation")
+        raise SpecError("its weight is parametrised or pruned")
     if isinstance(conv.weight, nn.UninitializedParameter):
         raise SpecError("its weight has no shape before a first forward")
     if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:

@@ -1,4 +1,4 @@
-"""DynamicConv2d: a convolution of a ConvNet whose kernel is made for each image, stated by a spec.
+"""DynamicConv2d: a convolution of a ConvNet with one kernel per image, which a spec describes.
 
 The spec says where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
 predictors have a bias (`bias`). What a spec has no place for stays outside it, as in nn.Conv2d: C_out, stride,
@@ -8,7 +8,6 @@ padding, dilation, padding mode, and whether the kernels have a bias.
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Self
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from kernelbank.nn.conv_spec import (
     PAD_MODES,
     PADDINGS,
-    RULES,
+    REQUIREMENTS,
     TENSORFLOW,
     Sides,
     checked,
@@ -30,8 +29,10 @@ from kernelbank.nn.conv_spec import (
     pair,
     read_conv_spec,
 )
+from kernelbank.nn.linears import called_modules, linear_names, named_tensors
 from kernelbank.nn.mixer import Tempered, initialise_tensor
 from kernelbank.ops.context import Context
+from kernelbank.ops.frame import linear_dtype
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.kernel import Pair, conv_images
 from kernelbank.ops.mix import generated_kernel, learned_kernel
@@ -81,7 +82,7 @@ class DynamicConv2d(Tempered):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.spec = checked(read_conv_spec(spec) if isinstance(spec, str) else spec, RULES)
+        self.spec = checked(read_conv_spec(spec) if isinstance(spec, str) else spec, REQUIREMENTS)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.entries = tuple(conv_entries(self.spec, in_channels, out_channels, bias))
         self.groups = groups(self.spec, in_channels, 1)
@@ -91,14 +92,14 @@ class DynamicConv2d(Tempered):
         if padding_mode not in PAD_MODES:
             raise SpecError(f"invalid padding_mode={padding_mode!r}; expected {', '.join(PAD_MODES)}")
         self.padding_mode = padding_mode
+        self.linears = linear_names(self.entries)
         shapes = {entry.name: entry.shape for entry in self.entries}
         for name in ("weight", "bias"):
-            held = torch.empty(shapes[name], device=device, dtype=dtype) if name in shapes else None
-            self.register_parameter(name, None if held is None else nn.Parameter(held))
-        for name in ("reduce", "key", "predict"):
-            if f"{name}.weight" in shapes:
-                out, of = shapes[f"{name}.weight"]
-                self.add_module(name, nn.Linear(of, out, f"{name}.bias" in shapes, device=device, dtype=dtype))
+            tensor = torch.empty(shapes[name], device=device, dtype=dtype) if name in shapes else None
+            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
+        for name in self.linears:
+            out, of = shapes[f"{name}.weight"]
+            self.add_module(name, nn.Linear(of, out, f"{name}.bias" in shapes, device=device, dtype=dtype))
         self.reset_parameters()
 
     @classmethod
@@ -163,12 +164,12 @@ class DynamicConv2d(Tempered):
                 if entry.name in ("weight", "bias"):
                     initialise_tensor(getattr(self, entry.name), entry)
         for layer in self.children():
-            assert isinstance(layer, nn.Linear)
-            layer.reset_parameters()
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters by their inventory name, as the modules hold them now."""
-        return {entry.name: attrgetter(entry.name)(self) for entry in self.entries}
+        """Parameters by their inventory name, as the modules hold them now; see `Mixer.tensors`."""
+        return named_tensors(self, self.entries)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) -> (B, C_out, H', W'), channels-last if x is. Raises SpecError for another shape."""
@@ -177,14 +178,16 @@ class DynamicConv2d(Tempered):
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The kernel of each image (B, C_out, C_in/g, k, k), and its bias (B or 1, C_out) if there is one."""
         grid = (x.shape[2], x.shape[3])
+        modules = called_modules(self, self.linears)
         s = Context(
-            self.spec, self.in_channels, 1, Geometry(self.spec.support, grid, 0), self.training, self.temperature
-        )
-        source_BTC, p = x.flatten(2).transpose(1, 2), self.tensors()
+            self.spec, self.in_channels, 1, Geometry(self.spec.support, grid, 0), self.training, self.temperature,
+            modules=modules,
+        )  # fmt: skip
+        source_BTC, p = x.flatten(2).transpose(1, 2), named_tensors(self, self.entries, modules)
         if isinstance(self.spec.bank, Static):
             return learned_kernel(source_BTC, p, s)
         kernel, _ = generated_kernel(source_BTC, p, s)  # (B, 1, C, t)
-        weight = kernel.reshape(len(x), self.out_channels, 1, *self.kernel_size).to(self.key.bias.dtype)
+        weight = kernel.reshape(len(x), self.out_channels, 1, *self.kernel_size).to(linear_dtype(p, "key", s))
         return weight, None if self.bias is None else self.bias[None]
 
     def pad(self, x: Tensor) -> tuple[Tensor, Pair]:
@@ -244,10 +247,10 @@ def _share_of_sigmoid(predict: nn.Linear) -> float:
     """The routing drawn in pairs z, -z, an odd one 0: the coefficients sum to K / 2."""
     K = predict.out_features
     half = K // 2
-    for held in (predict.weight, predict.bias):
-        if held is not None:
-            held[half : 2 * half] = -held[:half]
-            held[2 * half :] = 0
+    for tensor in (predict.weight, predict.bias):
+        if tensor is not None:
+            tensor[half : 2 * half] = -tensor[:half]
+            tensor[2 * half :] = 0
     return 2 / K
 
 

@@ -3,7 +3,7 @@ only plain ones hand their weights to the fused forms of the operator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from kernelbank.spec.inventory import Tensor as Entry
 
-LINEARS = ("q", "key", "value", "out", "reduce", "predict")
+LINEARS = ("q", "reduce", "key", "value", "predict", "out")
 """The linear layers of size 1. Their weights are (O, C), except for static kernels in several heads or larger than 1,
 which are tensors and no layers."""
 
@@ -53,21 +53,28 @@ def called_modules(parent: nn.Module, names: Iterable[str]) -> dict[str, nn.Modu
     return {name: module for name, module in modules.items() if not is_plain(module)}
 
 
-def named_tensors(parent: nn.Module, entries: Iterable[Entry], without: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The tensors of `entries` as the modules of `parent` hold them now, those of the linears in `without` left out."""
-    skipped = set(without)
-    homes: dict[str, nn.Module] = {}
+def named_tensors(parent: nn.Module, entries: Iterable[Entry], without: Container[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of `entries` as the modules of `parent` hold them now. Left out are the linears in `without`,
+    and tensors that the module in the place of a linear does not have in that shape."""
     tensors: dict[str, Tensor] = {}
     for entry in entries:
         home, _, leaf = entry.name.rpartition(".")
-        if home in skipped:
+        if home in without:
             continue
-        if home not in homes:
-            homes[home] = parent.get_submodule(home)
-            if isinstance(homes[home], TensorHolder) and homes[home]._forward_pre_hooks:
-                homes[home]()
-        tensors[entry.name] = getattr(homes[home], leaf)
+        module = parent.get_submodule(home)
+        if leaf == "weight" and isinstance(module, TensorHolder) and module._forward_pre_hooks:
+            module()
+        tensor = getattr(module, leaf, None)
+        if _is_replaced(module, home) and not (isinstance(tensor, Tensor) and tensor.shape == entry.shape):
+            continue
+        assert isinstance(tensor, Tensor)
+        tensors[entry.name] = tensor
     return tensors
+
+
+def _is_replaced(module: nn.Module, name: str) -> bool:
+    """Whether a linear is of another class than a mixer gives it."""
+    return name in LINEARS and type(module) not in (nn.Linear, TensorHolder)
 
 
 def new_linear(weight: tuple[int, ...], bias: bool) -> nn.Linear:

@@ -117,9 +117,9 @@ class Mixer(Tempered):
         shapes = {entry.name: entry.shape for entry in self.entries}
         return new_linear(shapes[f"{name}.weight"], f"{name}.bias" in shapes)
 
-    def hold(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take `tensors`, one per inventory entry, as the mixer's own: a Parameter stays the same object, so that
-        optimisers go on with it. Raises SpecError for a wrong shape."""
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make `tensors`, one per inventory entry, the mixer's own. A Parameter stays the same object, so that an
+        optimiser that has it remains valid. Raises SpecError for a wrong shape."""
         for entry in self.entries:
             if (shape := tuple(tensors[entry.name].shape)) != entry.shape:
                 raise SpecError(f"invalid shape {shape} of {entry.name}; expected {entry.shape}")
@@ -130,11 +130,13 @@ class Mixer(Tempered):
         """Draw every parameter as `inventory` says, from torch's generator."""
         tensors = self.tensors()
         for entry in self.entries:
-            initialise_tensor(tensors[entry.name], entry)
+            if entry.name in tensors:
+                initialise_tensor(tensors[entry.name], entry)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and statistics by their inventory name, as the modules hold them now: parametrised, pruned and
-        tied weights are what they compute to."""
+        tied weights are what they compute to. Tensors that a module in the place of a linear does not have, such as the
+        weight of a quantised one, are left out."""
         return named_tensors(self, self.entries)
 
     def forward(self, x: Tensor, grid: Grid | None = None, attn_mask: Tensor | None = None) -> Tensor:
@@ -160,31 +162,31 @@ class Mixer(Tempered):
     def set_grid(self, grid: Grid) -> None:
         """Move to another grid in place: tables and the matrices of `project` become new parameters, resampled and
         rescaled (docs/backbones.md), and the rest stays. Raises SpecError if one of them is parametrised or pruned."""
-        there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        entries = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
         old = named_tensors(self, self.entries, without=self.linears)
-        before, after = (Placement(self.spec, at, self.prefix) for at in (self.grid, grid))
+        before, after = (Placement(self.spec, side, self.prefix) for side in (self.grid, grid))
         moved = {
-            name: tensor for name, tensor in move_all(old, there, before, after).items() if tensor is not old[name]
+            name: tensor for name, tensor in move_all(old, entries, before, after).items() if tensor is not old[name]
         }
         for name in moved:
             if not isinstance(old[name], nn.Parameter):
                 raise SpecError(f"invalid {name}, which is parametrised or pruned; expected a plain parameter")
-        self.grid, self.entries = grid, there
-        for entry in there:
+        self.grid, self.entries = grid, entries
+        for entry in entries:
             if entry.name in moved:
                 self._set(entry, nn.Parameter(moved[entry.name], old[entry.name].requires_grad))
 
     def tensors_on(self, grid: Grid, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """`tensors` on another grid. Raises SpecError where a shape depends on the grid, without `dynamic_grid`."""
-        there = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
-        for mine, theirs in zip(self.entries, there, strict=True):
-            if mine.shape != theirs.shape and not self.dynamic_grid:
+        entries = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        for own, other in zip(self.entries, entries, strict=True):
+            if own.shape != other.shape and not self.dynamic_grid:
                 raise SpecError(
-                    f"invalid grid={grid} for a mixer built on {self.grid}: {mine.name} has shape {mine.shape}, and "
-                    f"that grid needs {theirs.shape}; expected {self.grid}, dynamic_grid=True, or a mixer on the grid"
+                    f"invalid grid={grid} for a mixer built on {self.grid}: {own.name} has shape {own.shape}, and "
+                    f"that grid needs {other.shape}; expected {self.grid}, dynamic_grid=True, or a mixer on the grid"
                 )
-        before, after = (Placement(self.spec, at, self.prefix) for at in (self.grid, grid))
-        return move_all(tensors, there, before, after) if self.dynamic_grid else tensors
+        before, after = (Placement(self.spec, side, self.prefix) for side in (self.grid, grid))
+        return move_all(tensors, entries, before, after) if self.dynamic_grid else tensors
 
     def extra_repr(self) -> str:
         return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
@@ -198,13 +200,13 @@ def _mixed(mixer: Mixer, x: Tensor, grid: Grid | None, attn_mask: Tensor | None)
     """`Mixer.forward`."""
     if x.ndim == 3 and x.shape[-1] != mixer.dim:
         raise SpecError(f"invalid x of shape {tuple(x.shape)}; expected (B, T, C) with C = {mixer.dim}")
-    here = mixer.grid if grid is None else grid
+    grid = mixer.grid if grid is None else grid
     modules = called_modules(mixer, mixer.linears)
     tensors = named_tensors(mixer, mixer.entries, modules)
-    if here != mixer.grid:
-        tensors = mixer.tensors_on(here, tensors)
+    if grid != mixer.grid:
+        tensors = mixer.tensors_on(grid, tensors)
     y = mix(
-        x, tensors, mixer.spec, mixer.num_heads, here, prefix=mixer.prefix, attn_mask=attn_mask,
+        x, tensors, mixer.spec, mixer.num_heads, grid, prefix=mixer.prefix, attn_mask=attn_mask,
         training=mixer.training, attn_drop=mixer.attn_drop, temperature=mixer.temperature, modules=modules,
     )  # fmt: skip
     return F.dropout(y, mixer.proj_drop, mixer.training)

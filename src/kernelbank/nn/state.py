@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -26,15 +26,26 @@ def translate(state: State, prefix: str, spec: MixerSpec, entries: Iterable[Entr
     shapes = {entry.name: entry.shape for entry in entries}
     if isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep):
         _split_fused(state, prefix, shapes)
-    for theirs, ours in _renames(state, prefix, spec, shapes):
-        tensor, shape = state.get(f"{prefix}{theirs}"), shapes.get(ours)
-        if tensor is not None and shape is not None and tensor.numel() == math.prod(shape):
-            state[f"{prefix}{ours}"] = state.pop(f"{prefix}{theirs}").reshape(shape)
+    linears, key = dict(RENAMED), shapes.get("key.weight", ())
+    if isinstance(spec.bank, Static) and (len(key) == 2 or key[:1] == (1,)):  # the kernels of one head
+        linears |= FFN
+        _unstack(state, prefix, shapes)
+    for theirs, ours in linears.items():
+        for kind in KINDS:
+            _rename(state, f"{prefix}{theirs}.{kind}", f"{prefix}{ours}.{kind}", shapes.get(f"{ours}.{kind}"))
+    _rename_table(state, prefix, shapes.get(OUR_TABLE))
     state.pop(f"{prefix}{INDEX}", None)
 
 
+def _rename(state: State, theirs: str, ours: str, shape: tuple[int, ...] | None) -> None:
+    """Move `theirs` to `ours` in the given shape, where it has as many elements."""
+    tensor = state.get(theirs)
+    if tensor is not None and shape is not None and tensor.numel() == math.prod(shape):
+        state[ours] = state.pop(theirs).reshape(shape)
+
+
 def _split_fused(state: State, prefix: str, shapes: Shapes) -> None:
-    """Replace a fused linear by its parts where they are equally large."""
+    """Replace a fused linear by its parts, which must be equally large."""
     for theirs, ours in FUSED.items():
         rows = {shapes[f"{name}.weight"][0] for name in ours if f"{name}.weight" in shapes}
         for kind in KINDS:
@@ -44,27 +55,21 @@ def _split_fused(state: State, prefix: str, shapes: Shapes) -> None:
                 state |= {f"{prefix}{name}.{kind}": part for name, part in zip(ours, parts, strict=True)}
 
 
-def _renames(state: State, prefix: str, spec: MixerSpec, shapes: Shapes) -> Iterator[tuple[str, str]]:
-    """The pairs (name in `state`, our name) of tensors that only change their name and shape."""
-    linears = dict(RENAMED)
-    key = shapes.get("key.weight", ())
-    if isinstance(spec.bank, Static) and (len(key) == 2 or key[:1] == (1,)):  # kernels of one head
-        linears |= FFN
-        yield from ((f"{name}.{kind}", f"{name}.{kind}") for name in FFN.values() for kind in KINDS
-                    if _stacked(state.get(f"{prefix}{name}.{kind}"), shapes.get(f"{name}.{kind}")))  # fmt: skip
-    yield from ((f"{theirs}.{kind}", f"{ours}.{kind}") for theirs, ours in linears.items() for kind in KINDS)
+def _unstack(state: State, prefix: str, shapes: Shapes) -> None:
+    """Reshape kernels that are stacked by head to the weights of linear layers."""
+    for name in (f"{linear}.{kind}" for linear in FFN.values() for kind in KINDS):
+        tensor, shape = state.get(f"{prefix}{name}"), shapes.get(name)
+        if tensor is not None and shape is not None and tuple(tensor.shape) in ((1, *shape), (1, *shape, 1, 1)):
+            state[f"{prefix}{name}"] = tensor.reshape(shape)
+
+
+def _rename_table(state: State, prefix: str, shape: tuple[int, ...] | None) -> None:
+    """Replace timm's relative table by ours. A square one of another window keeps its window."""
     table = state.get(f"{prefix}{TABLE}")
-    if table is not None and table.ndim == 2 and OUR_TABLE in shapes:
-        state[f"{prefix}{TABLE}"] = table.t()
-        yield TABLE, OUR_TABLE
-        side = math.isqrt(table.shape[0])
-        if side**2 == table.shape[0] and f"{prefix}{TABLE}" in state:  # of another window
-            state[f"{prefix}{OUR_TABLE}"] = state.pop(f"{prefix}{TABLE}").unflatten(1, (side, side))
-
-
-def _stacked(tensor: Tensor | None, shape: tuple[int, ...] | None) -> bool:
-    """Whether `tensor` has this shape but for axes of length 1 around it."""
-    if tensor is None or shape is None or tensor.ndim <= len(shape):
-        return False
-    return tensor.shape[0] == 1 and tuple(tensor.shape[1 : len(shape) + 1]) in (shape, shape[:1]) \
-        and tensor.numel() == math.prod(shape)  # fmt: skip
+    if table is None or table.ndim != 2 or shape is None:
+        return
+    side = math.isqrt(table.shape[0])
+    if table.numel() == math.prod(shape):
+        state[f"{prefix}{OUR_TABLE}"] = state.pop(f"{prefix}{TABLE}").t().reshape(shape)
+    elif side**2 == table.shape[0]:
+        state[f"{prefix}{OUR_TABLE}"] = state.pop(f"{prefix}{TABLE}").t().unflatten(1, (side, side))

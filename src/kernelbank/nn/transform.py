@@ -71,8 +71,8 @@ def move_all(
     moved: dict[str, Tensor] = {}
     for entry in entries:
         if entry.name in tensors:
-            found = move(tensors[entry.name], entry, before, after)
-            moved[entry.name] = tensors[entry.name] if found is None else found[0]
+            result = move(tensors[entry.name], entry, before, after)
+            moved[entry.name] = tensors[entry.name] if result is None else result[0]
     return moved
 
 
@@ -162,10 +162,11 @@ def _norm(source: Tensor, entry: Entry, before: Placement, after: Placement) -> 
     return (source, "") if before.spec.frame == after.spec.frame and source.shape == entry.shape else None
 
 
-def _cells(site: Placement) -> Grid:
+def _cells(placement: Placement) -> Grid:
     """The (pooled) grid that generates the bank."""
-    stride = site.spec.bank.stride if isinstance(site.spec.bank, Dynamic) else 1
-    return math.ceil(site.grid[0] / stride), math.ceil(site.grid[1] / stride)
+    bank, (height, width) = placement.spec.bank, placement.grid
+    stride = bank.stride if isinstance(bank, Dynamic) else 1
+    return math.ceil(height / stride), math.ceil(width / stride)
 
 
 _TRANSFORMS: dict[str, Callable[[Tensor, Entry, Placement, Placement], Moved | None]] = {
@@ -184,9 +185,9 @@ def _rescaled(tensor: Tensor, factor: float, notes: list[str]) -> Moved:
     return tensor * factor, ", ".join([*notes, f"times {factor:.4g}"])
 
 
-def _visible(site: Placement) -> int:
+def _visible(placement: Placement) -> int:
     """n: how many kernels of the grid a position sees, where it sees the most."""
-    return visible_range(site.spec.support, site.grid)[1]
+    return visible_range(placement.spec.support, placement.grid)[1]
 
 
 def summed(spec: MixerSpec, n: int) -> float:

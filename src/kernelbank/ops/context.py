@@ -103,19 +103,24 @@ def check_input(x: Tensor, spec: MixerSpec, grid: Grid, prefix: int) -> None:
 
 
 def check_mask(mask: Tensor, x: Tensor, spec: MixerSpec) -> Tensor:
-    """The mask as (B or 1, 1, T, T), True where a query may see a kernel.
+    """The mask as `read_mask` reads it. Raises SpecError if the spec cannot honour a mask, and as `read_mask`."""
+    if not isinstance(spec.bank, Dynamic) or spec.bank.stride > 1 or isinstance(spec.mix, Project):
+        raise SpecError(f"invalid attn_mask for {spec}; expected none, since its kernels belong to no single position")
+    if isinstance(spec.support, Own) or (isinstance(spec.support, Window) and spec.support.pad != "masked"):
+        raise SpecError(f"invalid attn_mask for support={spec.support}; expected none")
+    return read_mask(mask, x)
+
+
+def read_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask as (B or 1, 1, T, T), True where a query may see a kernel, for tokens x (B, T, C).
 
     Boolean masks, and additive ones of 0 and -inf, may be (T, T), (B, T, T), (B, 1, T, T), (B, 1, 1, T) or, for key
     padding, (B, T); a mask (T, T) with B = T is one of queries and kernels.
 
     Raises:
-        SpecError: If the spec cannot honour a mask, or if the mask has another shape, dtype or value.
+        SpecError: If the mask has another shape, dtype or value.
     """
     B, T, _ = x.shape
-    if not isinstance(spec.bank, Dynamic) or spec.bank.stride > 1 or isinstance(spec.mix, Project):
-        raise SpecError(f"invalid attn_mask for {spec}; expected none, since its kernels belong to no single position")
-    if isinstance(spec.support, Own) or (isinstance(spec.support, Window) and spec.support.pad != "masked"):
-        raise SpecError(f"invalid attn_mask for support={spec.support}; expected none")
     if mask.is_floating_point():
         mask = _from_additive(mask)
     if mask.dtype != torch.bool:

@@ -34,7 +34,7 @@ def jit_traced() -> bool:
 def differentiated(grad: Tensor) -> bool:
     """Whether a backward with this gradient must be differentiable or take a batch of gradients: under
     ``create_graph=True``, ``is_grads_batched=True`` or a transform."""
-    batched: bool = torch._C._functorch.is_legacy_batchedtensor(grad)  # type: ignore[attr-defined]
+    batched: bool = torch._C._functorch.is_legacy_batchedtensor(grad)
     return torch.is_grad_enabled() or transformed() or batched
 
 

@@ -17,8 +17,9 @@ from kernelbank.model import Dropout, ModelSpec, SwinTrunk, ViTTrunk, by_stage
 from kernelbank.nn.backbone import Backbone
 from kernelbank.nn.build import build_backbone
 from kernelbank.nn.edit.replace import replace_mixers
-from kernelbank.nn.edit.stock import sites
+from kernelbank.nn.edit.stock import block_attentions
 from kernelbank.nn.linears import TensorHolder
+from kernelbank.nn.mixer import Mixer
 from kernelbank.text import suggest
 from kernelbank.weights.infer import LAYER_SCALE
 from kernelbank.weights.keymap import cover
@@ -33,7 +34,7 @@ def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -
     """Our backbone with the weights of `model`, a timm VisionTransformer or SwinTransformer or its name.
 
     The specs are read off the model: `vit` or `swin` with its windows (with ``pad=timm`` where they do not fill the
-    grid), or what `replace_mixers` put in their place, and its FFN. `mixer` then replaces cells or specs as
+    grid), or those that `replace_mixers` put into it, and its FFN. `mixer` then replaces cells or specs as
     `replace_mixers` does, and ``replaced`` of the backbone is a table of what became of each tensor. With a name,
     `kwargs` go to ``timm.create_model``: ``from_timm("deit_small_patch16_224", pretrained=True)``.
 
@@ -50,7 +51,7 @@ def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -
     elif kwargs:
         raise InputError(f"invalid {next(iter(kwargs))}: the model is built already; expected a name of timm with it")
     spec = read_model(model)
-    backbone = with_state(spec, _timm_to_ours(spec, with_biases(model.state_dict())))
+    backbone = with_state(spec, _to_ours(spec, model, model.state_dict()))
     _freeze(backbone, model, spec)
     for name in ("pretrained_cfg", "default_cfg"):  # what timm.data reads
         if hasattr(model, name):
@@ -95,12 +96,12 @@ def our_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
 
 
-def _timm_to_ours(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a timm model under our names; mixers that `replace_mixers` put there have them already."""
-    shapes = our_shapes(spec)
-    ours = {key: tensor for key, tensor in state.items() if ".attn." in key and key in shapes}
-    others = {key: tensor for key, tensor in state.items() if key not in ours}
-    return KEYS[spec.trunk.family].back(others, shapes) | ours
+def _to_ours(spec: ModelSpec, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of `model` under our names; the tensors of mixers that `replace_mixers` put into it have them."""
+    mixers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mixer))
+    renamed = {key: tensor for key, tensor in with_biases(state).items() if not key.startswith(mixers)}
+    ours = {key: tensor for key, tensor in state.items() if key.startswith(mixers)}
+    return KEYS[spec.trunk.family].back(renamed, our_shapes(spec)) | ours
 
 
 # ---- reading a model -------------------------------------------------------------------------------------
@@ -127,9 +128,9 @@ def _read_vit(model: Any) -> ModelSpec:
     _exactly(model.patch_embed.norm, nn.Identity, "patch_embed.norm", "embed_norm_layer")
     if model.attn_pool is not None:
         raise InputError(f"attn_pool: invalid global_pool={model.global_pool!r}; expected token, avg, avgmax or max")
-    first, attentions = blocks[0], list(sites(model))
+    first, attentions = blocks[0], list(block_attentions(model))
     activation, mlp_bias = _read_mlps(blocks)
-    proj_bias = getattr(first.attn, "proj", None) is None or first.attn.proj.bias is not None
+    proj_bias = mlp_bias if isinstance(first.attn, Mixer) else first.attn.proj.bias is not None
     if proj_bias != mlp_bias:
         raise InputError(f"blocks.0.mlp: invalid bias={mlp_bias} beside proj_bias={proj_bias}; expected the same")
     width = model.embed_dim
@@ -160,9 +161,9 @@ def _read_swin(model: Any) -> ModelSpec:
         raise InputError("layers: invalid depth=0 of a stage; expected at least one block")
     _exactly(model.patch_embed, PatchEmbed, "patch_embed", "embed_layer")
     _exactly(model.head, ClassifierHead, "head", "head")
-    attentions = list(sites(model))
-    specs = {site.stage: site.spec for site in reversed(attentions)}
-    heads = {site.stage: site.mixer.num_heads for site in attentions}
+    attentions = list(block_attentions(model))
+    specs = {attention.stage: attention.spec for attention in reversed(attentions)}
+    heads = {attention.stage: attention.mixer.num_heads for attention in attentions}
     width = model.patch_embed.proj.out_channels
     activation, mlp_bias = _read_mlps([block for blocks in stages for block in blocks])
     if (activation, mlp_bias) != ("gelu", True):
@@ -243,11 +244,10 @@ def _freeze(backbone: Backbone, model: nn.Module, spec: ModelSpec) -> None:
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if not frozen:
         return
-    marks = {key: torch.full(tensor.shape, key in frozen) for key, tensor in with_biases(model.state_dict()).items()}
-    parameters = dict(backbone.named_parameters())
-    for key, mark in _timm_to_ours(spec, marks).items():
-        if key in parameters:
-            parameters[key].requires_grad_(not mark.any())
+    marks = {key: torch.full(tensor.shape, key in frozen) for key, tensor in model.state_dict().items()}
+    marks = _to_ours(spec, model, marks)
+    for key, parameter in backbone.named_parameters():
+        parameter.requires_grad_(not marks[key].any())
 
 
 def with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

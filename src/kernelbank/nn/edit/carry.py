@@ -70,7 +70,7 @@ def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> 
         tensors[entry.name] = nn.Parameter(tensor, source.requires_grad) if how and not entry.buffer else tensor
         log.append(Carried(entry.name, "transformed" if how else "kept", how))
     log += [Carried(name, "dropped", f"{spec} has none") for name in old if name not in tensors]
-    carried.hold(tensors)
+    carried.assign(tensors)
     carried.temperature = mixer.temperature
     return carried.train(mixer.training), tuple(log)
 

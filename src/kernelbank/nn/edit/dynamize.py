@@ -1,4 +1,4 @@
-"""dynamize: the convolutions of a ConvNet as dynamic convolutions, output equal until they are trained."""
+"""`dynamize`: the convolutions of a ConvNet become dynamic, with equal output until they are trained."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from kernelbank.spec import MixerSpec, SpecError
 from kernelbank.text import columns, suggest
 
 CONVOLUTIONS = (_ConvNd, DynamicConv2d, CondConv2d)
-"""What is listed as a convolution."""
+"""The modules that a report lists."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One convolution: its name in the model, what it was, and the spec it became or the reason why it did not."""
+class ConvOutcome:
+    """The outcome for one convolution: its name in the model, its former class and arguments, and its spec, or None and
+    the reason."""
 
     name: str
     was: str
@@ -31,131 +32,137 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `dynamize` does to every convolution of a model; its text is a table."""
+class DynamizeReport:
+    """The outcome for every convolution of a model under the spec `text`. Its string is a table."""
 
     text: str
-    lines: tuple[Line, ...]
+    outcomes: tuple[ConvOutcome, ...]
 
     @property
-    def turned(self) -> tuple[Line, ...]:
+    def converted(self) -> tuple[ConvOutcome, ...]:
         """The convolutions that become dynamic."""
-        return tuple(line for line in self.lines if line.spec is not None)
+        return tuple(outcome for outcome in self.outcomes if outcome.spec is not None)
 
     @property
-    def left(self) -> tuple[Line, ...]:
+    def unchanged(self) -> tuple[ConvOutcome, ...]:
         """The convolutions that stay as they are, each with the reason."""
-        return tuple(line for line in self.lines if line.spec is None)
+        return tuple(outcome for outcome in self.outcomes if outcome.spec is None)
 
     def __str__(self) -> str:
         cells = [("convolution", "was", "became")]
-        cells += [(line.name, line.was, str(line.spec or f"- {line.reason}")) for line in self.lines]
-        said = f"{len(self.turned)} of {len(self.lines)} convolutions turned with {self.text!r}"
-        return "\n".join([columns(cells), said])
+        cells += [(outcome.name, outcome.was, str(outcome.spec or f"- {outcome.reason}")) for outcome in self.outcomes]
+        total = f"{len(self.converted)} of {len(self.outcomes)} convolutions became dynamic with {self.text!r}"
+        return "\n".join([columns(cells), total])
 
 
 def dynamize(
     model: nn.Module, text: str, *, only: str | Sequence[str] | None = None, skip: str | Sequence[str] = ()
 ) -> nn.Module:
-    """Turn the convolutions of `model` into the dynamic convolutions of `text`, in place, and return the model (as
-    timm.layers.convert_sync_batchnorm does; a model that is one convolution comes back as a new module).
+    """Replace the convolutions of `model` by dynamic convolutions, in place, and return the model (a new module if the
+    model itself is a convolution), as timm.layers.convert_sync_batchnorm does.
 
-    `text` is a spec, such as ``dconv``, ``condconv`` or ``ddwconv``, without its kernel and size, which are each
-    convolution's own; a kernel or size that is typed takes the convolutions that have it. The output is equal until
-    training changes it, see `DynamicConv2d.from_conv`. The parameters are new: give them to the optimiser anew.
+    The output is equal until training changes it, see `DynamicConv2d.from_conv`. The parameters are new objects: an
+    optimiser must be given them again. ``model.dynamized`` is a `DynamizeReport`, a table of all convolutions with the
+    reason for those that stay; `survey` returns it without a change.
 
-    `only` and `skip` are names of convolutions or of modules that hold them, or patterns (``layer4``,
-    ``*.conv2``). Without `only` every convolution is taken except the first. It sees the raw image, whose mean of
-    three colours says little to route by; the public D-Conv ResNet keeps it too (kaijieshi7/
-    Dynamic-convolution-Pytorch at 4befa50, dy_resnet.py).
+    Args:
+        model: A ConvNet.
+        text: A spec such as ``dconv``, ``condconv`` or ``ddwconv``. Each convolution keeps its own kernel and size; if
+            `text` states a kernel or size, only convolutions that have it are replaced.
+        only: Names of convolutions, or of modules that contain them, or patterns (``layer4``, ``*.conv2``). The default
+            is every convolution but the first, whose input is the raw image: the mean of three colours is little to
+            route by, and the public D-Conv ResNet keeps it too (kaijieshi7/Dynamic-convolution-Pytorch at 4befa50,
+            dy_resnet.py).
+        skip: Names or patterns of those that stay.
 
-    What was turned and what was not, with the reason, is ``model.dynamized``, a `Report` whose text is a table;
-    `survey` gives it beforehand.
-
-    Raises SpecError for a spec that makes no kernel for each image or cannot start as a convolution; InputError
-    for a name that matches no convolution, for a convolution named in full in `only` that cannot be turned, and when
-    none can be. The model is then unchanged.
+    Raises:
+        SpecError: If the spec does not have one kernel per image, or cannot start out equal to a convolution.
+        InputError: If a name matches no convolution, a convolution that `only` names in full cannot be replaced, or
+            none can. The model is then unchanged.
     """
     report = survey(model, text, only=only, skip=skip)
-    made = {line.name: DynamicConv2d.from_conv(model.get_submodule(line.name), text) for line in report.turned}
-    for name, module in made.items():
+    modules = {
+        outcome.name: DynamicConv2d.from_conv(model.get_submodule(outcome.name), text) for outcome in report.converted
+    }
+    for name, module in modules.items():
         if name:
             model.set_submodule(name, module)
-    model = made.get("", model)
+    model = modules.get("", model)
     object.__setattr__(model, "dynamized", report)
     return model
 
 
 def survey(
     model: nn.Module, text: str, *, only: str | Sequence[str] | None = None, skip: str | Sequence[str] = ()
-) -> Report:
-    """What `dynamize` would do, without doing it. Raises as `dynamize` does."""
+) -> DynamizeReport:
+    """Return the report of `dynamize` without changing the model. Raises as `dynamize` does."""
     read_start(text)
-    found = [(name, module) for name, module in model.named_modules(remove_duplicate=False)
-             if isinstance(module, CONVOLUTIONS)]  # fmt: skip
-    if not found:
-        raise InputError(f"a {type(model).__name__} has no convolutions")
-    names = [name for name, _ in found]
-    asked = names if only is None else _matching(names, only, "only")
-    skipped, twice = _matching(names, skip, "skip"), _used_twice(model)
-    lines = []
-    for name, module in found:
+    convolutions = [(name, module) for name, module in model.named_modules(remove_duplicate=False)
+                    if isinstance(module, CONVOLUTIONS)]  # fmt: skip
+    if not convolutions:
+        raise InputError(f"invalid model: a {type(model).__name__} without convolutions; expected at least one")
+    names = [name for name, _ in convolutions]
+    requested = names if only is None else _matching(names, only, "only")
+    skipped, shared_with = _matching(names, skip, "skip"), _sharing(model)
+    outcomes = []
+    for name, module in convolutions:
         first = only is None and name == names[0] and len(names) > 1
         reasons = (
-            "skipped by name" if name in skipped else "",
-            "not asked for by name" if name not in asked else "",
-            "the first convolution sees the raw image; name it in only= to turn it" if first else "",
-            f"it shares its weight with {twice[name]}" if name in twice else "",
+            "named in skip=" if name in skipped else "",
+            "not named in only=" if name not in requested else "",
+            "the first convolution sees the raw image; name it in only= to replace it" if first else "",
+            f"it shares its weight with {shared_with[name]}" if name in shared_with else "",
         )
-        lines.append(_line(name, module, text, next(filter(None, reasons), "")))
-    report = Report(text, tuple(lines))
-    _check_asked(report, only)
+        outcomes.append(_outcome(name, module, text, next(filter(None, reasons), "")))
+    report = DynamizeReport(text, tuple(outcomes))
+    _check_requested(report, only)
     return report
 
 
-def _line(name: str, module: nn.Module, text: str, reason: str) -> Line:
+def _outcome(name: str, module: nn.Module, text: str, reason: str) -> ConvOutcome:
     was = f"{type(module).__name__}({module.extra_repr()})"
     if reason:
-        return Line(name, was, None, reason)
+        return ConvOutcome(name, was, None, reason)
     try:
-        return Line(name, was, conv_spec(module, text))
+        return ConvOutcome(name, was, conv_spec(module, text))
     except SpecError as error:
-        return Line(name, was, None, str(error))
+        return ConvOutcome(name, was, None, str(error))
 
 
-def _check_asked(report: Report, only: str | Sequence[str] | None) -> None:
-    """Raises InputError when a convolution named in full was not turned, or none was."""
+def _check_requested(report: DynamizeReport, only: str | Sequence[str] | None) -> None:
+    """Raise InputError if a convolution that `only` names in full stays as it is, or all do."""
     named = set(_patterns(only or ()))
-    for line in report.left:
-        if line.name in named:
-            raise InputError(f"only={line.name!r}: {report.text!r} cannot turn {line.was}: {line.reason}")
-    if not report.turned:
-        reasons = "; ".join(f"{line.name or 'it'}: {line.reason}" for line in report.left[:3])
-        more = f"; and {len(report.left) - 3} more" if len(report.left) > 3 else ""
-        raise InputError(f"{report.text!r} turns none of the {len(report.lines)} convolutions: {reasons}{more}")
+    for outcome in report.unchanged:
+        if outcome.name in named:
+            raise InputError(f"invalid only={outcome.name!r}: {report.text!r} cannot replace {outcome.was}: "
+                             f"{outcome.reason}")  # fmt: skip
+    if not report.converted:
+        reasons = "; ".join(f"{outcome.name or 'it'}: {outcome.reason}" for outcome in report.unchanged[:3])
+        more = f"; and {len(report.unchanged) - 3} more" if len(report.unchanged) > 3 else ""
+        raise InputError(f"{report.text!r} replaces none of the {len(report.outcomes)} convolutions: {reasons}{more}")
 
 
-def _patterns(given: str | Sequence[str]) -> Sequence[str]:
-    return [given] if isinstance(given, str) else given
+def _patterns(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
-def _matching(names: list[str], given: str | Sequence[str], field: str) -> set[str]:
-    """The names that a pattern matches, or that lie in a module that it matches. Raises InputError for a pattern
-    without any."""
+def _matching(names: list[str], patterns: str | Sequence[str], field: str) -> set[str]:
+    """Return the names that a pattern matches, or that lie in a module that it matches. Raises InputError for a pattern
+    without a match."""
     matched: set[str] = set()
-    for pattern in _patterns(given):
+    for pattern in _patterns(patterns):
         hits = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
         if not hits:
-            raise InputError(f"{field}={pattern!r} matches no convolution{suggest(pattern, names)}")
+            raise InputError(f"invalid {field}={pattern!r}, which matches no convolution{suggest(pattern, names)}")
         matched |= hits
     return matched
 
 
-def _used_twice(model: nn.Module) -> dict[str, str]:
-    """Modules that hold a parameter which another one holds too, or which are in two places: name -> the others."""
+def _sharing(model: nn.Module) -> dict[str, str]:
+    """Return the modules that share a parameter with others or have several names: name -> the others."""
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
             holders.setdefault(id(parameter), []).append(name)
-    shared = [names for names in holders.values() if len(names) > 1]
-    return {name: ", ".join(other for other in names if other != name) for names in shared for name in names}
+    groups = [names for names in holders.values() if len(names) > 1]
+    return {name: ", ".join(other for other in names if other != name) for names in groups for name in names}

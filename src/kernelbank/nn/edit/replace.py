@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -14,7 +15,7 @@ from torch import nn
 from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, table_names, window_sides
 from kernelbank.nn.edit.carry import Carried, carry
-from kernelbank.nn.edit.stock import sites
+from kernelbank.nn.edit.stock import BlockAttention, block_attentions
 from kernelbank.spec import MixerSpec, SpecError, read_stages
 from kernelbank.text import columns
 
@@ -49,30 +50,33 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     Raises InputError for another model and for attention that no spec holds, SpecError for a spec that does not
     exist or does not fit; both leave the model as it was.
     """
-    found = list(sites(model))
-    if not found:
+    attentions = list(block_attentions(model))
+    if not attentions:
         raise InputError("invalid model without blocks; expected at least one")
-    bases = {site.stage: site.spec for site in reversed(found)}
+    bases = {attention.stage: attention.spec for attention in reversed(attentions)}
     specs = read_stages(text, len(bases), [bases[stage] for stage in sorted(bases)])
     for stage, spec in enumerate(specs):
         if (spec.frame == "bn_relu") != (bases[stage].frame == "bn_relu"):
             raise SpecError(f"invalid frame={spec.frame} in place of {bases[stage].frame}: bn_relu has BatchNorm "
                             "around it, other frames LayerNorm; expected a backbone built with the spec")  # fmt: skip
-    carried = [carry(site.mixer, specs[site.stage].at_block(site.index)) for site in found]
-    report = Replaced(specs, tuple(_lines(found, carried)), _outside(model, [site.name for site in found]))
-    for site, (mixer, _) in zip(found, carried, strict=True):
-        site.place(specs[site.stage], mixer)
+    results = [carry(old.mixer, specs[old.stage].at_block(old.index)) for old in attentions]
+    names = [attention.name for attention in attentions]
+    lines = _lines(attentions, [log for _, log in results])
+    report = Replaced(specs, tuple(lines), _outside(model, names))
+    for attention, (mixer, _) in zip(attentions, results, strict=True):
+        attention.place(specs[attention.stage], mixer)
     _remember(model, specs)
     setattr(model, "replaced", report)  # noqa: B010 - the type of a module knows no such attribute
     return model
 
 
-def _lines(found: list[Any], carried: list[Any]) -> list[Carried]:
+def _lines(attentions: Sequence[BlockAttention], logs: Iterable[Iterable[Carried]]) -> list[Carried]:
+    """The outcome of every tensor under its name in the model. Zeros for what a model lacks are initialised."""
     return [
-        replace(line, name=f"{site.name}.attn.{line.name}", verdict="initialised", how="zeros")
-        if line.name in site.made and line.verdict == "kept"
-        else replace(line, name=f"{site.name}.attn.{line.name}")
-        for site, (_, log) in zip(found, carried, strict=True)
+        replace(line, name=f"{attention.name}.attn.{line.name}", verdict="initialised", how="zeros")
+        if line.name in attention.lacking and line.verdict == "kept"
+        else replace(line, name=f"{attention.name}.attn.{line.name}")
+        for attention, log in zip(attentions, logs, strict=True)
         for line in log
     ]
 

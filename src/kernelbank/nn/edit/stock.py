@@ -27,10 +27,18 @@ PLAIN, STAGE = MixerSpec.parse("vit"), MixerSpec.parse("swin")
 
 
 @dataclass(frozen=True)
-class Site:
-    """The attention of one block of a model: the spec of its `stage` (an alternating shift unresolved), `index`
-    counting the stage's blocks, the `mixer` that computes the same, how another takes its `place`, and which of the
-    mixer's tensors the model lacks: they are `made`."""
+class BlockAttention:
+    """The attention of one block of a model.
+
+    Attributes:
+        name: The block's name in the model.
+        stage: The stage of the block.
+        index: The position of the block in its stage.
+        spec: The spec of the stage, an alternating shift unresolved.
+        mixer: A mixer that computes the same.
+        place: Puts another mixer, and the spec of its stage, into the block.
+        lacking: The mixer's tensors that the model does not have; they are zero.
+    """
 
     name: str
     stage: int
@@ -38,11 +46,11 @@ class Site:
     spec: MixerSpec
     mixer: Mixer
     place: Callable[[MixerSpec, Mixer], None]
-    made: frozenset[str] = frozenset()
+    lacking: frozenset[str] = frozenset()
 
 
 class AttentionMixer(Mixer):
-    """A mixer in the place of timm's Attention: it takes tokens and timm's masks, and finds their grid itself.
+    """A mixer in the place of timm's Attention: it takes tokens and timm's masks and looks up the grid itself.
 
     `stage_spec` is the spec before its shift is resolved for the block.
     """
@@ -67,8 +75,8 @@ def _attended(mixer: AttentionMixer, x: Tensor, attn_mask: Tensor | None, is_cau
 
 
 class SwinMixerBlock(nn.Module):
-    """timm's SwinTransformerBlock with a mixer as `attn`, on the whole map: nothing is rolled or partitioned around
-    it. The other parts are the stock block's own, under their names."""
+    """timm's SwinTransformerBlock with a mixer as `attn`, which takes the whole map: nothing is rolled or partitioned
+    around it. The other parts are those of the stock block, under their names."""
 
     norm1: nn.Module
     attn: Mixer
@@ -93,7 +101,7 @@ class SwinMixerBlock(nn.Module):
         return x.reshape(B, H, W, C)
 
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
-        """What timm's stages call; windows take the side that timm gives them, as stock blocks do. Raises SpecError
+        """Resize, as timm's stages do; windows get the side that timm gives them, as in stock blocks. Raises SpecError
         for windows that are not square."""
         support = self.stage_spec.support
         if isinstance(support, Window):
@@ -105,19 +113,19 @@ class SwinMixerBlock(nn.Module):
             self.attn = carry(self.attn, spec, grid)[0]
 
 
-def sites(model: nn.Module) -> Iterator[Site]:
-    """Every block's attention. Raises InputError, naming it, for a model or an attention that no spec holds; the
-    model is only read."""
+def block_attentions(model: nn.Module) -> Iterator[BlockAttention]:
+    """Yield the attention of every block, without changing the model. Raises InputError for a model or an attention
+    that no spec can state; the message names it."""
     if isinstance(model, VisionTransformer):
-        yield from _plain_sites(model)
+        yield from _vit_attentions(model)
     elif isinstance(model, SwinTransformer):
-        yield from _stage_sites(model)
+        yield from _swin_attentions(model)
     else:
         raise InputError(f"model: invalid class {type(model).__name__}; expected timm's VisionTransformer or "
                          "SwinTransformer, or a KernelBank backbone")  # fmt: skip
 
 
-def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
+def _vit_attentions(model: VisionTransformer) -> Iterator[BlockAttention]:
     embed = cast(PatchEmbed, model.patch_embed)
     if isinstance(model.patch_drop, nn.Module) and not isinstance(model.patch_drop, nn.Identity):
         raise InputError("invalid patch_drop_rate: dropped patches have no place on the grid; expected 0")
@@ -131,15 +139,15 @@ def _plain_sites(model: VisionTransformer) -> Iterator[Site]:
         attention = getattr(block, "attn", None)
         if isinstance(attention, AttentionMixer):
             place = _placer(block, partial(getattr, attention, "token_grid"))
-            yield Site(name, 0, index, attention.stage_spec, attention, place)
+            yield BlockAttention(name, 0, index, attention.stage_spec, attention, place)
             continue
         grid = (embed.grid_size[0], embed.grid_size[1])
         mixer = _read_attention(attention, f"{name}.attn", grid, model.num_prefix_tokens)
-        yield Site(name, 0, index, mixer.spec, mixer, _placer(block, token_grid), _lacking(attention))
+        yield BlockAttention(name, 0, index, mixer.spec, mixer, _placer(block, token_grid), _lacking(attention))
 
 
 def _check_own(attentions: list[nn.Module]) -> None:
-    """Raises InputError when two blocks share their attention: two mixers would not."""
+    """Raise InputError if two blocks share their attention, since two mixers would not."""
     if len({id(attention) for attention in attentions}) < len(attentions):
         raise InputError("invalid attn, which several blocks share; expected one per block")
 
@@ -156,14 +164,14 @@ def _placer(block: nn.Module, token_grid: Callable[[], TokenGrid]) -> Callable[[
     return place
 
 
-def _of_ours(block: Block, name: str, stage: int, index: int) -> Site:
+def _of_ours(block: Block, name: str, stage: int, index: int) -> BlockAttention:
     def place(stage_spec: MixerSpec, mixer: Mixer) -> None:
-        block.take(stage_spec, mixer)
+        block.replace_mixer(stage_spec, mixer)
 
-    return Site(name, stage, index, block.specs.mixer, block.attn, place)
+    return BlockAttention(name, stage, index, block.specs.mixer, block.attn, place)
 
 
-def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
+def _swin_attentions(model: SwinTransformer) -> Iterator[BlockAttention]:
     _check_own([block.attn for layer in model.layers for block in layer.blocks])
     for stage, layer in enumerate(model.layers):
         for index, block in enumerate(layer.blocks):
@@ -171,11 +179,11 @@ def _stage_sites(model: SwinTransformer) -> Iterator[Site]:
             if isinstance(block, Block):
                 yield _of_ours(block, name, stage, index)
             elif isinstance(block, SwinMixerBlock):
-                yield Site(name, stage, index, block.stage_spec, block.attn, _seat(layer, block, index))
+                yield BlockAttention(name, stage, index, block.stage_spec, block.attn, _seat(layer, block, index))
             else:
                 spec = window_spec(block, name, index, model._ref_window_sizes[stage])
                 mixer = _read_windows(block, name, spec, index)
-                yield Site(name, stage, index, spec, mixer, _seat(layer, block, index))
+                yield BlockAttention(name, stage, index, spec, mixer, _seat(layer, block, index))
 
 
 def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixer], None]:
@@ -189,19 +197,19 @@ def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixe
 
 
 def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> AttentionMixer:
-    """timm's Attention as a mixer with its weights. Raises InputError for what no spec holds."""
+    """Return timm's Attention as a mixer with its weights. Raises InputError for what no spec can state."""
     if type(attention) is not Attention:
-        held = None if attention is None else type(attention).__name__
-        raise InputError(f"{name}: invalid attention={held}; expected timm's Attention, as the blocks Block and "
-                         "ResPostBlock hold it")  # fmt: skip
+        kind = None if attention is None else type(attention).__name__
+        raise InputError(f"{name}: invalid attention={kind}; expected timm's Attention, in a Block or "
+                         "ResPostBlock")  # fmt: skip
     dim = attention.qkv.in_features
     refused = {
         "attn_head_dim": attention.attn_dim != dim, "dim_out": attention.proj.out_features != dim,
         "scale": attention.scale != attention.head_dim**-0.5, "gated": attention.gate is not None,
         "scale_norm": not isinstance(attention.norm, nn.Identity),
     }  # fmt: skip
-    for field, found in refused.items():
-        if found:
+    for field, present in refused.items():
+        if present:
             raise InputError(f"invalid {name}: {field} has no place in a spec; expected timm's Attention without it")
     for norm in (attention.q_norm, attention.k_norm):
         if not isinstance(norm, nn.Identity):
@@ -215,7 +223,7 @@ def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> Atten
 
 
 def check_head_norm(norm: nn.Module, name: str) -> None:
-    """Raises InputError unless `norm` is the norm a head of qk_norm: a LayerNorm with affine and eps 1e-6."""
+    """Raise InputError unless `norm` is that of qk_norm per head: an affine LayerNorm with eps 1e-6."""
     affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
     if not (affine and norm.eps == HEAD_EPS):
         raise InputError(
@@ -224,12 +232,13 @@ def check_head_norm(norm: nn.Module, name: str) -> None:
 
 
 def window_spec(block: Any, name: str, index: int, reference: Grid) -> MixerSpec:
-    """The spec of timm's Swin block, its shift alternating. Windows that the grid cuts keep the side of the
-    stage's `reference`; those that do not divide the grid, or a grid that changes with the image, are padded as timm
-    pads them.
+    """Return the spec of timm's Swin block, with an alternating shift. Windows that the grid cuts keep the side of the
+    stage's `reference`. Where windows do not divide the grid, or the grid changes with the image, ``pad=timm``.
 
-    Raises InputError for another block or attention, for windows larger than the grid (always_partition) and another
-    shift than Swin's; SpecError for windows that are not square.
+    Raises:
+        InputError: For another block or attention, windows larger than the grid (always_partition), or a shift that is
+            not Swin's.
+        SpecError: For windows that are not square.
     """
     if type(block) is not SwinTransformerBlock or type(block.attn) is not WindowAttention:
         raise InputError(f"{name}: invalid class {type(block).__name__}; expected timm's SwinTransformerBlock")
@@ -248,7 +257,7 @@ def window_spec(block: Any, name: str, index: int, reference: Grid) -> MixerSpec
 
 
 def _read_windows(block: Any, name: str, spec: MixerSpec, index: int) -> Mixer:
-    """timm's window attention as a mixer with its weights."""
+    """Return timm's window attention as a mixer with its weights."""
     attention = block.attn
     dim = attention.qkv.in_features
     if attention.proj.in_features != dim:
@@ -261,9 +270,9 @@ def _read_windows(block: Any, name: str, spec: MixerSpec, index: int) -> Mixer:
 
 
 def _shift(grid: Grid, window: Grid, index: int) -> Grid:
-    """Swin's shift of block `index`: half a window on odd blocks, none along an axis that one window fills."""
-    across, along = (side // 2 * (index % 2) if length > side else 0 for length, side in zip(grid, window, strict=True))
-    return across, along
+    """The shift of block `index` in Swin: half a window in odd blocks, 0 along an axis that one window fills."""
+    down, along = (side // 2 * (index % 2) if length > side else 0 for length, side in zip(grid, window, strict=True))
+    return down, along
 
 
 _PARTS = {
@@ -271,14 +280,14 @@ _PARTS = {
     "k_norm": (nn.Identity, nn.LayerNorm), "attn_drop": (nn.Dropout,), "proj_drop": (nn.Dropout,),
     "norm": (nn.Identity,), "softmax": (nn.Softmax,),
 }  # fmt: skip
-"""What timm's attention consists of. A LayerNorm may be timm's own subclass."""
+"""The parts of timm's attention and their classes. A LayerNorm may be timm's subclass."""
 _SOURCES = ATTENTION | {OUR_TABLE.partition(".")[0]: TABLE}
-"""Which of timm's parameters ours are made of."""
+"""The parameter of timm's that each of ours comes from."""
 
 
 def _take(mixer: M, attention: Any, name: str) -> M:
-    """`mixer` with the weights of timm's `attention`, frozen and in the dtypes they are; a projection without bias gets
-    zeros. Raises InputError for parts, hooks and computed weights that a mixer would not have."""
+    """Give `mixer` copies of the weights of timm's `attention`, with their dtype and requires_grad; a projection
+    without bias gets zeros. Raises InputError for parts, hooks and parametrised weights that a mixer would not have."""
     for path, part in attention.named_modules():
         _check_part(part, _PARTS.get(path, ()), f"{name}.{path}".rstrip("."))
     like, sources = attention.qkv.weight, dict(attention.named_parameters())
@@ -289,14 +298,14 @@ def _take(mixer: M, attention: Any, name: str) -> M:
     for entry in mixer.entries:
         part, _, kind = entry.name.partition(".")
         source = _SOURCES.get(part, part)
-        held = sources.get(source, sources.get(f"{source}.{kind}", like))
-        tensors[entry.name] = nn.Parameter(state[entry.name], requires_grad=held.requires_grad)
-    mixer.hold(tensors)
+        origin = sources.get(source, sources.get(f"{source}.{kind}", like))
+        tensors[entry.name] = nn.Parameter(state[entry.name], requires_grad=origin.requires_grad)
+    mixer.assign(tensors)
     return mixer.train(attention.training)
 
 
 def _check_part(part: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> None:
-    """Raises InputError unless a mixer can stand for `part`."""
+    """Raise InputError unless a mixer can replace `part`."""
     expected = ", ".join(kind.__name__ for kind in kinds) or "timm's attention as it is"
     if type(part) not in kinds and not (isinstance(part, nn.LayerNorm) and nn.LayerNorm in kinds):
         raise InputError(
@@ -306,7 +315,7 @@ def _check_part(part: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) 
         raise InputError(f"invalid {name} with a forward of its own; expected that of its class")
     if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
         raise InputError(f"invalid {name} with hooks; expected a module without, hooked afterwards")
-    if any(not isinstance(held, (nn.Parameter, type(None))) for held in part._parameters.values()) or any(
+    if any(not isinstance(tensor, (nn.Parameter, type(None))) for tensor in part._parameters.values()) or any(
         key.endswith(("_orig", "_mask")) for key in (*part._parameters, *part._buffers)
     ):
         raise InputError(f"invalid {name}, whose weight is computed (pruned); expected plain parameters")
