@@ -371,7 +371,7 @@ def test_pruned_and_parametrised_weights_are_what_they_compute_to() -> None:
         ("conv", r"invalid bank=static\(1\): one kernel for all images"),
         ("pool", "invalid bank=box"),
         ("vit", r"invalid kernel=two_step: a convolution applies one kernel; expected full, depthwise"),
-        ("involution", "invalid support=self: a kernel is made of the whole image"),
+        ("involution", "invalid support=self: a kernel depends on the whole image"),
         ("dwsa", "invalid position=relative"),
         ("ddwconv frame=bn_relu", "invalid frame=bn_relu"),
         ("se", "a squashed weight cannot be the convolution's"),
