@@ -153,7 +153,7 @@ def test_the_weighted_function(name: str, added: bool, monkeypatch: pytest.Monke
 
 
 def test_the_shifted_function() -> None:
-    check(lambda x, w: shifts._Shifted.apply(x, w, 3), (numbers(1, 2, 1, 2, 3), numbers(1, 2, 9, 2, 3)))
+    check(lambda x, w: shifts._Shifted.apply(x, w, 3), (numbers(1, 2, 1, 4, 5), numbers(1, 2, 9, 2, 3)))
 
 
 def test_the_reordered_function() -> None:
