@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from kernelbank import Mixer, use_path
 from kernelbank.ops import statistics
 from kernelbank.ops.context import Call, Context
-from kernelbank.ops.machine import machine
+from kernelbank.ops.machine import Machine, machine
 from kernelbank.ops.paths import LINEAR_PATHS, MIXER_PATHS, POSITION_PATHS, PathError, pointwise, shifts, windows
 from kernelbank.ops.plan import planned_linear
 from kernelbank.spec import MixerSpec
@@ -153,7 +153,7 @@ def test_the_weighted_function(name: str, added: bool, monkeypatch: pytest.Monke
 
 
 def test_the_shifted_function() -> None:
-    check(lambda x, w: shifts._Shifted.apply(x, w, 3), (numbers(1, 2, 1, 2, 3), numbers(1, 2, 9, 2, 3)))
+    check(lambda x, w: shifts._Shifted.apply(x, w, 3), (numbers(1, 2, 1, 4, 5), numbers(1, 2, 9, 2, 3)))
 
 
 def test_the_reordered_function() -> None:
@@ -163,7 +163,12 @@ def test_the_reordered_function() -> None:
 
 def test_the_sum_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with the same tensors: the sum is 2 x, and so is that of the gradients."""
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
+
+    def all_reduce(tensor: Tensor) -> None:
+        with torch.no_grad():  # autograd does not see what other processes add
+            tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
     check(lambda x: statistics._Sum.apply(x).pow(3), (numbers(3),), forward=True)
 
 
@@ -198,6 +203,9 @@ def test_a_linear_layer_under_forward_mode_is_never_the_fused_one() -> None:
         assert torch.allclose(moved, tangent @ weight.T, atol=1e-5)
         each = func.vmap(lambda t: planned_linear(t, weight, bias, gelu=True))(x[:, None])
         assert torch.allclose(each[:, 0], torch.nn.functional.gelu(x @ weight.T + bias), atol=1e-5)
+        fused = Machine("cpu", 2, True, True, {"mkldnn": (2.0, 2.0)})
+        assert LINEAR_PATHS["mkldnn"].unsupported(Call(), fused) is None
+        assert LINEAR_PATHS["mkldnn"].unsupported(Call(transformed=True), fused) == "it has no derivative"
         if LINEAR_PATHS["mkldnn"].unsupported(Call(), machine()) is None:
             with use_path("mkldnn"), pytest.raises(PathError, match="does not"):
                 func.jvp(lambda t: planned_linear(t, weight, bias), (x,), (tangent,))

@@ -210,7 +210,7 @@ def test_a_process_started_while_locks_are_held(method: str) -> None:
     def hold() -> None:
         with locks[0], locks[1], locks[2]:
             held.set()
-            release.wait(60)
+            release.wait(400)
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -220,12 +220,12 @@ def test_a_process_started_while_locks_are_held(method: str) -> None:
     process = start.Process(target=_answer, args=(mixer, X, theirs))
     process.start()
     try:
-        assert ours.poll(60), f"a child started by {method} hangs"
+        assert ours.poll(300), f"a child started by {method} hangs"
         assert ours.recv() == pytest.approx(expected, rel=1e-5)
     finally:
         release.set()
         thread.join()
-        process.join(10)
+        process.join(60)
         if process.is_alive():
             process.kill()
     assert process.exitcode == 0

@@ -181,10 +181,13 @@ class _Weighted(torch.autograd.Function):
     ) -> None:
         q, key, value, added, ctx.factors, ctx.name = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros of the size of the map
         ctx.save_for_backward(q, key, value, added, output[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return (None,) * 6
         q, key, value, added, stored = ctx.saved_tensors
         if differentiated(grads[0]):
             function = partial(_functional, factors=ctx.factors, name=ctx.name)

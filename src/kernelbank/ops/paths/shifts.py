@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
     kernel = kernel.to(operand_BTC.dtype)
     x = to_grid(operand_BTC, s.geo).unflatten(1, (s.shared, -1))  # (B, R, C/R, H, W)
     w = kernel[:, P:].permute(0, 2, 3, 1).unflatten(3, (H, W))  # (B, R, t, H, W)
-    y = _functional(x, w, size) if recorded() or transformed() else _Shifted.apply(x, w.contiguous(), size)
+    padded = F.pad(x, (size // 2,) * 4)
+    graph = recorded() or transformed()
+    y = _functional(padded, w, size) if graph else _Shifted.apply(padded, w.contiguous(), size)
     centre = kernel[:, :P, :, size * size // 2, None]
     prefix = (operand_BTC[:, :P].unflatten(2, (s.shared, -1)) * centre).flatten(2)
     o = from_grid(prefix, y.flatten(1, 2))
@@ -36,46 +39,43 @@ def one_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
     return (o if position is None else o + position).to(operand_BTC.dtype)
 
 
-def _functional(x: Tensor, w: Tensor, size: int) -> Tensor:
+def _functional(padded: Tensor, w: Tensor, size: int) -> Tensor:
     """As `_Shifted`, by operations that torch differentiates to any order, transforms and fuses."""
-    parts = _parts(F.pad(x, (size // 2,) * 4), size, x.shape[3:])
-    o = torch.zeros_like(x)
-    for t, part in parts:
+    o = padded.new_zeros(())
+    for t, part in _parts(padded, size, w.shape[3:]):
         o = o + part * w[:, :, t, None]
     return o
 
 
 class _Shifted(torch.autograd.Function):
-    """x (B, R, C/R, H, W) and w (B, R, t, H, W) -> sum_t w_t x shifted by t, zeros outside."""
+    """A map x padded by p = size // 2, (B, R, C/R, H + 2p, W + 2p), and w (B, R, t, H, W) -> sum_t w_t x shifted by t,
+    (B, R, C/R, H, W)."""
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, size: int) -> Tensor:
-        padded = F.pad(x, (size // 2,) * 4)
-        o = x.new_zeros(x.shape)
-        for t, part in _parts(padded, size, x.shape[3:]):
+    def forward(padded: Tensor, w: Tensor, size: int) -> Tensor:
+        o = padded.new_zeros(*padded.shape[:3], *w.shape[3:])
+        for t, part in _parts(padded, size, w.shape[3:]):
             o.addcmul_(part, w[:, :, t, None])
         return o
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        x, w, ctx.size = inputs
-        ctx.save_for_backward(x, w)
+        padded, w, ctx.size = inputs
+        ctx.save_for_backward(padded, w)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
+        padded, w = ctx.saved_tensors
         if differentiated(grads[0]):
-            size = ctx.size
-            return (*gradients(lambda x, w: _functional(x, w, size), (x, w), ctx.needs_input_grad[:2], grads[0]), None)
-        g, half = grads[0].contiguous(), ctx.size // 2
-        padded = F.pad(x, (half,) * 4)
+            function = partial(_functional, size=ctx.size)
+            return (*gradients(function, (padded, w), ctx.needs_input_grad[:2], grads[0]), None)
+        g = grads[0].contiguous()
         d_padded, d_w = torch.zeros_like(padded), torch.empty_like(w)
-        height, width = g.shape[3:]
         parts = zip(_parts(padded, ctx.size, g.shape[3:]), _parts(d_padded, ctx.size, g.shape[3:]), strict=True)
         for (t, part), (_, d_part) in parts:
             d_part.addcmul_(g, w[:, :, t, None])
             d_w[:, :, t] = (g * part).sum(2)
-        return d_padded[..., half : half + height, half : half + width], d_w, None
+        return d_padded, d_w, None
 
 
 def _parts(padded: Tensor, size: int, grid: torch.Size) -> list[tuple[int, Tensor]]:
