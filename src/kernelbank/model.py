@@ -21,6 +21,11 @@ from kernelbank.spec.text import finite
 
 Grid = tuple[int, int]
 MODEL_VERSION = 2
+RESERVED_ARGUMENTS = frozenset({
+    "cache_dir", "checkpoint_path", "img_size", "in_chans", "num_classes", "pretrained", "pretrained_cfg",
+    "pretrained_cfg_overlay",
+})  # fmt: skip
+"""Arguments of ``timm.create_model`` that a `TimmTrunk` cannot hold: a description loads no weights."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class ViTTrunk:
         _check_option("pos_embed", self.pos_embed, ("learn", "none"))
         _check_option("global_pool", self.global_pool, ("token", "avg", "avgmax", "max", ""))
         _check_eps(self.norm_eps)
+        if self.global_pool == "token" and not self.class_token:
+            raise SpecError("invalid global_pool='token' with class_token=False; expected another pooling")
         if self.reg_tokens != 0 and not COUNT.accepts(self.reg_tokens):
             raise SpecError(f"invalid reg_tokens={self.reg_tokens!r}; expected a whole number >= 0")
 
@@ -162,11 +169,20 @@ class SwinTrunk:
 
 @dataclass(frozen=True, kw_only=True)
 class TimmTrunk:
-    """A stock model of timm by its name, with arguments of its constructor. It has mixers of its own."""
+    """A stock model of timm by its name, with arguments of its constructor. It has mixers of its own.
+
+    Raises:
+        SpecError: If an argument is not one of the constructor: weights to load, or a size that `ModelSpec` states.
+    """
 
     family: ClassVar[str] = "timm"
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if reserved := sorted(RESERVED_ARGUMENTS & self.arguments.keys()):
+            raise SpecError(f"invalid arguments of {self.name}: {reserved[0]!r}; expected arguments of its constructor "
+                            f"without {', '.join(sorted(RESERVED_ARGUMENTS))}")  # fmt: skip
 
     def __hash__(self) -> int:
         return hash((self.name, repr(sorted(self.arguments.items()))))
@@ -203,11 +219,13 @@ class ModelSpec:
         if self.num_classes != 0 and not COUNT.accepts(self.num_classes):
             raise SpecError(f"invalid num_classes={self.num_classes!r}; expected a whole number >= 0")
         if isinstance(self.trunk, TimmTrunk):
+            if self.mlp is not None:
+                raise SpecError(f"invalid mlp={self.mlp!r}; expected None, as {self.trunk.name} of timm has its own")
             return
         for option in ("mixer", "mlp", "img_size"):
             if getattr(self, option) is None:
                 raise SpecError(f"invalid {option}=None; only a stock model of timm has one of its own")
-        check_image(self.image, self.trunk.patch_size)
+        check_image(self.image, self.trunk.patch_size, getattr(self.trunk, "dynamic_img_pad", False))
         _ = self.stages
 
     @property
@@ -293,12 +311,12 @@ def with_window(text: str, side: int) -> str:
     return by_stage(texts)
 
 
-def check_image(img_size: Grid, patch_size: Grid) -> None:
-    """Raise SpecError unless both are (height, width) in pixels and the patches fill the image."""
+def check_image(img_size: Grid, patch_size: Grid, padded: bool = False) -> None:
+    """Raise SpecError unless both are (height, width) in pixels and the patches fill the image, or it is `padded`."""
     for option, pair in (("patch_size", patch_size), ("img_size", img_size)):
         if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
             raise SpecError(f"invalid {option}={pair}; expected (height, width), each {COUNT.expected}")
-    if any(side % step for side, step in zip(img_size, patch_size, strict=True)):
+    if not padded and any(side % step for side, step in zip(img_size, patch_size, strict=True)):
         raise SpecError(f"invalid img_size={img_size}; expected sides divisible by the patch size {patch_size}")
 
 

@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformer, resolve_stage_window_s
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from kernelbank.model import check_image
 from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageSpecs, TokenGrid
 from kernelbank.nn.edit.stock import check_head_norm
 from kernelbank.nn.mixer import Mixer
@@ -104,7 +105,7 @@ class PlainBackbone(VisionTransformer):
         """Another image or patch size: the position embedding as in timm, relative tables and the matrices of
         `project` resampled and rescaled (see `nn.edit.carry`). Raises SpecError for images that patches do not fill."""
         embed = self.patch_embed
-        check_image(img_size or embed.img_size, patch_size or embed.patch_size, padded=embed.dynamic_img_pad)
+        _check_image(img_size or embed.img_size, patch_size or embed.patch_size, padded=embed.dynamic_img_pad)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for block in cast(Iterable[PlainBlock], self.blocks):
             block.set_grid(tuple(embed.grid_size))
@@ -260,7 +261,7 @@ def _check(trunk: Mapping[str, Any], img_size: Any, patch_size: Any, padded: boo
         raise SpecError(f"invalid weight_init={mode!r}: mixers are drawn as `inventory` says; expected {INITS}")
     if rate := trunk.get("patch_drop_rate"):
         raise SpecError(f"invalid patch_drop_rate={rate}: dropped patches have no place on the grid; expected 0")
-    check_image(img_size, patch_size, padded)
+    _check_image(img_size, patch_size, padded)
 
 
 def _check_counts(**counts: Any) -> None:
@@ -270,13 +271,6 @@ def _check_counts(**counts: Any) -> None:
             raise SpecError(f"invalid {name}={value!r}; expected {COUNT.expected}")
 
 
-def check_image(img_size: Any, patch_size: Any, padded: bool = False) -> None:
-    """Raises SpecError unless both are a side or (height, width) in pixels and, without padding, patches fill the
-    image."""
-    pairs = {"patch_size": to_2tuple(patch_size), "img_size": to_2tuple(img_size)}
-    for name, pair in pairs.items():
-        if len(pair) != 2 or not all(COUNT.accepts(side) for side in pair):
-            raise SpecError(f"invalid {name}={tuple(pair)}; expected a side or (height, width), {COUNT.expected}")
-    image, patch = pairs["img_size"], pairs["patch_size"]
-    if not padded and any(side % step for side, step in zip(image, patch, strict=True)):
-        raise SpecError(f"invalid img_size={tuple(image)}; expected sides divisible by the patch {tuple(patch)}")
+def _check_image(img_size: Any, patch_size: Any, padded: bool) -> None:
+    """`check_image` for sides or (height, width) in pixels, as timm takes them."""
+    check_image(tuple(to_2tuple(img_size)), tuple(to_2tuple(patch_size)), padded)

@@ -14,13 +14,15 @@ from kernelbank.errors import InputError, SpecError
 from kernelbank.model import ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk
 from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone
 from kernelbank.nn.edit.replace import replace_mixers
+from kernelbank.text import suggest
 
 
 def build(spec: ModelSpec, **options: Any) -> nn.Module:
     """The model of `spec`. `options` are further arguments of its class that its description does not hold:
     ``weight_init``, ``device``, ``dtype``, and ``pretrained`` of a stock model.
 
-    A `TimmTrunk` is created by timm; a mixer of the spec then replaces those that it has (see `replace_mixers`).
+    A `TimmTrunk` is created by timm; a mixer of the spec then replaces those that it has (see `replace_mixers`). Its
+    name is one that timm has registered: nothing is fetched to build it.
 
     Raises:
         SpecError: If the specs do not fit the trunk.
@@ -65,13 +67,17 @@ def backbone_arguments(spec: ModelSpec) -> dict[str, Any]:
 
 def _create(spec: ModelSpec, trunk: TimmTrunk, options: dict[str, Any]) -> nn.Module:
     rates = {name: rate for name, rate in asdict(spec.dropout).items() if rate}
+    if not timm.is_model(trunk.name.partition(".")[0]):
+        known = timm.list_models()
+        raise InputError(f"unknown model {trunk.name!r}{suggest(trunk.name, known)}; expected a name of "
+                         "timm.list_models()")  # fmt: skip
     arguments = {**trunk.arguments, "num_classes": spec.num_classes, "in_chans": spec.in_chans, **rates, **options}
     if spec.img_size is not None:
         arguments["img_size"] = spec.img_size
     try:
         return cast(nn.Module, timm.create_model(trunk.name, **arguments))
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
-        if isinstance(error, (SpecError, InputError)):
-            raise
+    except (SpecError, InputError):
+        raise
+    except Exception as error:  # timm passes the arguments on to any constructor
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model {trunk.name} cannot be built with {arguments}: {reason}") from None

@@ -1,4 +1,5 @@
-"""Buffers that some libraries keep in their states although the architecture gives them: dropped, and made anew."""
+"""Buffers that some libraries keep in their states although they follow from the model: dropped when a state is read,
+and computed when one is written."""
 
 from __future__ import annotations
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
-from kernelbank.model import ModelSpec, check_image
+from kernelbank.model import ModelSpec
 from kernelbank.weights.dialects import Dialect, detect, named
 from kernelbank.weights.file import unwrap
 from kernelbank.weights.infer import Family, Inferred, infer
 from kernelbank.weights.keymap import Shapes, State, cover, listed
-from kernelbank.weights.stock import build_stock, with_padding
+from kernelbank.weights.stock import build_stock, check_padding, with_padding
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ def read(state: State, describe: Describe = infer) -> SourceState:
                          f"{spec.trunk.family} model")  # fmt: skip
     if dialect.pad is not None:
         spec = with_padding(spec, dialect.pad)
-    check_image(spec.image, getattr(spec.trunk, "patch_size", (1, 1)))
     if wrong := [key for key, tensor in pivot.items() if not tensor.is_floating_point()]:
         raise InputError(f"{listed(wrong)}: invalid dtype {pivot[wrong[0]].dtype}; expected floating point")
     cover(pivot, pivot_shapes(spec), f"{dialect.name} against timm's model")
@@ -70,8 +69,10 @@ def read(state: State, describe: Describe = infer) -> SourceState:
 
 def write(source: SourceState, to: Dialect) -> State:
     """The state of `source` in another dialect, its derived buffers made anew. Raises InputError naming tensors that
-    it has no place for."""
+    it has no place for, and for windows that its library pads in another way."""
     try:
+        if to.pad is not None:
+            check_padding(source.spec, to.pad)
         state = to.keys.back(source.pivot, to.shapes(source.spec))
     except InputError as error:
         raise InputError(f"{to.name}: {error}") from None
@@ -105,7 +106,7 @@ def differing(source: SourceState, state: State, to: Dialect) -> list[str]:
 def pivot_shapes(spec: ModelSpec) -> Shapes:
     """The shapes of timm's model of `spec`."""
     with torch.device("meta"):
-        return _shapes(build_stock(replace(spec, name="")))
+        return _shapes(build_stock(spec))
 
 
 def _shapes(model: nn.Module) -> Shapes:

@@ -23,6 +23,7 @@ from kernelbank.errors import InputError
 from kernelbank.files import replace_file
 from kernelbank.model import ModelSpec
 from kernelbank.text import suggest
+from kernelbank.weights import version1
 from kernelbank.weights.keymap import State, listed
 
 ENTRY, FILE_VERSION = "kernelbank", 2
@@ -64,9 +65,9 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")  # on pickles that torch did not write; they are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything: struct.error, RuntimeError, KeyError, ...
-        held = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if held:
-        raise InputError(f"{path}: holds {held[1]}, not only weights; it is not read, as that could run code: save "
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if code:
+        raise InputError(f"{path}: holds {code[1]}, not only weights; it is not read, as that could run code: save "
                          "its state dict alone")  # fmt: skip
     raise InputError(f"{path}: truncated or corrupted, or not a checkpoint of torch")
 
@@ -82,8 +83,9 @@ def unwrap(loaded: object, what: str) -> State:
             break
         loaded = inside
     if not isinstance(loaded, Mapping) or not loaded:
-        held = listed(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise InputError(f"{what}: no state dict, but {held or 'nothing'}; looked under {', '.join(WRAPPERS)}")
+        content = listed(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise InputError(f"{what}: no state dict, but {content or 'nothing'}; expected one, plain or under "
+                         f"{', '.join(WRAPPERS)}")  # fmt: skip
     if strange := [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]:
         raise InputError(f"{what}: {listed(strange)} {'is no tensor' if len(strange) == 1 else 'are no tensors'}")
     state = {str(key): value.detach() for key, value in loaded.items()}
@@ -156,30 +158,28 @@ def save_model(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec, s
 
 
 def read_model_file(path: Path) -> tuple[State, ModelSpec | None]:
-    """The tensors of a weights file, and the description of their model in a file of ours, else None.
+    """The tensors of a weights file, and the description of their model in a file of ours, else None. Files of
+    KernelBank 0.1 are read as those of today.
 
     Raises:
-        InputError: If the file cannot be read, or its entry is damaged or of another version.
+        InputError: If the file cannot be read, or its description is damaged or of another version.
     """
     state, metadata = read_state(path)
-    return state, read_entry(metadata, str(path))
-
-
-def read_entry(metadata: Mapping[str, str], source: str) -> ModelSpec | None:
-    """The description in the metadata of a file; None in a file that is not ours. Raises InputError as
-    `read_model_file`."""
-    if ENTRY not in metadata:
-        return None
     try:
+        if ENTRY not in metadata:
+            spec = version1.trained(metadata)
+            return (state, None) if spec is None else (version1.upgraded(state, spec), spec)
         document = json.loads(metadata[ENTRY])
         if not isinstance(document, dict):
             raise ValueError(f"expected a JSON object, got {type(document).__name__}")
-        version = document.get("file_version", document.get("version"))
-        if version != FILE_VERSION:
-            raise InputError(f"{source}: invalid file_version={version!r}; expected {FILE_VERSION}; convert the "
-                             "weights again")  # fmt: skip
-        return ModelSpec.from_document(document.get("model"))
+        if document.get("version") == 1:
+            spec = version1.converted(document)
+            return version1.upgraded(state, spec), spec
+        if (version := document.get("file_version")) != FILE_VERSION:
+            raise InputError(f"{path}: invalid file_version={version!r}; expected {FILE_VERSION}, or the version 1 of "
+                             "KernelBank 0.1")  # fmt: skip
+        return state, ModelSpec.from_document(document.get("model"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source}: the kernelbank entry of its metadata is damaged: {error}") from None
+        raise InputError(f"{path}: the description of the model in its metadata is damaged: {error}") from None

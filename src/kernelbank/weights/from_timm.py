@@ -22,7 +22,7 @@ from kernelbank.nn.linears import TensorHolder
 from kernelbank.nn.mixer import Mixer
 from kernelbank.text import suggest
 from kernelbank.weights.infer import LAYER_SCALE
-from kernelbank.weights.keymap import cover
+from kernelbank.weights.keymap import fit
 from kernelbank.weights.ours import KEYS
 from kernelbank.weights.stock import ACTIVATIONS, mlp_text
 
@@ -76,12 +76,11 @@ def create(name: str, *, meta: bool = False, **kwargs: Any) -> nn.Module:
         raise InputError(f"model {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def with_state(spec: ModelSpec, state: Mapping[str, Tensor]) -> Backbone:
-    """Our backbone of `spec` with `state` under our names, in eval mode. Raises InputError listing tensors that are
-    missing, left over or of another shape."""
+def with_state(spec: ModelSpec, state: Mapping[str, Tensor], source: str = "our backbone") -> Backbone:
+    """Our backbone of `spec` with `state` under our names, in eval mode. Raises InputError naming `source` and the
+    tensors that are missing, left over or of another shape or type."""
     backbone = build_backbone(spec, weight_init="skip", device="meta")
-    shapes = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
-    cover(state, shapes, "our backbone")
+    fit(state, backbone.state_dict(), source)
     backbone.load_state_dict({key: tensor.detach().clone() for key, tensor in state.items()}, assign=True)
     device = next(iter(state.values())).device
     for module in backbone.modules():

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from kernelbank.errors import InputError
+from kernelbank.errors import InputError, SpecError
 from kernelbank.model import Grid, ModelSpec, SwinTrunk, ViTTrunk, by_stage
 from kernelbank.weights.keymap import Shapes
 from kernelbank.weights.stock import mlp_text
@@ -43,8 +43,8 @@ def infer(family: Family, state: Mapping[str, Tensor], img_size: Grid | None = N
     try:
         return _INFER[family](shapes, img_size)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        if isinstance(error, InputError):
-            raise
+        if isinstance(error, InputError) or (img_size is not None and isinstance(error, SpecError)):
+            raise  # of images of this size
         raise InputError(f"the shapes do not tell the model ({error}); name it with --model") from None
 
 

@@ -21,8 +21,8 @@ State = dict[str, Tensor]
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 Tensors = tuple[Tensor, ...]
-Wanted = Sequence[Shape | None]
-"""The shape that each tensor must get, None where it is not known."""
+TargetShapes = Sequence[Shape | None]
+"""The shape of each tensor after a change, None where it is not known."""
 NAMED = 3
 """How many keys an error names before it counts the rest."""
 
@@ -31,11 +31,11 @@ NAMED = 3
 class Change:
     """A bijection between the tensors of one side of a rule and those of the other; `back` is its inverse.
 
-    Both are told the shapes that are wanted: a reshape needs them.
+    Both get the shapes of their results, which a reshape needs.
     """
 
-    into: Callable[[Tensors, Wanted], Tensors]
-    back: Callable[[Tensors, Wanted], Tensors]
+    into: Callable[[Tensors, TargetShapes], Tensors]
+    back: Callable[[Tensors, TargetShapes], Tensors]
 
     @property
     def inverse(self) -> Change:
@@ -47,24 +47,24 @@ class Misfit(InputError):
     """A tensor that a rule cannot take."""
 
 
-def _as_they_are(tensors: Tensors, shapes: Wanted) -> Tensors:
+def _unchanged(tensors: Tensors, shapes: TargetShapes) -> Tensors:
     return tensors
 
 
-def _join(tensors: Tensors, shapes: Wanted) -> Tensors:
+def _join(tensors: Tensors, shapes: TargetShapes) -> Tensors:
     if len({tensor.shape for tensor in tensors}) != 1:
         raise Misfit(f"shapes {', '.join(str(tuple(tensor.shape)) for tensor in tensors)} do not join")
     return (torch.cat(tensors),)
 
 
-def _split(tensors: Tensors, shapes: Wanted) -> Tensors:
+def _split(tensors: Tensors, shapes: TargetShapes) -> Tensors:
     (joined,) = tensors
     if not joined.ndim or joined.shape[0] % 3:
         raise Misfit(f"shape {tuple(joined.shape)} does not split into q, k and v")
     return tuple(part.clone() for part in joined.chunk(3))
 
 
-SAME = Change(_as_they_are, _as_they_are)
+SAME = Change(_unchanged, _unchanged)
 JOIN = Change(_join, _split)
 """q, k and v as one tensor, below each other."""
 
@@ -107,15 +107,15 @@ class Pattern:
 
     def match(self, key: str) -> Bound | None:
         """What the placeholders stand for in `key`, or None where it does not match."""
-        found = self._regex.fullmatch(key)
-        if found is None:
+        match = self._regex.fullmatch(key)
+        if match is None:
             return None
         bound: dict[str, int | str] = {}
         for name, (factor, offset) in self.places.items():
             if name == _LEAF:
-                bound[name] = found[name]
+                bound[name] = match[name]
                 continue
-            value, rest = divmod(int(found[name]) - offset, factor)
+            value, rest = divmod(int(match[name]) - offset, factor)
             if rest or value < 0:
                 return None
             bound[name] = value
@@ -186,9 +186,9 @@ class KeyMap:
 
         Raises InputError listing what no rule takes.
         """
-        gone = {key: drop.reason for key in state for drop in self.dropped if drop.pattern.match(key) is not None}
-        kept = {key: tensor for key, tensor in state.items() if key not in gone}
-        return _translate(kept, self.rules, shapes or {}), gone
+        dropped = {key: drop.reason for key in state for drop in self.dropped if drop.pattern.match(key) is not None}
+        rest = {key: tensor for key, tensor in state.items() if key not in dropped}
+        return _translate(rest, self.rules, shapes or {}), dropped
 
     def back(self, state: Mapping[str, Tensor], shapes: Shapes | None = None) -> State:
         """The pivot's state under the dialect's keys. Raises InputError as `into`."""
@@ -207,30 +207,30 @@ def key_map(names: Names, changes: Changes | None = None, dropped: Mapping[str, 
 
 
 def _translate(state: Mapping[str, Tensor], rules: Iterable[Rule], shapes: Shapes) -> State:
-    """`state` with every key translated by the one rule that takes it; the order of keys is kept."""
-    left, out = dict.fromkeys(state), State()
+    """`state` with every key translated by the one rule that matches it, in the same order."""
+    rest, out = dict.fromkeys(state), State()
     table = [(rule, pattern) for rule in rules for pattern in rule.theirs]
     for key in state:
-        if key not in left:
+        if key not in rest:
             continue
-        taken = next(((rule, bound) for rule, pattern in table if (bound := pattern.match(key)) is not None), None)
-        if taken is None:
+        match = next(((rule, bound) for rule, pattern in table if (bound := pattern.match(key)) is not None), None)
+        if match is None:
             continue
-        rule, bound = taken
+        rule, bound = match
         sources, targets = ([p.key(bound) for p in side] for side in (rule.theirs, rule.ours))
         if missing := [source for source in sources if source not in state]:
-            raise InputError(f"{key} is there without {listed(missing)}: nothing can be made of it")
+            raise InputError(f"{key} without {listed(missing)}; expected all of them, or none")
         if twice := [target for target in targets if target in out]:
             raise InputError(f"{key} and another tensor both become {twice[0]}")
         try:
-            made = rule.change.into(tuple(state[s] for s in sources), [shapes.get(t) for t in targets])
+            tensors = rule.change.into(tuple(state[s] for s in sources), [shapes.get(t) for t in targets])
         except Misfit as error:
             raise InputError(f"{key}: {error}") from None
-        out |= zip(targets, made, strict=True)
+        out |= zip(targets, tensors, strict=True)
         for source in sources:
-            left.pop(source, None)
-    if left:
-        raise InputError(f"no place for {listed(left)}")
+            rest.pop(source, None)
+    if rest:
+        raise InputError(f"no place for {listed(rest)}")
     return out
 
 
@@ -246,6 +246,15 @@ def cover(state: Mapping[str, Tensor], expected: Shapes, what: str) -> None:
         problems.append(f"wrong shape: {listed(shapes)}")
     if problems:
         raise InputError(f"{what}: {'; '.join(problems)}")
+
+
+def fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Raises InputError, naming tensors, unless `state` can take the place of `own`, the state of a model: the same
+    keys and shapes, and floating point where the model has floating point."""
+    cover(state, {key: tuple(tensor.shape) for key, tensor in own.items()}, what)
+    if wrong := [key for key in own if own[key].dtype.is_floating_point != state[key].dtype.is_floating_point]:
+        first = "floating point" if own[wrong[0]].is_floating_point() else "integers"
+        raise InputError(f"{what}: {listed(wrong)}: invalid dtype {state[wrong[0]].dtype}; expected {first}")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from kernelbank.nn.timm_names import FFN, FUSED
+from kernelbank.nn.timm_names import FFN, FUSED, OUR_TABLE, RENAMED
+from kernelbank.nn.timm_names import TABLE as THEIR_TABLE
 from kernelbank.weights.changes import FFN_BIAS, FFN_WEIGHT, TABLE
 from kernelbank.weights.keymap import SAME, Changes, KeyMap, Names, key_map
 from kernelbank.weights.pivot import BLOCK, STAGE_BLOCK, SWIN, VIT
 
 _FFN = {"fc1.weight": FFN_WEIGHT, "fc1.bias": FFN_BIAS, "fc2.weight": FFN_WEIGHT, "fc2.bias": SAME}
-_TABLE = f"{STAGE_BLOCK}.attn.relative_position_bias_table"
+_TABLE = f"{STAGE_BLOCK}.attn.{THEIR_TABLE}"
 
 
 def _names(timm: Names, block: str) -> Names:
     """timm's names with mixers in `block`: weights and biases of the FFN have rules of their own, as they differ."""
     renamed = {key: name for key, name in timm.items() if not key.startswith(f"{block}.mlp.")}
-    renamed[f"{block}.attn.qkv.{{p}}"] = tuple(f"{block}.attn.{name}.{{p}}" for name in FUSED["qkv"])
-    renamed[f"{block}.attn.proj.{{p}}"] = f"{block}.attn.out.{{p}}"
+    for theirs, ours in FUSED.items():
+        renamed[f"{block}.attn.{theirs}.{{p}}"] = tuple(f"{block}.attn.{name}.{{p}}" for name in ours)
+    renamed |= {f"{block}.attn.{theirs}.{{p}}": f"{block}.attn.{ours}.{{p}}" for theirs, ours in RENAMED.items()}
     ffn = {f"{fc}.{kind}": f"{name}.{kind}" for fc, name in FFN.items() for kind in ("weight", "bias")}
     return renamed | {f"{block}.mlp.{theirs}": f"{block}.mlp.{ours}" for theirs, ours in ffn.items()}
 
@@ -27,7 +29,7 @@ def _changes(block: str) -> Changes:
 KEYS: dict[str, KeyMap] = {
     "vit": key_map(_names(VIT, BLOCK), _changes(BLOCK)),
     "swin": key_map(
-        {**_names(SWIN, STAGE_BLOCK), _TABLE: f"{STAGE_BLOCK}.attn.table.weight"},
+        {**_names(SWIN, STAGE_BLOCK), _TABLE: f"{STAGE_BLOCK}.attn.{OUR_TABLE}"},
         {**_changes(STAGE_BLOCK), _TABLE: TABLE},
     ),
 }

@@ -13,15 +13,15 @@ import timm
 import torch
 from torch import nn
 
-from kernelbank.errors import InputError, UsageError
-from kernelbank.model import ModelSpec, TimmTrunk, ViTTrunk, by_stage
+from kernelbank.errors import InputError, SpecError, UsageError
+from kernelbank.model import ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
 from kernelbank.nn.edit.replace import Replaced, replace_mixers
 from kernelbank.nn.mixer import Mixer
 from kernelbank.weights import convert
 from kernelbank.weights.convert import SourceState
 from kernelbank.weights.dialects import Dialect, MissingLibraryError, known, named
-from kernelbank.weights.file import SUFFIXES, check_destination, read_entry, read_state
-from kernelbank.weights.from_timm import create, read_model
+from kernelbank.weights.file import SUFFIXES, check_destination, read_model_file
+from kernelbank.weights.from_timm import create, from_timm, read_model
 from kernelbank.weights.infer import Family, Inferred, infer
 from kernelbank.weights.keymap import State, listed
 from kernelbank.weights.load import rebuild
@@ -89,8 +89,7 @@ def run(request: Request, status: Status) -> Outcome:
     source = opened.source
     to = named(request.to, source.dialect.family)
     if not opened.translates and not to.library.holds_specs:
-        raise InputError(f"{request.src}: mixer={source.spec.mixer!r}, mlp={source.spec.mlp!r} have no place in "
-                         f"{to.name}; expected --to {OURS}")  # fmt: skip
+        raise InputError(f"{request.src}: {_model(source.spec)} has no place in {to.name}; expected --to {OURS}")
     state = convert.write(source, to) if opened.translates else dict(source.state)
     if opened.translates and (wrong := convert.differing(source, state, to)):
         raise InputError(f"the way back is not bit-equal: {listed(wrong)}")
@@ -137,8 +136,7 @@ def _open_file(request: Request, path: Path) -> _Opened:
     """A file of weights: ours with its description, or of a dialect."""
     if request.untrained:
         raise UsageError("convert", "invalid --untrained with a file as SRC; expected the name of a timm model")
-    state, metadata = read_state(path)
-    spec = read_entry(metadata, str(path))
+    state, spec = read_model_file(path)
     if spec is not None:
         return _open_ours(spec, state, str(path))
 
@@ -151,16 +149,37 @@ def _open_file(request: Request, path: Path) -> _Opened:
 
 
 def _open_ours(spec: ModelSpec, state: State, path: str) -> _Opened:
-    """A file with a description: read as timm's model where timm's classes can hold it, else taken as it is."""
+    """A file with a description: in timm's names where timm's classes can hold the model, else as it is."""
 
     def model() -> Run:
         return cast(Run, rebuild(spec, state, path).float())
 
-    if not isinstance(spec.trunk, TimmTrunk) and is_stock(spec):
-        return _Opened(convert.read(state, lambda *_: Inferred(spec)), model)
-    family: Family = "vit" if isinstance(spec.trunk, (TimmTrunk, ViTTrunk)) else "swin"
-    dialect = named(OURS, family)
-    return _Opened(SourceState(state, dialect, {}, spec, (), {}, ()), model, translates=False)
+    def translated(described: ModelSpec, state: State) -> _Opened:
+        return _Opened(convert.read(state, lambda *_: Inferred(described)), model)
+
+    def untranslated(described: ModelSpec, state: State) -> _Opened:
+        family: Family = "swin" if isinstance(described.trunk, SwinTrunk) else "vit"
+        source = SourceState(state, named(OURS, family), {}, described, (), {}, ())
+        return _Opened(source, model, translates=False)
+
+    if not isinstance(spec.trunk, TimmTrunk):
+        return translated(spec, state) if is_stock(spec) else untranslated(spec, state)
+    stock = rebuild(spec, state, path)
+    try:
+        described = replace(read_model(stock), name=spec.name)
+    except (InputError, SpecError):  # a class of timm that has no trunk of ours
+        return untranslated(spec, state)
+    if spec.mixer is None:
+        return translated(described, state)
+    ours = dict(from_timm(stock).state_dict())
+    return translated(described, ours) if is_stock(described) else untranslated(described, ours)
+
+
+def _model(spec: ModelSpec) -> str:
+    """The model in words."""
+    if isinstance(spec.trunk, TimmTrunk):
+        return f"timm's {spec.trunk.name}" + ("" if spec.mixer is None else f" with mixer={spec.mixer!r}")
+    return f"a {spec.trunk.family} with mixer={spec.mixer!r}, mlp={spec.mlp!r}"
 
 
 def _describe_named(request: Request, pivot: State) -> Inferred:
@@ -197,7 +216,7 @@ def _replace(spec: ModelSpec, state: State, mixer: str) -> tuple[ModelSpec, Stat
     """The specs `mixer` in every block: the new description and state, and what became of each tensor."""
     model = replace_mixers(rebuild(spec, state, "the converted state"), mixer)
     report = cast(Replaced, model.replaced)
-    changed = replace(spec, mixer=by_stage([str(spec) for spec in report.specs]))
+    changed = replace(spec, mixer=by_stage(list(map(str, report.specs))))
     if isinstance(spec.trunk, ViTTrunk):
         changed = replace(changed, trunk=replace(spec.trunk, qk_norm=_has_qk_norm(model)))
     state = dict(model.state_dict())

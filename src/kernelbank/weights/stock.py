@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from kernelbank.errors import InputError
-from kernelbank.model import ModelSpec, Stage, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
+from kernelbank.model import Grid, ModelSpec, Stage, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
 from kernelbank.spec import Channels, MixerSpec, Static, Window
 
 VIT, SWIN, FFN = MixerSpec.parse("vit"), MixerSpec.parse("swin"), MixerSpec.parse("ffn")
@@ -127,12 +127,25 @@ def with_padding(spec: ModelSpec, pad: Padding) -> ModelSpec:
     for stage in spec.stages:
         support = stage.mixer.support
         if isinstance(support, Window):
-            cut = any(length > support.M and length % support.M for length in stage.grid)
-            support = replace(support, pad=pad if cut else "masked")
+            support = replace(support, pad="masked" if _filled(stage.grid, support.M) else pad)
             texts.append(str(replace(stage.mixer, support=support)))
         else:
             texts.append(str(stage.mixer))
     return replace(spec, mixer=by_stage(texts))
+
+
+def check_padding(spec: ModelSpec, pad: Padding) -> None:
+    """Raise InputError if a stage has windows that do not fill its grid and are padded otherwise than by `pad`."""
+    for stage in spec.stages:
+        support = stage.mixer.support
+        if isinstance(support, Window) and support.pad != pad and not _filled(stage.grid, support.M):
+            raise InputError(f"invalid mixer={str(stage.mixer)!r} on the grid {stage.grid}, which its windows do not "
+                             f"fill; expected pad={pad}, as the library pads them")  # fmt: skip
+
+
+def _filled(grid: Grid, side: int) -> bool:
+    """Whether windows of this side fill the grid, or are cut to it."""
+    return all(length <= side or length % side == 0 for length in grid)
 
 
 def one_of_all(values: Sequence[Any], name: str) -> Any:
@@ -146,8 +159,3 @@ def one_of_all(values: Sequence[Any], name: str) -> Any:
 def unless_equal(values: Sequence[Any]) -> Any:
     """The value of all stages where it is one, else a tuple of them."""
     return values[0] if len(set(values)) == 1 else tuple(values)
-
-
-def unless_equal_text(texts: list[str]) -> str:
-    """Specs of the stages as one text."""
-    return texts[0] if len(set(texts)) == 1 else " | ".join(texts)

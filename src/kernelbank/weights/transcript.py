@@ -67,10 +67,10 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "difference": proof.difference, "scale": proof.scale, "images": proof.images,
     }  # fmt: skip
     return {
-        "from": source.dialect.name, "to": outcome.to.name, "family": source.dialect.family,
+        "from": source.dialect.name, "to": outcome.to.name, "family": source.spec.trunk.family,
         "tensors": {"source": len(source.state), "derived": len(source.derived), "target": len(outcome.state)},
         "dropped": dict(source.dropped), "assumed": list(source.assumed), "back": "bit-equal",
-        "proved": outcome.proved and isinstance(proof, Proof), "proof": compared, "path": str(outcome.path),
+        "proved": outcome.proved, "proof": compared, "path": str(outcome.path),
         "specs": {"mixer": outcome.spec.mixer, "mlp": outcome.spec.mlp} if outcome.to.library.holds_specs else None,
         "tensors_replaced": None if outcome.replaced is None else [
             {"tensor": line.name, "verdict": line.verdict, "how": line.how} for line in outcome.replaced.lines
