@@ -104,7 +104,7 @@ def test_cells_are_changed_and_tensors_told(files: Path, capsys: Capture) -> Non
     code, _, err = run(capsys, files / "ours.safetensors", files / "no.safetensors", "--to", "timm")
     assert (
         code == 2
-        and "have no place in timm; expected --to kernelbank" in err
+        and "has no place in timm; expected --to kernelbank" in err
         and not (files / "no.safetensors").exists()
     )
 
@@ -225,7 +225,7 @@ def test_bad_input_is_one_line_and_no_file(files: Path, capsys: Capture, models:
         ([files / "missing.safetensors", target], "missing blocks.1.mlp.fc2.bias"),
         ([files / "shape.safetensors", target], "wrong shape: blocks.1.mlp.fc2.weight (64, 9) instead of (64, 256)"),
         ([files / "strange.safetensors", target], "unknown dialect with the keys conv1.weight; expected"),
-        ([files / "third.safetensors", target], "is there without vit.layers.0.attention.k_proj.bias"),
+        ([files / "third.safetensors", target], "without vit.layers.0.attention.k_proj.bias; expected"),
         ([source, target, "--to", "swim"], "unknown dialect 'swim'"),
         ([source, target, "--to", "torchvision"], "torchvision has no vit models"),
         ([source, target, "--mixer", "vitt"], "'vitt'"),

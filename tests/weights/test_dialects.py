@@ -16,7 +16,7 @@ from tiny_models import PLAIN, STAGES, drawn
 from kernelbank.errors import InputError
 from kernelbank.weights.changes import UNFOLD
 from kernelbank.weights.convert import convert_state, differing, read, write
-from kernelbank.weights.dialects import DIALECTS, Dialect, MissingLibraryError, detect, huggingface
+from kernelbank.weights.dialects import DIALECTS, Dialect, MissingLibraryError, detect, huggingface, named
 from kernelbank.weights.from_timm import create, read_model, with_state
 from kernelbank.weights.infer import Inferred, infer
 from kernelbank.weights.proof import TOLERANCE, prove
@@ -362,3 +362,14 @@ def test_timm_takes_what_is_written_for_it(models: Models) -> None:
     theirs = convert_state(models["swin"].state_dict(), "torchvision")
     model = timm.create_model("swin_tiny_patch4_window7_224", **STAGES)
     model.load_state_dict(convert_state(theirs, "timm"), strict=True)
+
+
+def test_windows_that_a_library_pads_otherwise_are_refused() -> None:
+    """timm's padding has no place in mmpretrain, whether or not it is installed to compare the outputs."""
+    model = drawn(SwinTransformer(**STAGES | {"img_size": 28, "window_size": 4}))
+    source = read(dict(model.state_dict()), lambda *_: Inferred(read_model(model)))
+    for to in ("mmpretrain", "huggingface", "torchvision"):
+        with pytest.raises(InputError, match=rf"{to}: invalid mixer=.*timm.* on the grid \(14, 14\).*pad=mmpretrain"):
+            write(source, named(to, "swin"))
+    assert write(source, named("timm", "swin")).keys() == model.state_dict().keys()
+    assert convert_state(drawn(SwinTransformer(**STAGES)).state_dict(), "mmpretrain")

@@ -52,7 +52,7 @@ def test_the_inverse_is_derived() -> None:
 
 
 @pytest.mark.parametrize(("keys", "match"), [
-    (["q.0", "v.0"], r"q\.0 is there without k\.0"),
+    (["q.0", "v.0"], r"q\.0 without k\.0; expected all of them"),
     (["a", "b", "c", "d", "e"], r"no place for a, b, c and 2 more"),
     (["norm3.weight", "norm3.scale"], r"no place for norm3\.scale"),
 ])  # fmt: skip

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from kernelbank.model import SwinTrunk, TimmTrunk, ViTTrunk
-from kernelbank.weights.proof import Proof
 from kernelbank.weights.session import Outcome, Request, Status, run
 
 
