@@ -99,7 +99,8 @@ def _infer_swin(shapes: Shapes, img_size: Grid | None) -> Inferred:
     stages = _count(shapes, "layers.")
     tables = [shapes[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(stages)]
     sides = [(_root(offsets) + 1) // 2 for offsets, _ in tables]
-    window, assumed = max(sides), [f"norm eps {SwinTrunk.norm_eps:g}", "GELU", "norms before the branches"]
+    window = max(sides)
+    assumed = [f"norm eps {SwinTrunk.norm_eps:g}", "GELU", "norms before the branches", "attention scale d^-1/2"]
     image = img_size
     if image is None:  # a table smaller than the others is cut to its grid; else the last stage is one window
         cut = next((i for i, side in enumerate(sides) if side < window), stages - 1)

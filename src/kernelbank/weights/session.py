@@ -18,6 +18,7 @@ from kernelbank.model import ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
 from kernelbank.nn.edit.replace import Replaced, replace_mixers
 from kernelbank.nn.mixer import Mixer
 from kernelbank.weights import convert
+from kernelbank.weights.alike import settle
 from kernelbank.weights.convert import SourceState
 from kernelbank.weights.dialects import Dialect, MissingLibraryError, known, named
 from kernelbank.weights.file import SUFFIXES, check_destination, read_model_file
@@ -141,7 +142,10 @@ def _open_file(request: Request, path: Path) -> _Opened:
         return _open_ours(spec, state, str(path))
 
     def describe(family: Family, pivot: State) -> Inferred:
-        inferred = infer(family, pivot, request.img_size) if request.model is None else _describe_named(request, pivot)
+        if request.model is None:
+            inferred = settle(family, pivot, infer(family, pivot, request.img_size))
+        else:
+            inferred = _describe_named(request, pivot)
         return Inferred(replace(inferred.spec, name=request.model or path.name), inferred.assumed)
 
     source = convert.read(state, describe)
