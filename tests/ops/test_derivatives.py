@@ -26,7 +26,8 @@ SMALLER = {"swin": "swin support=window(2, 1)", "dwsa_window": "dwsa_window supp
            "involution": "involution kernel=grouped(C/4)"}  # fmt: skip
 TEXTS = {row: SMALLER.get(row, row) for row in ROWS}
 TEXTS |= {"relu2": "vit activation=relu2,sqrt_count", "prefix": "vit_relpos activation=relu,count",
-          "gelu": "vit activation=gelu,count"}  # fmt: skip
+          "gelu": "vit activation=gelu,count", "cube": "vit activation=cube,count",
+          "gelu_tanh": "vit activation=gelu_tanh,count", "quick_gelu": "vit activation=quick_gelu,count"}  # fmt: skip
 
 
 def mixer_of(name: str) -> Mixer:

@@ -21,7 +21,8 @@ from kernelbank.spec.inventory import Grid, check_host
 
 # Without the date of writing, so that the same spec gives the same file.
 METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
-NAMES = rf"(?<![A-Za-z_{{])({'|'.join([*STEPS, 'softmax', 'mean', 'log'])})(?![A-Za-z0-9])"
+_LONGEST_FIRST = sorted([*STEPS, "softmax", "mean", "log"], key=len, reverse=True)
+NAMES = rf"(?<![A-Za-z_{{])({'|'.join(_LONGEST_FIRST)})(?![A-Za-z0-9])"
 SIGNS = {"Σ": r"\sum", "⊙": r"\odot", "∈": r"\in ", "ᵀ": "^T", "π": r"\pi", "·": r"\cdot ", "−": "-", " ": r"\,"}
 INCHES = (15.0, 7.6)
 DPI = 110

@@ -24,7 +24,7 @@ from kernelbank.text import suggest
 from kernelbank.weights.infer import LAYER_SCALE
 from kernelbank.weights.keymap import fit
 from kernelbank.weights.ours import KEYS
-from kernelbank.weights.stock import ACTIVATIONS, mlp_text
+from kernelbank.weights.stock import ACTIVATIONS, activation_name, mlp_text
 
 NORMS = ("norm", "norm1", "norm2", "norm_pre", "fc_norm", "q_norm", "k_norm")
 """The names of timm's norms."""
@@ -202,8 +202,8 @@ def _read_mlps(blocks: list[Any]) -> tuple[str, bool]:
         _exactly(mlp, Mlp, where, "mlp_layer")
         _exactly(mlp.fc1, nn.Linear, where, "use_conv")
         _exactly(mlp.norm, nn.Identity, where, "scale_mlp_norm")
-        name = next((name for name, kind in ACTIVATIONS.items() if type(mlp.act) is kind), None)
-        if name is None or getattr(mlp.act, "approximate", "none") != "none":
+        name = activation_name(mlp.act)
+        if name is None:
             raise InputError(f"{where}: invalid act_layer={mlp.act}; expected {', '.join(ACTIVATIONS)}")
         if (mlp.fc1.bias is None) != (mlp.fc2.bias is None):
             raise InputError(f"{where}: invalid bias in one layer alone; expected both or none")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from timm.layers import LayerNorm
+from timm.layers.activations import GELU, GELUTanh, QuickGELU
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -19,8 +20,19 @@ from kernelbank.spec import Channels, MixerSpec, Static, Window
 
 VIT, SWIN, FFN = MixerSpec.parse("vit"), MixerSpec.parse("swin"), MixerSpec.parse("ffn")
 Padding = Literal["masked", "mmpretrain", "timm"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 """Activations of an MLP that timm and a spec both have, by their name in both."""
+_APPROXIMATE = {"none": "gelu", "tanh": "gelu_tanh"}
+_CLASSES: dict[type[nn.Module], str] = {
+    GELU: "gelu", GELUTanh: "gelu_tanh", QuickGELU: "quick_gelu", nn.ReLU: "relu", nn.SiLU: "silu",
+}  # fmt: skip
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """timm's name of an activation, None for one that is not in `ACTIVATIONS`."""
+    if type(module) is nn.GELU:
+        return _APPROXIMATE[module.approximate]
+    return _CLASSES.get(type(module))
 
 
 def build_stock(spec: ModelSpec, **options: Any) -> Any:

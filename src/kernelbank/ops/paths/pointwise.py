@@ -53,6 +53,11 @@ class NonLinearity:
     stores_output: bool = True
 
 
+def _quick_gelu_derivative(g: Tensor, s: Tensor) -> Tensor:
+    gate = torch.sigmoid(1.702 * s)
+    return g * (gate * (1 + 1.702 * s * (1 - gate)))
+
+
 aten = torch.ops.aten
 NON_LINEARITIES: dict[str, NonLinearity] = {
     "relu": NonLinearity(torch.relu_, lambda g, a: aten.threshold_backward(g, a, 0)),
@@ -61,7 +66,12 @@ NON_LINEARITIES: dict[str, NonLinearity] = {
     "sigmoid": NonLinearity(torch.sigmoid_, aten.sigmoid_backward),
     "tanh": NonLinearity(torch.tanh_, aten.tanh_backward),
     "softplus": NonLinearity(F.softplus, lambda g, s: g * torch.sigmoid(s), stores_output=False),
+    "cube": NonLinearity(lambda s: s.pow_(3), lambda g, s: g * (3 * s * s), stores_output=False),
     "gelu": NonLinearity(F.gelu, aten.gelu_backward, stores_output=False),
+    "gelu_tanh": NonLinearity(
+        partial(F.gelu, approximate="tanh"), partial(aten.gelu_backward, approximate="tanh"), stores_output=False
+    ),
+    "quick_gelu": NonLinearity(POINTWISE["quick_gelu"], _quick_gelu_derivative, stores_output=False),
     "silu": NonLinearity(F.silu, aten.silu_backward, stores_output=False),
 }
 
@@ -87,12 +97,15 @@ def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None
 
 
 def _without_gain(steps: Pointwise) -> Pointwise:
-    """The same function with its gain inside the non-linearity where that is possible: g relu(s)^2 = relu(sqrt(g) s)^2
-    and g exp(s) = exp(s + log g), whose values stay small in half precision."""
+    """The same function with its gain inside the non-linearity where that is possible: g relu(s)^2 = relu(sqrt(g) s)^2,
+    alike for cube, and g exp(s) = exp(s + log g), whose values stay small in half precision."""
     before, sign, gain = steps.before, math.copysign(1.0, steps.gain), abs(steps.gain)
     match steps.name:
         case "relu2" if gain not in (0, 1):
             return Pointwise(Affine(before.gain * gain**0.5, before.shift * gain**0.5), "relu2", sign)
+        case "cube" if gain not in (0, 1):
+            root = gain ** (1 / 3)
+            return Pointwise(Affine(before.gain * root, before.shift * root), "cube", sign)
         case "exp" if gain not in (0, 1):
             return Pointwise(Affine(before.gain, before.shift + math.log(gain)), "exp", sign)
         case _:

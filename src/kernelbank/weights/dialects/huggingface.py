@@ -65,6 +65,12 @@ _SWIN_4: Names = _SWIN_TRUNK | _block(STAGE_BLOCK, _SWIN_BLOCK, *_OLD_SWIN) | {
 # ---- models ----------------------------------------------------------------------------------------------
 
 
+_HIDDEN_ACT = {
+    "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
+}  # fmt: skip
+"""transformers' names of the activations, by timm's."""
+
+
 def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
     """transformers 5 reads the keys of both versions, transformers 4 its own."""
     need("transformers")
@@ -75,7 +81,7 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
     trunk, arguments, first = spec.trunk, stock_arguments(spec), spec.stages[0]
     assert isinstance(trunk, (ViTTrunk, SwinTrunk))
     shared = {
-        "num_labels": spec.num_classes, "num_channels": spec.in_chans, "hidden_act": mlp_activation(first),
+        "num_labels": spec.num_classes, "num_channels": spec.in_chans, "hidden_act": _HIDDEN_ACT[mlp_activation(first)],
         "layer_norm_eps": trunk.norm_eps, "qkv_bias": first.mixer.bias,
     }  # fmt: skip
     if isinstance(trunk, ViTTrunk):
