@@ -1,0 +1,74 @@
+"""What every kernel needs on the host: Triton where it is installed, block sizes, precision, and the device to run on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch's builds for CPUs alone come without Triton
+    triton = tl = None
+
+WIDEST_HEAD = 128
+"""The most channels of a head that a kernel holds in registers."""
+OLDEST = (8, 0)
+"""The oldest compute capability with tensor cores for bfloat16."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes that kernels run in. Sums are in float32."""
+
+
+def jit(function: Callable[..., None]) -> Any:
+    """`triton.jit`, or the function itself where there is no Triton: then nothing launches it."""
+    return function if triton is None else triton.jit(function)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter: Triton reads the variable when it is imported."""
+    return triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def launches(x: Tensor) -> bool:
+    """Whether a kernel can be launched on `x`: it is on a GPU, or the interpreter runs."""
+    return triton is not None and x.dtype in DTYPES and (x.is_cuda or interpreted())
+
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """The device of `x` as the current one, which is where Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def block(size: int, most: int) -> int:
+    """The power of two that covers `size`, from 16, the least side of a product on tensor cores, to `most`."""
+    return max(16, min(most, 1 << (max(size, 1) - 1).bit_length()))
+
+
+def precision(x: Tensor) -> str:
+    """How products of float32 run: TF32 where ``torch.backends.cuda.matmul.allow_tf32`` is set, else in full."""
+    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@cache
+def multiprocessors(index: int | None) -> int:
+    """The number of multiprocessors of a GPU."""
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+def parts(work: int, programs: int, x: Tensor) -> int:
+    """Into how many parts to cut `work` items that one program would do in turn, where `programs` programs run beside
+    each other: enough for four programs per multiprocessor. Two on CPUs, so that tests meet several."""
+    wanted = -(-4 * multiprocessors(x.device.index) // max(programs, 1)) if x.is_cuda else 2
+    return max(1, min(work, wanted))
+
+
+def shared_memory(rows: int, columns: int, widths: int, itemsize: int, stages: int = 2) -> int:
+    """An upper bound of the bytes of shared memory of a program that multiplies a tile of `rows` by `stages` tiles of
+    `columns` in flight, with `widths` channels per row in all operands together."""
+    return (rows + stages * columns) * widths * itemsize + rows * columns * itemsize
