@@ -54,7 +54,7 @@ def attention_case(seed: int, dtype: torch.dtype, device: str) -> tuple[str, dic
     choose = random.Random(seed).choice
     act = choose([*ACTIVATIONS, "layernorm", "rmsnorm"])
     B, h, d, P = choose((1, 2)), choose((1, 2)), choose((8, 32, 64)), choose((0, 0, 1, 3))
-    H, W = choose((1, 3, 5, 7)), choose((1, 4, 6, 17))
+    H, W = choose(((1, 1), (1, 17), (3, 4), (2, 17), (5, 6), (7, 3)))
     table = choose((True, True, False))
     T = P + H * W
     n = T if table else choose((T, 5, 37))
@@ -85,7 +85,7 @@ def depthwise_case(seed: int, dtype: torch.dtype, device: str) -> tuple[str, dic
     """Depth-wise self-attention and its positional term alone."""
     choose = random.Random(seed).choice
     B, h, d = choose((1, 2, 3)), choose((1, 2)), choose((5, 8, 32))
-    H, W, gated = choose((1, 3, 5, 7)), choose((1, 4, 9, 18)), choose((True, True, False))
+    (H, W), gated = choose(((1, 5), (3, 4), (2, 18), (5, 1), (7, 6))), choose((True, True, False))
     sides = (H + choose((0, 2)), W + choose((0, 1)))
     draw = lambda *shape: torch.randn(*shape, device=device).to(dtype)  # noqa: E731
     tensors = {

@@ -84,10 +84,12 @@ def table_kernel(
             a, d_s = differentiate(s, d_a, sees, gain, weight, mean, inverse, first, second, ACT)
             sums += d_s
     sums = tl.where(within, sums, 0.0)
-    local = tl.arange(0, CELLS)[:, None] - tl.arange(0, CELLS)[None, :] + CELLS - 1
-    for diagonal in range(0, 2 * CELLS - 1):
-        entry = tl.sum(tl.sum(tl.where(local == diagonal, sums, 0.0), 1), 0)
-        tl.store(partial + program.to(tl.int64) * (2 * CELLS) + diagonal, entry)
+    # row r of `skewed` holds sums[r, c] at r - c + CELLS - 1, so that its columns are diagonals
+    column = tl.arange(0, CELLS)[:, None] - tl.arange(0, 2 * CELLS)[None, :] + CELLS - 1
+    exists = (column >= 0) & (column < CELLS)
+    skewed = tl.gather(sums, tl.where(exists, column, 0), 1)
+    diagonals = tl.sum(tl.where(exists, skewed, 0.0), 0)
+    tl.store(partial + program.to(tl.int64) * (2 * CELLS) + tl.arange(0, 2 * CELLS), diagonals)
 
 
 def table_gradient(
