@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from kernelbank.ops.kernels.launch import block, jit, launches, on_device, precision, tl
-from kernelbank.ops.kernels.layout import Layout, graph_gradients
+from kernelbank.ops.kernels.layout import Layout
 from kernelbank.ops.kernels.table import naive as naive_table_gradient
 from kernelbank.ops.kernels.table import table_gradient
 from kernelbank.ops.kernels.tiles import place
+from kernelbank.ops.transforms import differentiated, gradients
 
 TILE = 64
 """Rows and kernels of a tile, and columns of a program's part of x at half this."""
@@ -38,7 +39,7 @@ def _layout(table: Tensor, width: int) -> Layout:
 
 
 @jit
-def columns_of(program: Any, columns: Any, images: Any, d: Any, head: Any, COLUMNS: tl.constexpr) -> Any:
+def columns_of(program: tl.tensor, columns: tl.tensor, images: tl.tensor, d: tl.tensor, head: tl.tensor, COLUMNS: tl.constexpr) -> tl.tensor:
     """(image, channel, inside) of a program's columns."""
     column = (program % columns) * COLUMNS + tl.arange(0, COLUMNS)
     return (column // d).to(tl.int64), head * d + column % d, column < images * d
@@ -46,8 +47,8 @@ def columns_of(program: Any, columns: Any, images: Any, d: Any, head: Any, COLUM
 
 @jit
 def load_columns(
-    base: Any, rows: Any, in_rows: Any, image: Any, channel: Any, in_columns: Any, image_stride: Any, row_stride: Any
-) -> Any:
+    base: tl.tensor, rows: tl.tensor, in_rows: tl.tensor, image: tl.tensor, channel: tl.tensor, in_columns: tl.tensor, image_stride: tl.tensor, row_stride: tl.tensor
+) -> tl.tensor:
     """Rows of x by channels in several images, zero outside."""
     at = image[None, :] * image_stride + rows[:, None] * row_stride + channel[None, :]
     return tl.load(base + at, mask=in_rows[:, None] & in_columns[None, :], other=0.0)
@@ -55,8 +56,8 @@ def load_columns(
 
 @jit
 def forward_kernel(
-    q: Any, x: Any, table: Any, out: Any, mean: Any, q_image: Any, q_row: Any, x_image: Any, x_row: Any, o_image: Any,
-    o_row: Any, images: Any, N: Any, C: Any, d: Any, columns: Any, width: Any, span: Any, centre: Any, entry_row: Any,
+    q: tl.tensor, x: tl.tensor, table: tl.tensor, out: tl.tensor, mean: tl.tensor, q_image: tl.tensor, q_row: tl.tensor, x_image: tl.tensor, x_row: tl.tensor, o_image: tl.tensor,
+    o_row: tl.tensor, images: tl.tensor, N: tl.tensor, C: tl.tensor, d: tl.tensor, columns: tl.tensor, width: tl.tensor, span: tl.tensor, centre: tl.tensor, entry_row: tl.tensor,
     GATE: tl.constexpr, ROWS: tl.constexpr, KERNELS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of positions of the columns of one head."""
@@ -90,9 +91,9 @@ def forward_kernel(
 
 @jit
 def backward_kernel(
-    grad: Any, q: Any, table: Any, mean: Any, d_q: Any, d_x: Any, g_image: Any, g_row: Any, q_image: Any, q_row: Any,
-    o_image: Any, o_row: Any, images: Any, N: Any, C: Any, d: Any, columns: Any, width: Any, span: Any, centre: Any,
-    entry_row: Any,
+    grad: tl.tensor, q: tl.tensor, table: tl.tensor, mean: tl.tensor, d_q: tl.tensor, d_x: tl.tensor, g_image: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_row: tl.tensor,
+    o_image: tl.tensor, o_row: tl.tensor, images: tl.tensor, N: tl.tensor, C: tl.tensor, d: tl.tensor, columns: tl.tensor, width: tl.tensor, span: tl.tensor, centre: tl.tensor,
+    entry_row: tl.tensor,
     GATE: tl.constexpr, ROWS: tl.constexpr, KERNELS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """dq and dx of one tile of positions of the columns of one head: dq_j = dO_j mean(x),
@@ -219,7 +220,7 @@ def _arguments(x: Tensor, table: Tensor, width: int) -> tuple[tuple[int, ...], d
     size = block(B * d, 2 * most)
     numbers = (B, N, C, d, -(-B * d // size), width, layout.span, layout.centre, layout.count)
     return numbers, {"ROWS": block(N, most), "KERNELS": block(N, most), "COLUMNS": size, "PRECISION": precision(x),
-                     "num_warps": 4, "num_stages": 2}  # fmt: skip
+                     "num_warps": 8, "num_stages": 2}  # fmt: skip
 
 
 def _programs(x: Tensor, table: Tensor, options: dict[str, Any]) -> tuple[int]:
@@ -235,9 +236,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, x, table, mean = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True
-        o = naive(q, x, table, ctx.height, ctx.width)
-        return *graph_gradients(o, (q, x, table), grad), None, None
+    if differentiated(grad):
+        function = lambda *t: naive(*t, ctx.height, ctx.width)  # noqa: E731
+        return *gradients(function, (q, x, table), ctx.needs_input_grad[:3], grad), None, None
     d_q, d_x, d_table = depthwise_gradients(grad, q, x, table, mean, ctx.height, ctx.width)
     return None if q is None else d_q, d_x, d_table, None, None
 

@@ -72,10 +72,10 @@ def slopes(
 
 @jit
 def queries_kernel(
-    grad: Any, q: Any, key: Any, value: Any, entries: Any, rows: Any, regions: Any, stats: Any, d_q: Any,
-    g_image: Any, g_head: Any, g_row: Any, q_image: Any, q_head: Any, q_row: Any, k_image: Any, k_head: Any, k_row: Any,
-    v_image: Any, v_head: Any, v_row: Any, o_image: Any, o_head: Any, o_row: Any, total: Any, heads: Any, T: Any,
-    n: Any, scale: Any, prefix: Any, width: Any, span: Any, centre: Any, count: Any, entry_row: Any,
+    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, stats: tl.tensor, d_q: tl.tensor,
+    g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor,
+    v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, total: tl.tensor, heads: tl.tensor, T: tl.tensor,
+    n: tl.tensor, scale: tl.tensor, prefix: tl.tensor, width: tl.tensor, span: tl.tensor, centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
     ACT: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr,
     WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, QUERIES: tl.constexpr, KERNELS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -115,11 +115,11 @@ def queries_kernel(
 
 @jit
 def kernels_kernel(
-    grad: Any, q: Any, key: Any, value: Any, entries: Any, rows: Any, regions: Any, stats: Any, d_key: Any,
-    d_value: Any, g_image: Any, g_head: Any, g_row: Any, q_image: Any, q_head: Any, q_row: Any, k_image: Any,
-    k_head: Any, k_row: Any, v_image: Any, v_head: Any, v_row: Any, a_image: Any, a_head: Any, a_row: Any,
-    b_image: Any, b_head: Any, b_row: Any, total: Any, heads: Any, T: Any, n: Any, scale: Any, prefix: Any, width: Any,
-    span: Any, centre: Any, count: Any, entry_row: Any,
+    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, stats: tl.tensor, d_key: tl.tensor,
+    d_value: tl.tensor, g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor,
+    k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, a_image: tl.tensor, a_head: tl.tensor, a_row: tl.tensor,
+    b_image: tl.tensor, b_head: tl.tensor, b_row: tl.tensor, total: tl.tensor, heads: tl.tensor, T: tl.tensor, n: tl.tensor, scale: tl.tensor, prefix: tl.tensor, width: tl.tensor,
+    span: tl.tensor, centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
     ACT: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr,
     WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, QUERIES: tl.constexpr, KERNELS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -174,7 +174,7 @@ def attention_gradients(
     (B, h, T, e), (n, d) = q.shape, value.shape[2:]
     grad, q, key, value = by_channel(grad), by_channel(q), by_channel(key), by_channel(value)
     entries = None if entries is None else entries.contiguous()
-    tile = tiling(q, T, n, backward=True)
+    tile = tiling(max(e, d), q.dtype.itemsize == 2, T, n, backward=True)
     tensors = (
         grad, q, key, value, q if entries is None else entries, rows, rows if regions is None else regions,
         rows if stats is None else stats.contiguous(),

@@ -30,6 +30,11 @@ def jit(function: Callable[..., None]) -> Any:
     return function if triton is None else triton.jit(function)
 
 
+def available() -> bool:
+    """Whether Triton is installed."""
+    return triton is not None
+
+
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter: Triton reads the variable when it is imported."""
     return triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
@@ -66,9 +71,3 @@ def parts(work: int, programs: int, x: Tensor) -> int:
     each other: enough for four programs per multiprocessor. Two on CPUs, so that tests meet several."""
     wanted = -(-4 * multiprocessors(x.device.index) // max(programs, 1)) if x.is_cuda else 2
     return max(1, min(work, wanted))
-
-
-def shared_memory(rows: int, columns: int, widths: int, itemsize: int, stages: int = 2) -> int:
-    """An upper bound of the bytes of shared memory of a program that multiplies a tile of `rows` by `stages` tiles of
-    `columns` in flight, with `widths` channels per row in all operands together."""
-    return (rows + stages * columns) * widths * itemsize + rows * columns * itemsize

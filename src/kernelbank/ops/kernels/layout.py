@@ -93,13 +93,6 @@ def scores(
     return s * gain + shift
 
 
-def graph_gradients(o: Tensor, inputs: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of a naive form with a graph of their own (create_graph=True), None where none is needed."""
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    made = iter(torch.autograd.grad(o, wanted, grad, create_graph=True))
-    return tuple(next(made) if t is not None and t.requires_grad else None for t in inputs)
-
-
 def token_major(like: Tensor, width: int) -> Tensor:
     """Room for (B, h, T, width), token by token in memory: a view of it as (B, T, h width) costs nothing."""
     B, h, T, _ = like.shape
@@ -127,12 +120,27 @@ class Tiling:
     stages: int
 
 
-def tiling(x: Tensor, queries: int, kernels: int, backward: bool = False) -> Tiling:
-    """The tile for (B, h, T, d): fixed sizes, no search, so that a call computes the same numbers in every process."""
-    wide, half = x.shape[-1] > 64, x.dtype != torch.float32
-    most = (64 if wide else 128) if half and not backward else (32 if wide and not half else 64)
-    least = 64 if half and not wide else 32
-    return Tiling(block(queries, most), block(kernels, least), 8 if most == 128 else 4, 2)
+def tiling(width: int, half: bool, queries: int, kernels: int, backward: bool = False) -> Tiling:
+    """The tile for heads of `width` channels, in half precision or float32. Fixed sizes and no search, so that a call
+    computes the same numbers in every process."""
+    if not half:
+        return Tiling(block(queries, 32), block(kernels, 32), 4, 1)
+    most = 128 if width <= 64 and not backward else 64
+    return Tiling(block(queries, most), block(kernels, 64 if width <= 64 else 32), 8 if width > 64 or most > 64 else 4, 2)
+
+
+def shared_memory(width: int, half: bool, cells: int = 0) -> int:
+    """An upper bound of the bytes of shared memory of the programs for heads of `width` channels; of those for regions
+    of so many `cells`, if given. tests/ops/test_kernels_compile.py compares it with what Triton allocates."""
+    itemsize, W = (2 if half else 4), block(width, 4096)
+    if cells:
+        side = block(cells, 4096)
+        return 4 * side * W * itemsize + 4 * side * side
+    forward, back = (tiling(width, half, 4096, 4096, backward) for backward in (False, True))
+    return max(
+        (forward.queries + 2 * forward.stages * forward.kernels) * W * itemsize + 4 * forward.queries * forward.kernels,
+        2 * (back.queries + back.stages * back.kernels) * W * itemsize + 8 * back.queries * back.kernels,
+    )
 
 
 def constants(e: int, d: int, act: str, entries: Tensor | None, regions: Tensor | None, x: Tensor) -> dict[str, object]:

@@ -21,13 +21,13 @@ from kernelbank.ops.kernels.layout import (
     Layout,
     by_channel,
     constants,
-    graph_gradients,
     scores,
     strides,
     tiling,
     token_major,
 )
 from kernelbank.ops.kernels.tiles import load_rows, place, positions, store_rows
+from kernelbank.ops.transforms import differentiated, gradients
 
 
 def naive(
@@ -45,10 +45,10 @@ def naive(
 
 @jit
 def forward_kernel(
-    q: Any, key: Any, value: Any, entries: Any, rows: Any, mean_key: Any, mean_value: Any, out: Any, stats: Any,
-    q_image: Any, q_head: Any, q_row: Any, k_image: Any, k_head: Any, k_row: Any, v_image: Any, v_head: Any, v_row: Any,
-    o_image: Any, o_head: Any, o_row: Any, total_rows: Any, heads: Any, T: Any, n: Any, scale: Any, eps: Any, prefix: Any,
-    width: Any, span: Any, centre: Any, count: Any, entry_row: Any,
+    q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, mean_key: tl.tensor, mean_value: tl.tensor, out: tl.tensor, stats: tl.tensor,
+    q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor,
+    o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, total_rows: tl.tensor, heads: tl.tensor, T: tl.tensor, n: tl.tensor, scale: tl.tensor, eps: tl.tensor, prefix: tl.tensor,
+    width: tl.tensor, span: tl.tensor, centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
     ACT: tl.constexpr, CENTRED: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr,
     WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr,
     QUERIES: tl.constexpr, KERNELS: tl.constexpr, PRECISION: tl.constexpr,
@@ -116,7 +116,7 @@ def moments_attention(
         o, mean, inverse = naive(q, key, value, entries, rows, layout, centred, scale)
         return made.copy_(o), torch.stack([mean, inverse])
     (B, h, T, e), (n, d) = q.shape, value.shape[2:]
-    out, tile = token_major(q, d), tiling(q, T, n)
+    out, tile = token_major(q, d), tiling(max(e, d), q.dtype.itemsize == 2, T, n)
     stats = torch.empty(2, B, h, T, dtype=torch.float32, device=q.device)
     q, key, value = by_channel(q), by_channel(key), by_channel(value)
     entries = None if entries is None else entries.contiguous()
@@ -150,9 +150,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, key, value, entries, rows, _regions, out, stats = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True
-        o = naive(q, key, value, entries, rows, Layout.of(*ctx.where), ctx.centred, ctx.scale)[0]
-        return *graph_gradients(o, (q, key, value, entries), grad), *(None,) * 6
+    if differentiated(grad):
+        layout = Layout.of(*ctx.where)
+        function = lambda *t: naive(*t, rows, layout, ctx.centred, ctx.scale)[0]  # noqa: E731
+        return *gradients(function, (q, key, value, entries), ctx.needs_input_grad[:4], grad), *(None,) * 6
     with torch.no_grad():
         d_o, weight = grad.to(stats.dtype), rows[2].to(stats.dtype)
         first = torch.zeros_like(stats[0])

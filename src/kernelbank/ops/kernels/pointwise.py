@@ -19,7 +19,6 @@ from kernelbank.ops.kernels.layout import (
     Layout,
     by_channel,
     constants,
-    graph_gradients,
     scores,
     strides,
     tiling,
@@ -27,6 +26,7 @@ from kernelbank.ops.kernels.layout import (
     visible,
 )
 from kernelbank.ops.kernels.tiles import activate, load_rows, place, positions, seen, store_rows
+from kernelbank.ops.transforms import differentiated, gradients
 
 
 def naive(
@@ -43,10 +43,10 @@ def naive(
 
 @jit
 def forward_kernel(
-    q: Any, key: Any, value: Any, entries: Any, rows: Any, regions: Any, out: Any,
-    q_image: Any, q_head: Any, q_row: Any, k_image: Any, k_head: Any, k_row: Any, v_image: Any, v_head: Any, v_row: Any,
-    o_image: Any, o_head: Any, o_row: Any, heads: Any, T: Any, n: Any, scale: Any, prefix: Any, width: Any, span: Any,
-    centre: Any, count: Any, entry_row: Any,
+    q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, out: tl.tensor,
+    q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor,
+    o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, heads: tl.tensor, T: tl.tensor, n: tl.tensor, scale: tl.tensor, prefix: tl.tensor, width: tl.tensor, span: tl.tensor,
+    centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
     ACT: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr,
     WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, QUERIES: tl.constexpr, KERNELS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -103,7 +103,7 @@ def pointwise_attention(
         made = token_major(q, value.shape[3])
         return made.copy_(naive(q, key, value, entries, rows, regions, layout, act, scale))
     (B, h, T, e), (n, d) = q.shape, value.shape[2:]
-    out, tile = token_major(q, d), tiling(q, T, n)
+    out, tile = token_major(q, d), tiling(max(e, d), q.dtype.itemsize == 2, T, n)
     q, key, value = by_channel(q), by_channel(key), by_channel(value)
     entries = None if entries is None else entries.contiguous()
     with on_device(q):
@@ -132,9 +132,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, key, value, entries, rows, regions, _ = ctx.saved_tensors
     layout = Layout.of(*ctx.where)
-    if torch.is_grad_enabled():  # create_graph=True: the gradients are differentiated in turn
-        o = naive(q, key, value, entries, rows, regions, layout, ctx.act, ctx.scale)
-        return *graph_gradients(o, (q, key, value, entries), grad), *(None,) * 7
+    if differentiated(grad):
+        function = lambda *t: naive(*t, rows, regions, layout, ctx.act, ctx.scale)  # noqa: E731
+        return *gradients(function, (q, key, value, entries), ctx.needs_input_grad[:4], grad), *(None,) * 7
     d_q, d_key, d_value, d_entries = attention_gradients(
         grad, q, key, value, entries, rows, regions, None, *ctx.where, ctx.act, ctx.scale
     )

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from kernelbank.ops.kernels.launch import block, jit, launches, on_device, parts, tl
-from kernelbank.ops.kernels.layout import ACTIVATIONS, EPS, SLOPES, Layout, by_channel, constants, graph_gradients, strides, token_major
+from kernelbank.ops.kernels.layout import ACTIVATIONS, EPS, SLOPES, Layout, by_channel, constants, strides, token_major
 from kernelbank.ops.kernels.tiles import activate, load_rows, place, slope, store_rows
+from kernelbank.ops.transforms import differentiated, gradients
 
-MOST_CELLS = 128
-"""The most cells of a region: a program holds their scores in registers."""
+MOST_CELLS = 64
+"""The most cells of a region: a program holds their scores in registers, and those of 128 x 128 do not fit (docs/gpu.md)."""
 ROWWISE = ("softmax", "layernorm")
 """Activations over all kernels of a query, beside the pointwise ones."""
 
@@ -98,9 +99,9 @@ def _activated(s: Tensor, visible: Tensor, act: str) -> Tensor:
 
 @jit
 def region_scores(
-    tile_q: Any, tile_k: Any, entries: Any, rows: Any, token: Any, inside: Any, at: Any, T: Any, scale: Any, centre: Any,
+    tile_q: tl.tensor, tile_k: tl.tensor, entries: tl.tensor, rows: tl.tensor, token: tl.tensor, inside: tl.tensor, at: tl.tensor, T: tl.tensor, scale: tl.tensor, centre: tl.tensor,
     TABLE: tl.constexpr, PRECISION: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """(s, visible pairs, g, w) of a region."""
     sees = inside[:, None] & inside[None, :]
     s = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION) * scale
@@ -114,7 +115,7 @@ def region_scores(
 
 
 @jit
-def activate_region(s: Any, sees: Any, n: Any, eps: Any, ACT: tl.constexpr) -> Any:
+def activate_region(s: tl.tensor, sees: tl.tensor, n: tl.tensor, eps: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
     """(f(s), 1 / sigma of "layernorm")."""
     if ACT == "softmax":
         top = tl.max(tl.where(sees, s, -1e30), 1)
@@ -131,10 +132,10 @@ def activate_region(s: Any, sees: Any, n: Any, eps: Any, ACT: tl.constexpr) -> A
 
 @jit
 def forward_kernel(
-    q: Any, key: Any, value: Any, entries: Any, rows: Any, members: Any, out: Any,
-    q_image: Any, q_head: Any, q_row: Any, k_image: Any, k_head: Any, k_row: Any, v_image: Any, v_head: Any, v_row: Any,
-    o_image: Any, o_head: Any, o_row: Any, heads: Any, regions: Any, length: Any, T: Any, scale: Any, eps: Any,
-    side: Any, span: Any, centre: Any, entry_row: Any,
+    q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, members: tl.tensor, out: tl.tensor,
+    q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor,
+    o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, heads: tl.tensor, regions: tl.tensor, length: tl.tensor, T: tl.tensor, scale: tl.tensor, eps: tl.tensor,
+    side: tl.tensor, span: tl.tensor, centre: tl.tensor, entry_row: tl.tensor,
     ACT: tl.constexpr, TABLE: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, CELLS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -160,11 +161,11 @@ def forward_kernel(
 
 @jit
 def backward_kernel(
-    grad: Any, q: Any, key: Any, value: Any, entries: Any, rows: Any, members: Any, d_q: Any, d_key: Any, d_value: Any,
-    partial: Any, g_image: Any, g_head: Any, g_row: Any, q_image: Any, q_head: Any, q_row: Any, k_image: Any,
-    k_head: Any, k_row: Any, v_image: Any, v_head: Any, v_row: Any, a_image: Any, a_head: Any, a_row: Any, b_image: Any,
-    b_head: Any, b_row: Any, c_image: Any, c_head: Any, c_row: Any, items: Any, splits: Any, heads: Any, regions: Any,
-    length: Any, T: Any, scale: Any, eps: Any, side: Any, span: Any, centre: Any, entry_row: Any,
+    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, members: tl.tensor, d_q: tl.tensor, d_key: tl.tensor, d_value: tl.tensor,
+    partial: tl.tensor, g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor,
+    k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, a_image: tl.tensor, a_head: tl.tensor, a_row: tl.tensor, b_image: tl.tensor,
+    b_head: tl.tensor, b_row: tl.tensor, c_image: tl.tensor, c_head: tl.tensor, c_row: tl.tensor, items: tl.tensor, splits: tl.tensor, heads: tl.tensor, regions: tl.tensor,
+    length: tl.tensor, T: tl.tensor, scale: tl.tensor, eps: tl.tensor, side: tl.tensor, span: tl.tensor, centre: tl.tensor, entry_row: tl.tensor,
     ACT: tl.constexpr, TABLE: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, CELLS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -271,7 +272,7 @@ def region_gradients(
             grad, q, key, value, q if entries is None else entries, rows, members, *rooms, partial, *strides(grad),
             *strides(q), *strides(key), *strides(value), *(stride for room in rooms for stride in strides(room)),
             B * R, splits, h, R, L, T, scale, EPS, side, layout.span, layout.centre, layout.count, CELLS=cells,
-            num_warps=8 if cells > 64 else 4, num_stages=1, **constants(e, d, act, entries, None, q),
+            num_warps=8, num_stages=1, **constants(e, d, act, entries, None, q),
         )  # fmt: skip
     if entries is None:
         return *rooms, q.new_empty(0)  # type: ignore[return-value]
@@ -299,9 +300,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, key, value, entries, rows, members = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True
-        o = naive(q, key, value, entries, rows, members, *ctx.where)
-        return *graph_gradients(o, (q, key, value, entries), grad), *(None,) * 6
+    if differentiated(grad):
+        function = lambda *t: naive(*t, rows, members, *ctx.where)  # noqa: E731
+        return *gradients(function, (q, key, value, entries), ctx.needs_input_grad[:4], grad), *(None,) * 6
     d_q, d_key, d_value, d_entries = region_gradients(grad, q, key, value, entries, rows, members, *ctx.where)
     return d_q, d_key, d_value, None if entries is None else d_entries, *(None,) * 6
 

@@ -18,7 +18,7 @@ from kernelbank.ops.kernels.layout import Layout, constants, strides
 from kernelbank.ops.kernels.tiles import differentiate, load_rows, load_statistics, seen
 
 WIDEST = 64
-"""Cells of a grid row that one program takes."""
+"""Cells of a grid row that one program takes, half as many of wide heads and in float32: more do not fit its registers."""
 
 
 def naive(d_s: Tensor, layout: Layout) -> Tensor:
@@ -30,10 +30,10 @@ def naive(d_s: Tensor, layout: Layout) -> Tensor:
 
 @jit
 def table_kernel(
-    grad: Any, q: Any, key: Any, value: Any, entries: Any, rows: Any, regions: Any, stats: Any, partial: Any,
-    g_image: Any, g_head: Any, g_row: Any, q_image: Any, q_head: Any, q_row: Any, k_image: Any, k_head: Any, k_row: Any,
-    v_image: Any, v_head: Any, v_row: Any, total: Any, images: Any, splits: Any, heads: Any, T: Any, scale: Any, prefix: Any,
-    height: Any, width: Any, span: Any, above: Any, beside: Any, entry_row: Any, reach: Any, blocks: Any,
+    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, stats: tl.tensor, partial: tl.tensor,
+    g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor,
+    v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, total: tl.tensor, images: tl.tensor, splits: tl.tensor, heads: tl.tensor, T: tl.tensor, scale: tl.tensor, prefix: tl.tensor,
+    height: tl.tensor, width: tl.tensor, span: tl.tensor, above: tl.tensor, beside: tl.tensor, entry_row: tl.tensor, reach: tl.tensor, blocks: tl.tensor,
     ACT: tl.constexpr, TABLE: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, CELLS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -100,7 +100,7 @@ def table_gradient(
     d_s = dO v^T and reads neither q nor k."""
     (B, h, T, d), (a, b), width = grad.shape, layout.sides, layout.width
     height = (T - layout.prefix) // width
-    cells = block(width, WIDEST)
+    cells = block(width, WIDEST if grad.dtype.itemsize == 2 and max(q.shape[3], d) <= 64 else WIDEST // 2)
     blocks, reach = -(-width // cells), min(height, a) - 1
     programs = (2 * reach + 1) * blocks * blocks * h
     splits = parts(B, programs, grad)

@@ -14,7 +14,7 @@ from kernelbank.ops.kernels.launch import jit, tl
 
 
 @jit
-def load_rows(base: Any, rows: Any, stride: Any, inside: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> Any:
+def load_rows(base: tl.tensor, rows: tl.tensor, stride: tl.tensor, inside: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
     """The rows of a matrix of WIDTH columns, zero where not `inside` and in the columns up to BLOCK."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None] & (column < WIDTH)[None, :]
@@ -23,8 +23,8 @@ def load_rows(base: Any, rows: Any, stride: Any, inside: Any, WIDTH: tl.constexp
 
 @jit
 def store_rows(
-    base: Any, rows: Any, stride: Any, inside: Any, values: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-) -> Any:
+    base: tl.tensor, rows: tl.tensor, stride: tl.tensor, inside: tl.tensor, values: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+) -> tl.tensor:
     """Write `values` to the rows `inside` of a matrix of WIDTH columns."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None] & (column < WIDTH)[None, :]
@@ -32,14 +32,14 @@ def store_rows(
 
 
 @jit
-def place(token: Any, prefix: Any, width: Any, span: Any) -> Any:
+def place(token: tl.tensor, prefix: tl.tensor, width: tl.tensor, span: tl.tensor) -> tl.tensor:
     """y span + x of a token on the grid, so that the entry of a relative table for i and j is a difference of two."""
     cell = token - prefix
     return (cell // width) * span + cell % width
 
 
 @jit
-def seen(inside: Any, region_i: Any, region_j: Any, REGIONS: tl.constexpr) -> Any:
+def seen(inside: tl.tensor, region_i: tl.tensor, region_j: tl.tensor, REGIONS: tl.constexpr) -> tl.tensor:
     """Which kernels of a tile are visible: those of the query's region; a prefix token has region -1, sees all and is
     seen by all."""
     if REGIONS:
@@ -51,9 +51,9 @@ def seen(inside: Any, region_i: Any, region_j: Any, REGIONS: tl.constexpr) -> An
 
 @jit
 def positions(
-    entries: Any, visible: Any, i: Any, j: Any, at_i: Any, at_j: Any, prefix: Any, centre: Any, count: Any,
+    entries: tl.tensor, visible: tl.tensor, i: tl.tensor, j: tl.tensor, at_i: tl.tensor, at_j: tl.tensor, prefix: tl.tensor, centre: tl.tensor, count: tl.tensor,
     PREFIX: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """p_ij of a tile, read from the table: `centre` is the entry of offset zero, and the three after the first `count`
     are prefix to grid, grid to prefix, and prefix to prefix."""
     index = at_i[:, None] - at_j[None, :] + centre
@@ -64,7 +64,7 @@ def positions(
 
 
 @jit
-def activate(s: Any, ACT: tl.constexpr) -> Any:
+def activate(s: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
     """f(s). NaN stays NaN."""
     if ACT == "relu":
         return tl.where(s < 0, 0.0, s)
@@ -80,7 +80,7 @@ def activate(s: Any, ACT: tl.constexpr) -> Any:
 
 
 @jit
-def slope(s: Any, ACT: tl.constexpr) -> Any:
+def slope(s: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
     """f'(s)."""
     if ACT == "relu":
         return tl.where(s > 0, 1.0, 0.0)
@@ -97,7 +97,7 @@ def slope(s: Any, ACT: tl.constexpr) -> Any:
 
 
 @jit
-def load_statistics(stats: Any, at: Any, inside: Any, total: Any, like: Any, ACT: tl.constexpr) -> Any:
+def load_statistics(stats: tl.tensor, at: tl.tensor, inside: tl.tensor, total: tl.tensor, like: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
     """mu, 1 / sigma and the two means of `differentiate` for some queries; of ACT "moments" only."""
     if ACT == "moments":
         mean = tl.load(stats + at, mask=inside, other=0.0)
@@ -111,9 +111,9 @@ def load_statistics(stats: Any, at: Any, inside: Any, total: Any, like: Any, ACT
 
 @jit
 def differentiate(
-    s: Any, d_a: Any, visible: Any, gain: Any, weight: Any, mean: Any, inverse: Any, first: Any, second: Any,
+    s: tl.tensor, d_a: tl.tensor, visible: tl.tensor, gain: tl.tensor, weight: tl.tensor, mean: tl.tensor, inverse: tl.tensor, first: tl.tensor, second: tl.tensor,
     ACT: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """(w f(s), the gradient of scale q k^T + p) from d_a = dO v^T.
 
     Of "moments", f(s) = y = (s - mu) / sigma, whose gradient is (w d_a - mean_j w d_a - y mean_j(w d_a y)) / sigma; both

@@ -14,12 +14,14 @@ from kernelbank.ops.paths import (
     sdpa,
     shifts,
     toeplitz,
+    triton,
     vectorised,
     windows,
 )
 from kernelbank.ops.paths.path import LinearPath, MixerPath, PathError, PositionPath, Slot
 
 _MIXER: tuple[MixerPath, ...] = (
+    *triton.PATHS,
     bottleneck.PATH,
     windows.SOFTMAX,
     windows.PATH,
@@ -39,7 +41,7 @@ MIXER_PATHS: dict[str, MixerPath] = {path.name: path for path in _MIXER}
 """By name, in the order in which they are asked. `vectorised` supports what the ones before it do not; the last two run
 only where they are forced."""
 LINEAR_PATHS: dict[str, LinearPath] = {path.name: path for path in linear.PATHS}
-POSITION_PATHS: dict[str, PositionPath] = {path.name: path for path in toeplitz.PATHS}
+POSITION_PATHS: dict[str, PositionPath] = {path.name: path for path in (triton.POSITION, *toeplitz.PATHS)}
 
 SLOTS: dict[str, Slot] = {
     **dict.fromkeys(MIXER_PATHS, "mixer"),
