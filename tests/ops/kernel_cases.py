@@ -102,7 +102,13 @@ def region_case(seed: int, dtype: torch.dtype, device: str) -> tuple[str, dict[s
     """Windows of a shuffled set of tokens, some with empty cells."""
     choose = random.Random(seed).choice
     act = choose([*ACTIVATIONS, *regions.ROWWISE, *regions.ROWWISE])
-    B, h, d, (M, side), R = choose((1, 2)), choose((1, 2)), choose((8, 32)), choose(((2, 3), (4, 4), (7, 7))), choose((2, 5))
+    B, h, d, (M, side), R = (
+        choose((1, 2)),
+        choose((1, 2)),
+        choose((8, 32)),
+        choose(((2, 3), (4, 4), (7, 7))),
+        choose((2, 5)),
+    )
     L = M * side
     present = torch.rand(R, L, device=device) < 0.8
     present[:, 0] = True

@@ -65,8 +65,14 @@ def autocast_case(path: str, text: str, host: Host, dtype: torch.dtype, device: 
     with use_path(path), torch.autocast(device, dtype):
         y = mixer(x.to(device))
     y.float().sum().backward()
-    assert all(p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in mixer.parameters())
-    return {"output": float((y.detach().cpu().double() - defined.detach()).abs().max() / defined.detach().abs().max().clamp(min=1e-2))}
+    assert all(
+        p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in mixer.parameters()
+    )
+    return {
+        "output": float(
+            (y.detach().cpu().double() - defined.detach()).abs().max() / defined.detach().abs().max().clamp(min=1e-2)
+        )
+    }
 
 
 def cases(device: str) -> Iterator[dict[str, object]]:

@@ -118,7 +118,7 @@ FORCED = {
 @pytest.mark.parametrize("path", TRITON_PATHS)
 def test_a_forced_kernel_that_cannot_serve_is_an_error(path: str) -> None:
     mixer = Mixer(FORCED[path], 8, 2, (4, 4))
-    with use_path(path), pytest.raises(PathError, match="it runs on CUDA GPUs, not on device cpu|not installed"):
+    with use_path(path), pytest.raises(PathError, match=r"it runs on CUDA GPUs, not on device cpu|not installed"):
         mixer(torch.randn(1, 16, 8))
 
 
@@ -133,7 +133,9 @@ class Gpu:
         monkeypatch.setattr(triton, "available", lambda: True)
 
 
-def reason(path: str, text: str, dim: int = 64, heads: int = 2, grid: tuple[int, int] = (4, 4), **call: Any) -> str | None:
+def reason(
+    path: str, text: str, dim: int = 64, heads: int = 2, grid: tuple[int, int] = (4, 4), **call: Any
+) -> str | None:
     """Why a path does not support a spec on a GPU."""
     spec = MixerSpec.parse(text).at_block(0)
     s = Context(spec, dim, heads, geometry(spec, grid, call.pop("prefix", 0)))

@@ -1,10 +1,10 @@
-"""Depth-wise self-attention o_i = q_i mean_j(x_j) + sum_j p_(i-j) x_j (arXiv 2309.10713, section 4.2), and its second term
-alone, without an N x N tensor.
+"""Depth-wise self-attention o_i = q_i mean_j(x_j) + sum_j p_(i-j) x_j (arXiv 2309.10713, section 4.2), and its second
+term alone, without an N x N tensor.
 
-A program multiplies tiles of the Toeplitz matrix, read from the head's table, by columns of x: the d channels of a head
-in several images, which share the matrix. It meets every x_j of its columns, so the mean costs no pass of its own; the
-gate is applied before the tile is written. The backward pass is the same with the matrix transposed, and the mean of
-dO q in place of that of x. The table's gradient is that of `table`, with d_s = dO x^T.
+A program multiplies tiles of the Toeplitz matrix, read from the head's table, by columns of x: the d channels of a
+head in several images, which share the matrix. It meets every x_j of its columns, so the mean costs no pass of its
+own; the gate is applied before the tile is written. The backward pass is the same with the matrix transposed, and the
+mean of dO q in place of that of x. The table's gradient is that of `table`, with d_s = dO x^T.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _layout(table: Tensor, width: int) -> Layout:
 
 
 @jit
-def columns_of(program: tl.tensor, columns: tl.tensor, images: tl.tensor, d: tl.tensor, head: tl.tensor, COLUMNS: tl.constexpr) -> tl.tensor:
+def columns_of(program, columns, images, d, head, COLUMNS: tl.constexpr):
     """(image, channel, inside) of a program's columns."""
     column = (program % columns) * COLUMNS + tl.arange(0, COLUMNS)
     return (column // d).to(tl.int64), head * d + column % d, column < images * d
@@ -47,8 +47,15 @@ def columns_of(program: tl.tensor, columns: tl.tensor, images: tl.tensor, d: tl.
 
 @jit
 def load_columns(
-    base: tl.tensor, rows: tl.tensor, in_rows: tl.tensor, image: tl.tensor, channel: tl.tensor, in_columns: tl.tensor, image_stride: tl.tensor, row_stride: tl.tensor
-) -> tl.tensor:
+    base,
+    rows,
+    in_rows,
+    image,
+    channel,
+    in_columns,
+    image_stride,
+    row_stride,
+):
     """Rows of x by channels in several images, zero outside."""
     at = image[None, :] * image_stride + rows[:, None] * row_stride + channel[None, :]
     return tl.load(base + at, mask=in_rows[:, None] & in_columns[None, :], other=0.0)
@@ -56,8 +63,8 @@ def load_columns(
 
 @jit
 def forward_kernel(
-    q: tl.tensor, x: tl.tensor, table: tl.tensor, out: tl.tensor, mean: tl.tensor, q_image: tl.tensor, q_row: tl.tensor, x_image: tl.tensor, x_row: tl.tensor, o_image: tl.tensor,
-    o_row: tl.tensor, images: tl.tensor, N: tl.tensor, C: tl.tensor, d: tl.tensor, columns: tl.tensor, width: tl.tensor, span: tl.tensor, centre: tl.tensor, entry_row: tl.tensor,
+    q, x, table, out, mean, q_image, q_row, x_image, x_row, o_image,
+    o_row, images, N, C, d, columns, width, span, centre, entry_row,
     GATE: tl.constexpr, ROWS: tl.constexpr, KERNELS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of positions of the columns of one head."""
@@ -91,9 +98,9 @@ def forward_kernel(
 
 @jit
 def backward_kernel(
-    grad: tl.tensor, q: tl.tensor, table: tl.tensor, mean: tl.tensor, d_q: tl.tensor, d_x: tl.tensor, g_image: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_row: tl.tensor,
-    o_image: tl.tensor, o_row: tl.tensor, images: tl.tensor, N: tl.tensor, C: tl.tensor, d: tl.tensor, columns: tl.tensor, width: tl.tensor, span: tl.tensor, centre: tl.tensor,
-    entry_row: tl.tensor,
+    grad, q, table, mean, d_q, d_x, g_image, g_row, q_image, q_row,
+    o_image, o_row, images, N, C, d, columns, width, span, centre,
+    entry_row,
     GATE: tl.constexpr, ROWS: tl.constexpr, KERNELS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
     """dq and dx of one tile of positions of the columns of one head: dq_j = dO_j mean(x),
@@ -237,7 +244,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, x, table, mean = ctx.saved_tensors
     if differentiated(grad):
-        function = lambda *t: naive(*t, ctx.height, ctx.width)  # noqa: E731
+
+        def function(q: Tensor | None, x: Tensor, table: Tensor) -> Tensor:
+            return naive(q, x, table, ctx.height, ctx.width)
+
         return *gradients(function, (q, x, table), ctx.needs_input_grad[:3], grad), None, None
     d_q, d_x, d_table = depthwise_gradients(grad, q, x, table, mean, ctx.height, ctx.width)
     return None if q is None else d_q, d_x, d_table, None, None

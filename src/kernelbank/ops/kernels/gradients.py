@@ -1,8 +1,8 @@
-"""The gradients of `pointwise` and `moments` for q, k and v: the scores are computed again, tile by tile, so that training
-keeps nothing of size N x N.
+"""The gradients of `pointwise` and `moments` for q, k and v: the scores are computed again, tile by tile, so that
+training keeps nothing of size N x N.
 
-With d_a = dO v^T and d_s = g w f'(s) d_a: dq = scale d_s k, dk = scale d_s^T q, dv = (w f(s))^T dO, and the gradient of p
-is d_s, which `table` sums by offset. `tiles.differentiate` has f' and the form of "moments".
+With d_a = dO v^T and d_s = g w f'(s) d_a: dq = scale d_s k, dk = scale d_s^T q, dv = (w f(s))^T dO, and the gradient
+of p is d_s, which `table` sums by offset. `tiles.differentiate` has f' and the form of "moments".
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def slopes(
 
 @jit
 def queries_kernel(
-    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, stats: tl.tensor, d_q: tl.tensor,
-    g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor,
-    v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, total: tl.tensor, heads: tl.tensor, T: tl.tensor,
-    n: tl.tensor, scale: tl.tensor, prefix: tl.tensor, width: tl.tensor, span: tl.tensor, centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
+    grad, q, key, value, entries, rows, regions, stats, d_q,
+    g_image, g_head, g_row, q_image, q_head, q_row, k_image, k_head, k_row,
+    v_image, v_head, v_row, o_image, o_head, o_row, total, heads, T,
+    n, scale, prefix, width, span, centre, count, entry_row,
     ACT: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr,
     WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, QUERIES: tl.constexpr, KERNELS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -108,18 +108,18 @@ def queries_kernel(
             s += positions(entries + head * entry_row, sees, i, j, at_i, at_j, prefix, centre, count, PREFIX)
         s = s * gain[:, None] + shift[:, None]
         d_a = tl.dot(tile_g, tl.trans(tile_v), input_precision=PRECISION)
-        a, d_s = differentiate(s, d_a, sees, gain, weight, mean, inverse, first, second, ACT)
+        _a, d_s = differentiate(s, d_a, sees, gain, weight, mean, inverse, first, second, ACT)
         sums += tl.dot(d_s.to(tile_k.dtype), tile_k, input_precision=PRECISION)
     store_rows(d_q + image * o_image + head * o_head, i, o_row, in_i, sums * scale, WIDTH_QK, BLOCK_QK)
 
 
 @jit
 def kernels_kernel(
-    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, stats: tl.tensor, d_key: tl.tensor,
-    d_value: tl.tensor, g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor,
-    k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, a_image: tl.tensor, a_head: tl.tensor, a_row: tl.tensor,
-    b_image: tl.tensor, b_head: tl.tensor, b_row: tl.tensor, total: tl.tensor, heads: tl.tensor, T: tl.tensor, n: tl.tensor, scale: tl.tensor, prefix: tl.tensor, width: tl.tensor,
-    span: tl.tensor, centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
+    grad, q, key, value, entries, rows, regions, stats, d_key,
+    d_value, g_image, g_head, g_row, q_image, q_head, q_row, k_image,
+    k_head, k_row, v_image, v_head, v_row, a_image, a_head, a_row,
+    b_image, b_head, b_row, total, heads, T, n, scale, prefix, width,
+    span, centre, count, entry_row,
     ACT: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr,
     WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, QUERIES: tl.constexpr, KERNELS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -165,8 +165,8 @@ def attention_gradients(
     grad: Tensor, q: Tensor, key: Tensor, value: Tensor, entries: Tensor | None, rows: Tensor, regions: Tensor | None,
     stats: Tensor | None, prefix: int, width: int, sides: list[int], act: str, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dk, dv, d entries) for the gradient of o; the last is empty without a table. `stats` (4, B, h, T) of "moments"
-    are mu, 1 / sigma and the two means of `tiles.differentiate`."""
+    """(dq, dk, dv, d entries) for the gradient of o; the last is empty without a table. `stats` (4, B, h, T) of
+    "moments" are mu, 1 / sigma and the two means of `tiles.differentiate`."""
     layout, made = Layout.of(prefix, width, sides), _room(q, key, value)
     if not launches(q):
         found = naive(grad, q, key, value, entries, rows, regions, stats, layout, act, scale)
@@ -219,12 +219,13 @@ def _prefix_gradient(
     stats: Tensor | None, layout: Layout, act: str, scale: float,
 ) -> Tensor:  # fmt: skip
     """The gradient of the three entries of the prefix, (h, 3): 2 P T scores per head, in plain torch and float32."""
-    wide = [t.float() for t in (grad, q, key, value)]
+    grad, q, key, value = grad.float(), q.float(), key.float(), value.float()
     P, tokens = layout.prefix, torch.arange(q.shape[2], device=q.device)
     before, after = tokens[:P], tokens[P:]
 
     def total(i: Tensor, j: Tensor) -> Tensor:
-        return slopes(*wide, entries, rows, regions, stats, layout, act, scale, i, j)[1].sum((0, 2, 3))
+        d_s = slopes(grad, q, key, value, entries, rows, regions, stats, layout, act, scale, i, j)[1]
+        return d_s.sum((0, 2, 3))
 
     return torch.stack([total(before, after), total(after, before), total(before, before)], 1)
 

@@ -1,4 +1,4 @@
-"""What every kernel needs on the host: Triton where it is installed, block sizes, precision, and the device to run on."""
+"""What every kernel needs on the host: Triton where it is installed, block sizes, precision and the device."""
 
 from __future__ import annotations
 

@@ -126,7 +126,9 @@ def tiling(width: int, half: bool, queries: int, kernels: int, backward: bool = 
     if not half:
         return Tiling(block(queries, 32), block(kernels, 32), 4, 1)
     most = 128 if width <= 64 and not backward else 64
-    return Tiling(block(queries, most), block(kernels, 64 if width <= 64 else 32), 8 if width > 64 or most > 64 else 4, 2)
+    return Tiling(
+        block(queries, most), block(kernels, 64 if width <= 64 else 32), 8 if width > 64 or most > 64 else 4, 2
+    )
 
 
 def shared_memory(width: int, half: bool, cells: int = 0) -> int:
@@ -149,5 +151,3 @@ def constants(e: int, d: int, act: str, entries: Tensor | None, regions: Tensor 
         "ACT": act, "TABLE": entries is not None, "REGIONS": regions is not None, "WIDTH_QK": e, "WIDTH_V": d,
         "BLOCK_QK": block(e, 4096), "BLOCK_V": block(d, 4096), "PRECISION": precision(x),
     }  # fmt: skip
-
-

@@ -1,10 +1,10 @@
-"""Attention with LayerNorm or RMSNorm over the kernels in one pass: y_ij = (s_ij - mu_i) / sigma_i, o_i = w_i sum_j y_ij
-v_j with the mean and the variance of s over the kernels of query i.
+"""Attention with LayerNorm or RMSNorm over the kernels in one pass: y_ij = (s_ij - mu_i) / sigma_i,
+o_i = w_i sum_j y_ij v_j with the mean and the variance of s over the kernels of query i.
 
-The pass accumulates sum_j t, sum_j t^2 and sum_j t v_j of t = s - anchor and divides at the end. The anchor is the score
-of the mean kernel, close to mu, so that the variance does not cancel. Where the scores are linear in q and the table,
-`ops.paths.associated` has the closed form O(N) that needs no scores at all; this one is for few kernels and for half
-precision, in which that form's sums of squares cancel.
+The pass accumulates sum_j t, sum_j t^2 and sum_j t v_j of t = s - anchor and divides at the end. The anchor is the
+score of the mean kernel, close to mu, so that the variance does not cancel. Where the scores are linear in q and the
+table, `ops.paths.associated` has the closed form O(N) that needs no scores at all; this one is for few kernels and
+for half precision, in which that form's sums of squares cancel.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def naive(
 
 @jit
 def forward_kernel(
-    q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, mean_key: tl.tensor, mean_value: tl.tensor, out: tl.tensor, stats: tl.tensor,
-    q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor,
-    o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, total_rows: tl.tensor, heads: tl.tensor, T: tl.tensor, n: tl.tensor, scale: tl.tensor, eps: tl.tensor, prefix: tl.tensor,
-    width: tl.tensor, span: tl.tensor, centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
+    q, key, value, entries, rows, mean_key, mean_value, out, stats,
+    q_image, q_head, q_row, k_image, k_head, k_row, v_image, v_head, v_row,
+    o_image, o_head, o_row, total_rows, heads, T, n, scale, eps, prefix,
+    width, span, centre, count, entry_row,
     ACT: tl.constexpr, CENTRED: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr,
     WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr,
     QUERIES: tl.constexpr, KERNELS: tl.constexpr, PRECISION: tl.constexpr,
@@ -152,7 +152,10 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, key, value, entries, rows, _regions, out, stats = ctx.saved_tensors
     if differentiated(grad):
         layout = Layout.of(*ctx.where)
-        function = lambda *t: naive(*t, rows, layout, ctx.centred, ctx.scale)[0]  # noqa: E731
+
+        def function(q: Tensor, key: Tensor, value: Tensor, entries: Tensor | None) -> Tensor:
+            return naive(q, key, value, entries, rows, layout, ctx.centred, ctx.scale)[0]
+
         return *gradients(function, (q, key, value, entries), ctx.needs_input_grad[:4], grad), *(None,) * 6
     with torch.no_grad():
         d_o, weight = grad.to(stats.dtype), rows[2].to(stats.dtype)

@@ -1,8 +1,8 @@
-"""Attention with a pointwise activation, o_i = w_i sum_j f(g_i (scale q_i . k_j + p_ij) + c_i) v_j, in one pass over the
-kernels: a pointwise activation needs no maximum and no second pass, and no N x N tensor is formed.
+"""Attention with a pointwise activation, o_i = w_i sum_j f(g_i (scale q_i . k_j + p_ij) + c_i) v_j, in one pass over
+the kernels: a pointwise activation needs no maximum and no second pass, and no N x N tensor is formed.
 
-A program computes a tile of queries of one head. It reads p from the head's table, accumulates in float32, and applies w
-to the sum. arXiv 2309.08586 (ReLU), 2409.04431 (sigmoid).
+A program computes a tile of queries of one head. It reads p from the head's table, accumulates in float32, and
+applies w to the sum. arXiv 2309.08586 (ReLU), 2409.04431 (sigmoid).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def naive(
 
 @jit
 def forward_kernel(
-    q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, out: tl.tensor,
-    q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor,
-    o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, heads: tl.tensor, T: tl.tensor, n: tl.tensor, scale: tl.tensor, prefix: tl.tensor, width: tl.tensor, span: tl.tensor,
-    centre: tl.tensor, count: tl.tensor, entry_row: tl.tensor,
+    q, key, value, entries, rows, regions, out,
+    q_image, q_head, q_row, k_image, k_head, k_row, v_image, v_head, v_row,
+    o_image, o_head, o_row, heads, T, n, scale, prefix, width, span,
+    centre, count, entry_row,
     ACT: tl.constexpr, TABLE: tl.constexpr, PREFIX: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr,
     WIDTH_V: tl.constexpr, BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, QUERIES: tl.constexpr, KERNELS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -133,7 +133,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, key, value, entries, rows, regions, _ = ctx.saved_tensors
     layout = Layout.of(*ctx.where)
     if differentiated(grad):
-        function = lambda *t: naive(*t, rows, regions, layout, ctx.act, ctx.scale)  # noqa: E731
+
+        def function(q: Tensor, key: Tensor, value: Tensor, entries: Tensor | None) -> Tensor:
+            return naive(q, key, value, entries, rows, regions, layout, ctx.act, ctx.scale)
+
         return *gradients(function, (q, key, value, entries), ctx.needs_input_grad[:4], grad), *(None,) * 7
     d_q, d_key, d_value, d_entries = attention_gradients(
         grad, q, key, value, entries, rows, regions, None, *ctx.where, ctx.act, ctx.scale

@@ -1,10 +1,10 @@
 """Attention inside small regions, Swin's windows (arXiv 2103.14030): one program holds all scores of one head of one
 region, so that any activation over the kernels of a query is possible, softmax and LayerNorm among them.
 
-Tokens are read where they lie: `members` (R, L) names the token in each of the L cells of a region's frame, -1 where the
-frame reaches over the border. The frame has rows of `side` cells, so that an offset between two cells is the same in
-every region. The backward kernel walks over the regions of all images, writes dq, dk and dv of each, and sums d_s by
-cell for the table.
+Tokens are read where they lie: `members` (R, L) names the token in each of the L cells of a region's frame, -1 where
+the frame reaches over the border. The frame has rows of `side` cells, so that an offset between two cells is the same
+in every region. The backward kernel walks over the regions of all images, writes dq, dk and dv of each, and sums d_s
+by cell for the table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kernelbank.ops.kernels.tiles import activate, load_rows, place, slope, stor
 from kernelbank.ops.transforms import differentiated, gradients
 
 MOST_CELLS = 64
-"""The most cells of a region: a program holds their scores in registers, and those of 128 x 128 do not fit (docs/gpu.md)."""
+"""The most cells of a region: a program holds their scores in registers, and those of 128 x 128 do not fit."""
 ROWWISE = ("softmax", "layernorm")
 """Activations over all kernels of a query, beside the pointwise ones."""
 
@@ -99,9 +99,9 @@ def _activated(s: Tensor, visible: Tensor, act: str) -> Tensor:
 
 @jit
 def region_scores(
-    tile_q: tl.tensor, tile_k: tl.tensor, entries: tl.tensor, rows: tl.tensor, token: tl.tensor, inside: tl.tensor, at: tl.tensor, T: tl.tensor, scale: tl.tensor, centre: tl.tensor,
+    tile_q, tile_k, entries, rows, token, inside, at, T, scale, centre,
     TABLE: tl.constexpr, PRECISION: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+):  # fmt: skip
     """(s, visible pairs, g, w) of a region."""
     sees = inside[:, None] & inside[None, :]
     s = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION) * scale
@@ -115,7 +115,7 @@ def region_scores(
 
 
 @jit
-def activate_region(s: tl.tensor, sees: tl.tensor, n: tl.tensor, eps: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
+def activate_region(s, sees, n, eps, ACT: tl.constexpr):
     """(f(s), 1 / sigma of "layernorm")."""
     if ACT == "softmax":
         top = tl.max(tl.where(sees, s, -1e30), 1)
@@ -132,10 +132,10 @@ def activate_region(s: tl.tensor, sees: tl.tensor, n: tl.tensor, eps: tl.tensor,
 
 @jit
 def forward_kernel(
-    q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, members: tl.tensor, out: tl.tensor,
-    q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor,
-    o_image: tl.tensor, o_head: tl.tensor, o_row: tl.tensor, heads: tl.tensor, regions: tl.tensor, length: tl.tensor, T: tl.tensor, scale: tl.tensor, eps: tl.tensor,
-    side: tl.tensor, span: tl.tensor, centre: tl.tensor, entry_row: tl.tensor,
+    q, key, value, entries, rows, members, out,
+    q_image, q_head, q_row, k_image, k_head, k_row, v_image, v_head, v_row,
+    o_image, o_head, o_row, heads, regions, length, T, scale, eps,
+    side, span, centre, entry_row,
     ACT: tl.constexpr, TABLE: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, CELLS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -150,22 +150,22 @@ def forward_kernel(
     tile_k = load_rows(key + image * k_image + head * k_head, token, k_row, inside, WIDTH_QK, BLOCK_QK)
     tile_v = load_rows(value + image * v_image + head * v_head, token, v_row, inside, WIDTH_V, BLOCK_V)
     at = place(cell, 0, side, span)
-    s, sees, gain, weight = region_scores(
+    s, sees, _gain, weight = region_scores(
         tile_q, tile_k, entries + head * entry_row, rows, token, inside, at, T, scale, centre, TABLE, PRECISION
     )
     n = tl.maximum(tl.sum(inside.to(tl.float32), 0), 1.0)
-    a, inverse = activate_region(s, sees, n, eps, ACT)
+    a, _inverse = activate_region(s, sees, n, eps, ACT)
     o = tl.dot(a.to(tile_v.dtype), tile_v, input_precision=PRECISION) * weight[:, None]
     store_rows(out + image * o_image + head * o_head, token, o_row, inside, o, WIDTH_V, BLOCK_V)
 
 
 @jit
 def backward_kernel(
-    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, members: tl.tensor, d_q: tl.tensor, d_key: tl.tensor, d_value: tl.tensor,
-    partial: tl.tensor, g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor,
-    k_head: tl.tensor, k_row: tl.tensor, v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, a_image: tl.tensor, a_head: tl.tensor, a_row: tl.tensor, b_image: tl.tensor,
-    b_head: tl.tensor, b_row: tl.tensor, c_image: tl.tensor, c_head: tl.tensor, c_row: tl.tensor, items: tl.tensor, splits: tl.tensor, heads: tl.tensor, regions: tl.tensor,
-    length: tl.tensor, T: tl.tensor, scale: tl.tensor, eps: tl.tensor, side: tl.tensor, span: tl.tensor, centre: tl.tensor, entry_row: tl.tensor,
+    grad, q, key, value, entries, rows, members, d_q, d_key, d_value,
+    partial, g_image, g_head, g_row, q_image, q_head, q_row, k_image,
+    k_head, k_row, v_image, v_head, v_row, a_image, a_head, a_row, b_image,
+    b_head, b_row, c_image, c_head, c_row, items, splits, heads, regions,
+    length, T, scale, eps, side, span, centre, entry_row,
     ACT: tl.constexpr, TABLE: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, CELLS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -301,7 +301,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, key, value, entries, rows, members = ctx.saved_tensors
     if differentiated(grad):
-        function = lambda *t: naive(*t, rows, members, *ctx.where)  # noqa: E731
+
+        def function(q: Tensor, key: Tensor, value: Tensor, entries: Tensor | None) -> Tensor:
+            return naive(q, key, value, entries, rows, members, *ctx.where)
+
         return *gradients(function, (q, key, value, entries), ctx.needs_input_grad[:4], grad), *(None,) * 6
     d_q, d_key, d_value, d_entries = region_gradients(grad, q, key, value, entries, rows, members, *ctx.where)
     return d_q, d_key, d_value, None if entries is None else d_entries, *(None,) * 6

@@ -1,5 +1,5 @@
-"""The gradient of a relative table, dp[y, x] = sum over images and pairs (i, j) at offset i - j = (y, x) of d_s,ij, without
-an N x N tensor and without atomic additions.
+"""The gradient of a relative table, dp[y, x] = sum over images and pairs (i, j) at offset i - j = (y, x) of d_s,ij,
+without an N x N tensor and without atomic additions.
 
 A program takes the pairs of grid rows that lie y apart and sums their W x W blocks of d_s over images and rows in
 registers; the diagonals of the sum are the entries of row y. Long rows are cut into blocks of columns. The depth-wise
@@ -7,8 +7,6 @@ operator has d_s = dO x^T ("product"); the others compute their scores again.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from kernelbank.ops.kernels.layout import Layout, constants, strides
 from kernelbank.ops.kernels.tiles import differentiate, load_rows, load_statistics, seen
 
 WIDEST = 64
-"""Cells of a grid row that one program takes, half as many of wide heads and in float32: more do not fit its registers."""
+"""Cells of a grid row that one program takes; half of it for wide heads and in float32, as registers are few."""
 
 
 def naive(d_s: Tensor, layout: Layout) -> Tensor:
@@ -30,10 +28,10 @@ def naive(d_s: Tensor, layout: Layout) -> Tensor:
 
 @jit
 def table_kernel(
-    grad: tl.tensor, q: tl.tensor, key: tl.tensor, value: tl.tensor, entries: tl.tensor, rows: tl.tensor, regions: tl.tensor, stats: tl.tensor, partial: tl.tensor,
-    g_image: tl.tensor, g_head: tl.tensor, g_row: tl.tensor, q_image: tl.tensor, q_head: tl.tensor, q_row: tl.tensor, k_image: tl.tensor, k_head: tl.tensor, k_row: tl.tensor,
-    v_image: tl.tensor, v_head: tl.tensor, v_row: tl.tensor, total: tl.tensor, images: tl.tensor, splits: tl.tensor, heads: tl.tensor, T: tl.tensor, scale: tl.tensor, prefix: tl.tensor,
-    height: tl.tensor, width: tl.tensor, span: tl.tensor, above: tl.tensor, beside: tl.tensor, entry_row: tl.tensor, reach: tl.tensor, blocks: tl.tensor,
+    grad, q, key, value, entries, rows, regions, stats, partial,
+    g_image, g_head, g_row, q_image, q_head, q_row, k_image, k_head, k_row,
+    v_image, v_head, v_row, total, images, splits, heads, T, scale, prefix,
+    height, width, span, above, beside, entry_row, reach, blocks,
     ACT: tl.constexpr, TABLE: tl.constexpr, REGIONS: tl.constexpr, WIDTH_QK: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_QK: tl.constexpr, BLOCK_V: tl.constexpr, CELLS: tl.constexpr, PRECISION: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -81,7 +79,7 @@ def table_kernel(
             sees = seen(within, region_i, region_j, REGIONS)
             s = tl.dot(tile_q, tl.trans(tile_k), input_precision=PRECISION) * scale + p
             s = s * gain[:, None] + shift[:, None]
-            a, d_s = differentiate(s, d_a, sees, gain, weight, mean, inverse, first, second, ACT)
+            _a, d_s = differentiate(s, d_a, sees, gain, weight, mean, inverse, first, second, ACT)
             sums += d_s
     sums = tl.where(within, sums, 0.0)
     # row r of `skewed` holds sums[r, c] at r - c + CELLS - 1, so that its columns are diagonals
@@ -111,9 +109,9 @@ def table_gradient(
     )  # fmt: skip
     with on_device(grad):
         table_kernel[(splits * programs,)](
-            *tensors, partial, *(stride for t in tensors[:4] for stride in strides(t)), B * h * T, B, splits, h, T, scale,
-            layout.prefix, height, width, layout.span, a - 1, b - 1, 0 if entries is None else entries.shape[1], reach,
-            blocks, CELLS=cells, num_warps=4, num_stages=2, **constants(q.shape[3], d, act, entries, regions, grad),
+            *tensors, partial, *(stride for t in tensors[:4] for stride in strides(t)), B * h * T, B, splits, h, T,
+            scale, layout.prefix, height, width, layout.span, a - 1, b - 1, 0 if entries is None else entries.shape[1],
+            reach, blocks, CELLS=cells, num_warps=4, num_stages=2, **constants(q.shape[3], d, act, entries, regions, grad),
         )  # fmt: skip
     summed = partial[..., : 2 * cells - 1].sum(0)
     table = torch.zeros(h, 2 * a - 1, 2 * b - 1, dtype=torch.float32, device=grad.device)

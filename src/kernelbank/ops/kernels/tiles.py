@@ -8,13 +8,11 @@ precision holds stands in g (`ops.paths.pointwise`), and w is applied to the sum
 
 from __future__ import annotations
 
-from typing import Any
-
 from kernelbank.ops.kernels.launch import jit, tl
 
 
 @jit
-def load_rows(base: tl.tensor, rows: tl.tensor, stride: tl.tensor, inside: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
+def load_rows(base, rows, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """The rows of a matrix of WIDTH columns, zero where not `inside` and in the columns up to BLOCK."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None] & (column < WIDTH)[None, :]
@@ -23,8 +21,14 @@ def load_rows(base: tl.tensor, rows: tl.tensor, stride: tl.tensor, inside: tl.te
 
 @jit
 def store_rows(
-    base: tl.tensor, rows: tl.tensor, stride: tl.tensor, inside: tl.tensor, values: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-) -> tl.tensor:
+    base,
+    rows,
+    stride,
+    inside,
+    values,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write `values` to the rows `inside` of a matrix of WIDTH columns."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None] & (column < WIDTH)[None, :]
@@ -32,14 +36,14 @@ def store_rows(
 
 
 @jit
-def place(token: tl.tensor, prefix: tl.tensor, width: tl.tensor, span: tl.tensor) -> tl.tensor:
+def place(token, prefix, width, span):
     """y span + x of a token on the grid, so that the entry of a relative table for i and j is a difference of two."""
     cell = token - prefix
     return (cell // width) * span + cell % width
 
 
 @jit
-def seen(inside: tl.tensor, region_i: tl.tensor, region_j: tl.tensor, REGIONS: tl.constexpr) -> tl.tensor:
+def seen(inside, region_i, region_j, REGIONS: tl.constexpr):
     """Which kernels of a tile are visible: those of the query's region; a prefix token has region -1, sees all and is
     seen by all."""
     if REGIONS:
@@ -51,9 +55,9 @@ def seen(inside: tl.tensor, region_i: tl.tensor, region_j: tl.tensor, REGIONS: t
 
 @jit
 def positions(
-    entries: tl.tensor, visible: tl.tensor, i: tl.tensor, j: tl.tensor, at_i: tl.tensor, at_j: tl.tensor, prefix: tl.tensor, centre: tl.tensor, count: tl.tensor,
+    entries, visible, i, j, at_i, at_j, prefix, centre, count,
     PREFIX: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+):  # fmt: skip
     """p_ij of a tile, read from the table: `centre` is the entry of offset zero, and the three after the first `count`
     are prefix to grid, grid to prefix, and prefix to prefix."""
     index = at_i[:, None] - at_j[None, :] + centre
@@ -64,7 +68,7 @@ def positions(
 
 
 @jit
-def activate(s: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
+def activate(s, ACT: tl.constexpr):
     """f(s). NaN stays NaN."""
     if ACT == "relu":
         return tl.where(s < 0, 0.0, s)
@@ -80,7 +84,7 @@ def activate(s: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
 
 
 @jit
-def slope(s: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
+def slope(s, ACT: tl.constexpr):
     """f'(s)."""
     if ACT == "relu":
         return tl.where(s > 0, 1.0, 0.0)
@@ -97,7 +101,7 @@ def slope(s: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
 
 
 @jit
-def load_statistics(stats: tl.tensor, at: tl.tensor, inside: tl.tensor, total: tl.tensor, like: tl.tensor, ACT: tl.constexpr) -> tl.tensor:
+def load_statistics(stats, at, inside, total, like, ACT: tl.constexpr):
     """mu, 1 / sigma and the two means of `differentiate` for some queries; of ACT "moments" only."""
     if ACT == "moments":
         mean = tl.load(stats + at, mask=inside, other=0.0)
@@ -111,13 +115,13 @@ def load_statistics(stats: tl.tensor, at: tl.tensor, inside: tl.tensor, total: t
 
 @jit
 def differentiate(
-    s: tl.tensor, d_a: tl.tensor, visible: tl.tensor, gain: tl.tensor, weight: tl.tensor, mean: tl.tensor, inverse: tl.tensor, first: tl.tensor, second: tl.tensor,
+    s, d_a, visible, gain, weight, mean, inverse, first, second,
     ACT: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+):  # fmt: skip
     """(w f(s), the gradient of scale q k^T + p) from d_a = dO v^T.
 
-    Of "moments", f(s) = y = (s - mu) / sigma, whose gradient is (w d_a - mean_j w d_a - y mean_j(w d_a y)) / sigma; both
-    means follow from dO, the mean of v and the output, so that a tile needs no other.
+    Of "moments", f(s) = y = (s - mu) / sigma, whose gradient is (w d_a - mean_j w d_a - y mean_j(w d_a y)) / sigma;
+    both means follow from dO, the mean of v and the output, so that a tile needs no other.
     """
     if ACT == "moments":
         y = (s - mean[:, None]) * inverse[:, None]

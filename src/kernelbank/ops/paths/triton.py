@@ -164,7 +164,9 @@ def attend_pointwise(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Ten
     if not isinstance(support, All):
         regions = cached(region_numbers, support, s.geo.grid, s.geo.prefix, q.device)
     numbers = rows(s, q.shape[2], key.shape[2], q.device)
-    return pointwise_attention(q, key, value, entries, numbers, regions, s.geo.prefix, s.geo.grid[1], sides, name, bank.scale)
+    return pointwise_attention(
+        q, key, value, entries, numbers, regions, s.geo.prefix, s.geo.grid[1], sides, name, bank.scale
+    )
 
 
 def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
@@ -173,7 +175,9 @@ def attend_moments(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tenso
     entries, sides = _entries(p, s)
     numbers = rows(s, q.shape[2], key.shape[2], q.device)
     centred = function(s) == "layernorm"
-    return moments_attention(q, key, value, entries, numbers, s.geo.prefix, s.geo.grid[1], sides, centred, bank.scale)[0]
+    return moments_attention(q, key, value, entries, numbers, s.geo.prefix, s.geo.grid[1], sides, centred, bank.scale)[
+        0
+    ]
 
 
 def attend_regions(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:
@@ -225,7 +229,7 @@ def needs_memory(s: Context, call: Call, width: int, cells: int = 0) -> Reason:
     if call.device != "cuda":
         return None
     needed = shared_memory(width, half_precision(call), cells)
-    most = torch.cuda.get_device_properties(s.geo.device).shared_memory_per_block_optin
+    most = int(getattr(torch.cuda.get_device_properties(s.geo.device), "shared_memory_per_block_optin", 49152))
     return f"a tile needs {needed} bytes of shared memory, and the device has {most}" if needed > most else None
 
 
@@ -316,6 +320,8 @@ PATHS = (
     _path("triton_regions", attending(attend_regions), regions_unsupported),
     _path("triton_pointwise", attending(attend_pointwise), pointwise_unsupported),
     _path("triton_moments", attending(attend_moments), moments_unsupported),
-    MixerPath("triton_depthwise", framed(depthwise_core), depthwise_unsupported, _preferred("triton_depthwise", CROSSOVER)),
+    MixerPath(
+        "triton_depthwise", framed(depthwise_core), depthwise_unsupported, _preferred("triton_depthwise", CROSSOVER)
+    ),
 )
 POSITION = PositionPath("triton_toeplitz", toeplitz, toeplitz_unsupported, _preferred("triton_toeplitz", CROSSOVER))
