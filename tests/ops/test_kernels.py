@@ -18,6 +18,7 @@ from torch.library import opcheck
 from kernelbank import Mixer, MixerSpec, use_path
 from kernelbank.ops.context import Call, Context
 from kernelbank.ops.geometry import geometry
+from kernelbank.ops.kernels import launch
 from kernelbank.ops.kernels.depthwise import depthwise_attention
 from kernelbank.ops.kernels.moments import moments_attention
 from kernelbank.ops.kernels.pointwise import pointwise_attention
@@ -126,10 +127,7 @@ class Gpu:
     """What torch says of a GPU, in place of one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], memory: int, name: str) -> None:
-        properties = type("Properties", (), {"shared_memory_per_block_optin": memory})()
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: properties)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+        monkeypatch.setattr(triton, "gpu", lambda device: launch.Gpu(name, capability, memory))
         monkeypatch.setattr(triton, "available", lambda: True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,29 @@ def block(size: int, most: int) -> int:
 def precision(x: Tensor) -> str:
     """How products of float32 run: TF32 where ``torch.backends.cuda.matmul.allow_tf32`` is set, else in full."""
     return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the choice of a kernel asks of a GPU."""
+
+    name: str
+    capability: tuple[int, int]
+    shared_memory: int
+    """The most bytes of shared memory of a program."""
+
+
+def gpu(device: torch.device | None) -> Gpu:
+    """The GPU that `device` names, None the current one. A compiler takes it as a constant."""
+    return Gpu(*_properties(None if device is None else device.index))
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _properties(index: int | None) -> tuple[str, tuple[int, int], int]:
+    found = torch.cuda.get_device_properties(index)
+    memory = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+    return found.name, (found.major, found.minor), int(memory)
 
 
 @cache

@@ -111,7 +111,8 @@ def table_gradient(
         table_kernel[(splits * programs,)](
             *tensors, partial, *(stride for t in tensors[:4] for stride in strides(t)), B * h * T, B, splits, h, T,
             scale, layout.prefix, height, width, layout.span, a - 1, b - 1, 0 if entries is None else entries.shape[1],
-            reach, blocks, CELLS=cells, num_warps=4, num_stages=2, **constants(q.shape[3], d, act, entries, regions, grad),
+            reach, blocks, CELLS=cells, num_warps=4, num_stages=2,
+            **constants(q.shape[3], d, act, entries, regions, grad),
         )  # fmt: skip
     summed = partial[..., : 2 * cells - 1].sum(0)
     table = torch.zeros(h, 2 * a - 1, 2 * b - 1, dtype=torch.float32, device=grad.device)

@@ -15,7 +15,7 @@ from kernelbank.ops.bank import TwoStepBank, generate_taps, generator_dtype
 from kernelbank.ops.context import Call, Context, Params
 from kernelbank.ops.geometry import cached
 from kernelbank.ops.kernels.depthwise import depthwise_attention
-from kernelbank.ops.kernels.launch import DTYPES, OLDEST, WIDEST_HEAD, available, interpreted
+from kernelbank.ops.kernels.launch import DTYPES, OLDEST, WIDEST_HEAD, available, gpu, interpreted
 from kernelbank.ops.kernels.layout import shared_memory
 from kernelbank.ops.kernels.moments import moments_attention
 from kernelbank.ops.kernels.pointwise import pointwise_attention
@@ -87,6 +87,8 @@ def _rows(
         ys, xs = ([len(region) for region in seen(support, side)] for side in grid)
         counts[prefix:] = [prefix + y * x for y in ys for x in xs]
     by_count = {n: _row(steps, n, queries) for n in set(counts)}
+    if len(by_count) == 1:  # written on the device: a compiled graph copies nothing to it
+        return torch.stack([torch.full((queries,), x, device=device) for x in by_count[counts[0]]])
     return torch.tensor([by_count[n] for n in counts], dtype=torch.float32, device=device).t().contiguous()
 
 
@@ -218,7 +220,7 @@ def needs_gpu(s: Context, call: Call) -> Reason:
         return None if interpreted() and call.device == "cpu" else f"it runs on CUDA GPUs, not on device {call.device}"
     if torch.version.hip is not None:
         return "its tiles are chosen for CUDA GPUs, not for ROCm"
-    found = torch.cuda.get_device_capability(s.geo.device)
+    found = gpu(s.geo.device).capability
     return f"compute capability {found[0]}.{found[1]} is older than {OLDEST[0]}.{OLDEST[1]}" if found < OLDEST else None
 
 
@@ -229,7 +231,7 @@ def needs_memory(s: Context, call: Call, width: int, cells: int = 0) -> Reason:
     if call.device != "cuda":
         return None
     needed = shared_memory(width, half_precision(call), cells)
-    most = int(getattr(torch.cuda.get_device_properties(s.geo.device), "shared_memory_per_block_optin", 49152))
+    most = gpu(s.geo.device).shared_memory
     return f"a tile needs {needed} bytes of shared memory, and the device has {most}" if needed > most else None
 
 
@@ -303,7 +305,7 @@ def _preferred(name: str, most: float = torch.inf) -> Callable[[Context, Call, M
     def preferred(s: Context, call: Call, m: Machine) -> Reason:
         if call.device != "cuda" or not AHEAD.get(name) or s.geo.grid[0] * s.geo.grid[1] > most:
             return None
-        device = torch.cuda.get_device_name(s.geo.device)
+        device = gpu(s.geo.device).name
         family = next((word for word in device.replace("-", " ").split() if word in AHEAD[name]), None)
         return None if family is None else f"measured ahead on {family}"
 
