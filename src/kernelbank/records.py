@@ -90,9 +90,23 @@ def _commit(folder: Path) -> str | None:
 
 
 @dataclass(frozen=True)
+class GpuSettings:
+    """What decides a GPU's numbers besides the device: the versions of CUDA and cuDNN, how products and convolutions of
+    float32 are computed ("tf32", "ieee", or "none" for torch's default), whether cuDNN times its algorithms and takes
+    the fastest, and whether algorithms are deterministic."""
+
+    cuda: str | None
+    cudnn: int | None
+    matmul_precision: str
+    conv_precision: str
+    cudnn_benchmark: bool
+    deterministic: bool
+
+
+@dataclass(frozen=True)
 class MachineIdentity:
-    """Where a run was computed: processor, cores, versions, the threads of torch, the accelerator if there was one, and
-    how many processes shared the work."""
+    """Where a run was computed: processor, cores, versions, the threads of torch, the accelerator if there was one, how
+    many processes shared the work, and the settings of a GPU."""
 
     cpu: str
     cores: int
@@ -101,12 +115,15 @@ class MachineIdentity:
     threads: int
     accelerator: str | None = None
     processes: int = 1
+    settings: GpuSettings | None = None
 
     @staticmethod
-    def here(threads: int, accelerator: str | None = None, processes: int = 1) -> MachineIdentity:
+    def here(
+        threads: int, accelerator: str | None = None, processes: int = 1, settings: GpuSettings | None = None
+    ) -> MachineIdentity:
         """The running machine."""
         versions = version("torch"), platform.python_version()
-        return MachineIdentity(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes)
+        return MachineIdentity(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes, settings)
 
 
 def _cpu() -> str:

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from kernelbank.spec.inventory import Tensor as Entry
@@ -41,7 +43,8 @@ def is_plain(linear: nn.Module) -> bool:
     return type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
 
 
-_PLAIN = (nn.Parameter, Tensor)  # torch.func.functional_call puts tensors in the place of parameters
+_PLAIN = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)
+# torch.func.functional_call puts tensors in the place of parameters, torch.export's tracing the last two
 
 
 def called_modules(parent: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:

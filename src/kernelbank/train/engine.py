@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from kernelbank.data.order import Part
 from kernelbank.errors import InputError
 from kernelbank.ops.statistics import synchronised
+from kernelbank.records import GpuSettings
 from kernelbank.train.hardware import Hardware
 
 
@@ -181,6 +182,15 @@ def deterministic(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+def gpu_settings() -> GpuSettings:
+    """What torch is set to on GPUs now."""
+    backends: Any = torch.backends  # the stubs of torch do not know all of them
+    return GpuSettings(
+        torch.version.cuda, backends.cudnn.version(), backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision, backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
 
 
 def _precision(hardware: Hardware) -> str:

@@ -24,7 +24,7 @@ from kernelbank.model import ModelSpec
 from kernelbank.records import CodeIdentity, EpochResult, MachineIdentity, RunRecord
 from kernelbank.schema import decode
 from kernelbank.train.checkpoint import differences
-from kernelbank.train.engine import Engine
+from kernelbank.train.engine import Engine, gpu_settings
 from kernelbank.train.loop import DivergedError, StepReport, Stopped, evaluate, train
 from kernelbank.train.model import check_model, create, describe, described
 from kernelbank.train.progress import Watch, watch
@@ -49,10 +49,14 @@ def begin_record(
     *, study: str, row: str, model: nn.Module, spec: ModelSpec, recipe: Recipe, data: Dataset, seed: int, engine: Engine
 ) -> RunRecord:
     """The run record of a run before its first epoch."""
-    gpu = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None
+    on_gpu = engine.device.type == "cuda"
+    machine = MachineIdentity.here(
+        torch.get_num_threads(), torch.cuda.get_device_name(engine.device) if on_gpu else None, engine.part.world,
+        gpu_settings() if on_gpu else None,
+    )  # fmt: skip
     return RunRecord(
         study=study, row=row, model=spec, recipe=json.loads(json.dumps(asdict(recipe))), data=data.identity, seed=seed,
-        code=CodeIdentity.here(), machine=MachineIdentity.here(torch.get_num_threads(), gpu, engine.part.world),
+        code=CodeIdentity.here(), machine=machine,
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=multiply_adds(model, spec, data.img_size),
     )  # fmt: skip

@@ -57,8 +57,12 @@ def block(size: int, most: int) -> int:
 
 
 def precision(x: Tensor) -> str:
-    """How products of float32 run: TF32 where ``torch.backends.cuda.matmul.allow_tf32`` is set, else in full."""
-    return "tf32" if x.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How products of float32 run: in TF32 where ``torch.backends.cuda.matmul.fp32_precision`` says so, or, where it is
+    "none", ``torch.backends.fp32_precision``; else in full."""
+    backends: Any = torch.backends  # the stubs of torch know neither attribute
+    own = backends.cuda.matmul.fp32_precision
+    stated = backends.fp32_precision if own == "none" else own
+    return "tf32" if x.is_cuda and stated == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,10 @@ def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def moments_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Many kernels."""
+    """Many kernels, on a CPU: elsewhere the guard would wait for the device."""
     n = kernel_count(s)
+    if call.device != "cpu":
+        return None
     return f"linear in {n} kernels (from {LINEAR_TIME} on)" if n >= LINEAR_TIME else None
 
 
