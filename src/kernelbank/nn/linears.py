@@ -47,7 +47,7 @@ _PLAIN = (nn.Parameter, Tensor)  # torch.func.functional_call puts tensors in th
 def called_modules(parent: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     """The linears among `names` that must be called as modules: all of them while hooks for every module are
     registered, else those that are not plain."""
-    modules = {name: parent.get_submodule(name) for name in names}
+    modules = {name: _child(parent, name) for name in names}
     if _has_any_global_hook():
         return modules
     return {name: module for name, module in modules.items() if not is_plain(module)}
@@ -61,15 +61,32 @@ def named_tensors(parent: nn.Module, entries: Iterable[Entry], without: Containe
         home, _, leaf = entry.name.rpartition(".")
         if home in without:
             continue
-        module = parent.get_submodule(home)
-        if leaf == "weight" and isinstance(module, TensorHolder) and module._forward_pre_hooks:
+        module = _child(parent, home) if home else parent
+        if leaf == "weight" and type(module) is TensorHolder and module._forward_pre_hooks:
             module()
-        tensor = getattr(module, leaf, None)
+        tensor = _attribute(module, leaf)
         if _is_replaced(module, home) and not (isinstance(tensor, Tensor) and tensor.shape == entry.shape):
             continue
         assert isinstance(tensor, Tensor)
         tensors[entry.name] = tensor
     return tensors
+
+
+def _child(parent: nn.Module, name: str) -> nn.Module:
+    """``parent.get_submodule(name)`` for a name without dots. Every forward looks up every layer, so that this reads
+    the dict of children first."""
+    child = parent._modules.get(name)
+    return parent.get_submodule(name) if child is None else child
+
+
+def _attribute(module: nn.Module, name: str) -> object:
+    """``getattr(module, name, None)``, without the detour through nn.Module.__getattr__ for a parameter of a class that
+    is known to define no attribute of that name."""
+    if type(module) in (nn.Linear, TensorHolder) and name not in module.__dict__:
+        tensor = module._parameters.get(name)
+        if tensor is not None:
+            return tensor
+    return getattr(module, name, None)
 
 
 def _is_replaced(module: nn.Module, name: str) -> bool:
