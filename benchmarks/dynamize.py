@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import kernelbank
 from kernelbank.files import replace_text
 from kernelbank.nn.dynamic_conv import DynamicConv2d
+from kernelbank.nn.edit.dynamize import DynamizeReport
 from kernelbank.records import CodeIdentity, MachineIdentity
 
 COLD = "dconv mix=predict(softmax, tau=30, r=4)"
@@ -51,8 +52,10 @@ def start(name: str, text: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = with_random_scales(timm.create_model(name)).eval()
     twin, images = kernelbank.dynamize(copy.deepcopy(model), text), torch.randn(2, 3, 128, 128)
+    report = twin.dynamized
+    assert isinstance(report, DynamizeReport)
     found: dict[str, Any] = {
-        "model": name, "text": text, "turned": len(twin.dynamized.turned), "convolutions": len(twin.dynamized.lines),
+        "model": name, "text": text, "turned": len(report.converted), "convolutions": len(report.outcomes),
         "parameters": [sum(p.numel() for p in net.parameters()) for net in (model, twin)],
         "float32": difference(model(images), twin(images)),
     }  # fmt: skip
@@ -85,7 +88,7 @@ def train_experts(text: str, routed: bool = True) -> dict[str, Any]:
 
 def distances(convs: list[DynamicConv2d]) -> list[float]:
     """The distance of every pair of experts of every convolution over their mean norm."""
-    flat = [conv.weight.detach().flatten(1) for conv in convs]
+    flat = [conv.weight.detach().flatten(1) for conv in convs if conv.weight is not None]
     return [float(d) for experts in flat for d in torch.pdist(experts) / experts.norm(dim=1).mean()]
 
 
