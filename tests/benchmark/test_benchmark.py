@@ -79,10 +79,10 @@ def test_explain_prints_the_plan_and_every_verdict(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "nothing to measure"),
+        ([], "a subject is missing"),
         (["vit", "--rounds", "0"], "invalid --rounds 0; expected"),
         (["vit", "--batch", "0"], "invalid --batch (0,); expected"),
-        (["vit", "vit"], "named twice"),
+        (["vit", "vit"], "given twice"),
         (["vit @convs"], "unknown path 'convs'; did you mean 'conv'"),
         (["resnet5"], "unknown model or spec 'resnet5'"),
         (["vit activation=relux"], "relux"),

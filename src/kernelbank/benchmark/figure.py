@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernelbank.benchmark.measure import Row
+from kernelbank.benchmark.measure import Measurement
 from kernelbank.report.style import COLOURS, MARKERS, new_figure, write_figure
 
 
-def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+def draw(rows: Sequence[Measurement], title: str, path: Path) -> None:
     """Draw `rows` to `path`, whose suffix gives the format. Both axes are logarithmic; error bars span the
     quartiles."""
     figure = new_figure(7.5, 5.0)

@@ -13,7 +13,7 @@ from kernelbank.benchmark.timing import Distribution, exponent, gemm_ceiling, in
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """The measurement of one subject at one site.
 
     `seconds` are per call. `ratio` is the speed relative to the first subject of the run at the same site, and
@@ -43,7 +43,7 @@ class Growth:
 
 def measure(
     subjects: Sequence[Subject], sites: Sequence[Site], rounds: int, memory: bool, notify: Callable[[str], None]
-) -> tuple[list[Row], float]:
+) -> tuple[list[Measurement], float]:
     """Measure every subject at every site, in turns. Returns the rows and the multiply-adds per second of the fastest
     linear layer. `notify` is called with a line for each site."""
     half = sites[0].half
@@ -61,10 +61,10 @@ def measure(
 
 def _row(
     text: str, site: Site, seconds: list[float], base: list[float], runner: Runner, ceiling: float, memory: bool
-) -> Row:
+) -> Measurement:
     ratio, macs = ratios(base, seconds), runner.macs()
     work = macs * site.batch * (3 if site.train else 1)
-    return Row(
+    return Measurement(
         subject=text,
         site=site,
         seconds=Distribution.of(seconds),
@@ -77,7 +77,7 @@ def _row(
     )
 
 
-def growths(rows: Sequence[Row]) -> list[Growth]:
+def growths(rows: Sequence[Measurement]) -> list[Growth]:
     """Fit the exponent of every subject that was measured at three or more sides. Positions are the side squared."""
     results = []
     for text in dict.fromkeys(row.subject for row in rows):

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kernelbank.benchmark.measure import Growth, Row, growths, measure
+from kernelbank.benchmark.measure import Growth, Measurement, growths, measure
 from kernelbank.benchmark.subjects import Site, Subject, check, read
 from kernelbank.errors import UsageError
 from kernelbank.files import replace_text
@@ -123,7 +123,7 @@ def _title(options: Any) -> str:
     return f"{what}, {'bfloat16' if options.bf16 else 'float32'}, {torch.get_num_threads()} CPU threads"
 
 
-def _record(options: Any, rows: list[Row], growth: list[Growth], ceiling: float) -> dict[str, Any]:
+def _record(options: Any, rows: list[Measurement], growth: list[Growth], ceiling: float) -> dict[str, Any]:
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
     return {
         "record_version": RECORD_VERSION,
@@ -137,7 +137,7 @@ def _record(options: Any, rows: list[Row], growth: list[Growth], ceiling: float)
     }
 
 
-def _show(rows: list[Row], growth: list[Growth], ceiling: float, options: Any) -> None:
+def _show(rows: list[Measurement], growth: list[Growth], ceiling: float, options: Any) -> None:
     console = _console()
     console.print(_title(options) + f"; {machine().describe()}", soft_wrap=True)
     console.print(f"fastest linear layer: {2 * ceiling / 1e9:.0f} GFLOP/s; ratio: speed relative to the first subject; "
