@@ -21,7 +21,7 @@ from kernelbank.ops.expansion import LARGEST, expanded
 from kernelbank.ops.kernel import logits
 from kernelbank.ops.linear import onednn
 from kernelbank.ops.machine import Machine
-from kernelbank.ops.paths.closed_form import Affine, affine
+from kernelbank.ops.paths.closed_form import Affine, between_affine
 from kernelbank.ops.paths.framed import attending
 from kernelbank.ops.paths.linear import onednn_unsupported
 from kernelbank.ops.paths.path import (
@@ -77,13 +77,11 @@ class Pointwise:
 
 def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None:
     """`steps` as an affine map, one non-linearity and a scale, or None."""
-    at = [index for index, step in enumerate(steps) if step.name in NON_LINEARITIES]
-    if len(at) != 1:
+    parts = between_affine(steps, NON_LINEARITIES, kernels, positions)
+    if parts is None or parts[2].shift:
         return None
-    before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
-    if before is None or after is None or after.shift:
-        return None
-    return _without_gain(Pointwise(before, steps[at[0]].name, after.gain))
+    before, step, after = parts
+    return _without_gain(Pointwise(before, step.name, after.gain))
 
 
 def _without_gain(steps: Pointwise) -> Pointwise:
