@@ -1,7 +1,7 @@
 """timm entry points: ``import kernelbank.models`` registers every model of the atlas, nothing else does.
 
 ``timm.create_model("vit_kb_small_patch16_224", mixer="vit activation=relu,count position=relative", mlp="ffn")``:
-`mixer` and `mlp` are specs as text, so that saved configurations and pushed models contain them.
+`mixer` and `mlp` are specs as text, so that a saved configuration and a pushed model hold them.
 """
 
 from __future__ import annotations
