@@ -127,6 +127,20 @@ def test_the_prose_is_plain(path: Path) -> None:
     assert not [match[0] for idiom in IDIOMS for match in re.finditer(idiom, text)]
 
 
+def test_a_word_names_one_thing() -> None:
+    """These words are the name of one class in the package."""
+    words = {"Row", "Site", "Machine", "Line", "Group", "Rule", "Source", "Proof", "Verdict", "Spec", "Record"}
+    names = [name for path in FILES for node in ast.parse(path.read_text()).body for name in defined(node)]
+    assert not [word for word in words if names.count(word) > 1]
+
+
+def defined(node: ast.stmt) -> list[str]:
+    """The names of the class or the variables that a statement defines."""
+    if isinstance(node, ast.ClassDef):
+        return [node.name]
+    return [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign) else []
+
+
 def test_nothing_unfinished_or_local_is_committed() -> None:
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|(^|[\s\"'])/(work|root|tmp)/")
     for path in FILES:

@@ -80,7 +80,7 @@ class Recipe(Augmentation):
     """Epochs that it takes, linearly, epoch by epoch; 0 leaves it alone."""
 
     def __post_init__(self) -> None:
-        for name, (accepts, expected) in _RULES.items():
+        for name, (accepts, expected) in _CONDITIONS.items():
             value = getattr(self, name)
             if not accepts(value):
                 raise InputError(f"recipe: invalid {name}={value!r}; expected {expected}")
@@ -145,30 +145,31 @@ class Rates:
     end: float
 
 
-Rule = tuple[Callable[[Any], bool], str]
+Condition = tuple[Callable[[Any], bool], str]
+"""Whether a value is valid, and what is expected, in words."""
 
 
-def _whole(minimum: int) -> Rule:
+def _whole(minimum: int) -> Condition:
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum, f"a whole number >= {minimum}"
 
 
-def _number(accepts: Callable[[float], bool], expected: str) -> Rule:
+def _number(accepts: Callable[[float], bool], expected: str) -> Condition:
     return (
         lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and accepts(v),
         expected,
     )
 
 
-def _one_of(*values: str) -> Rule:
+def _one_of(*values: str) -> Condition:
     return lambda v: v in values, ", ".join(values)
 
 
-def _or_none(rule: Rule) -> Rule:
-    return lambda v: v is None or rule[0](v), f"None, or {rule[1]}"
+def _or_none(inner: Condition) -> Condition:
+    return lambda v: v is None or inner[0](v), f"None, or {inner[1]}"
 
 
-def _range(rule: Rule) -> Rule:
-    return lambda v: len(v) == 2 and all(map(rule[0], v)) and v[0] <= v[1], f"two numbers in order, each {rule[1]}"
+def _range(inner: Condition) -> Condition:
+    return lambda v: len(v) == 2 and all(map(inner[0], v)) and v[0] <= v[1], f"two numbers in order, each {inner[1]}"
 
 
 LARGEST = 1e9
@@ -178,7 +179,7 @@ _NOT_NEGATIVE = _number(lambda v: 0 <= v <= LARGEST, f"a number from 0 to {LARGE
 _BELOW_ONE = _number(lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _SHARE = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
 _WHOLE_SHARE = _number(lambda v: 0 < v <= 1, "a number above 0, at most 1")
-_RULES: dict[str, Rule] = {
+_CONDITIONS: dict[str, Condition] = {
     "epochs": _whole(1),
     "batch_size": _whole(1),
     "lr": _POSITIVE,

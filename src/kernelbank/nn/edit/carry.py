@@ -20,7 +20,7 @@ from kernelbank.spec.inventory import Grid
 from kernelbank.spec.inventory import Tensor as Entry
 
 M = TypeVar("M", bound=Mixer)
-Verdict = Literal["kept", "transformed", "dropped", "initialised"]
+CarryVerdict = Literal["kept", "transformed", "dropped", "initialised"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Carried:
     """The outcome for one tensor; `how` states how it was transformed or why it was dropped."""
 
     name: str
-    verdict: Verdict
+    verdict: CarryVerdict
     how: str = ""
 
 
