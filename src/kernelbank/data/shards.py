@@ -1,8 +1,9 @@
-"""WebDataset shards on local disks, read by position: an index of where every image lies in its tar.
+"""WebDataset shards on local disks, read by position with an index of the images in each tar.
 
-timm's own reader of them is a stream: a shuffle buffer in each worker, and by its own note images left out or seen
-twice when several processes evaluate. A run here is bit-exact because images are drawn by row, so the shards are
-indexed once and read like files. Layout: https://github.com/webdataset/webdataset and timm's ``_info.json``.
+timm reads shards as a stream, with a shuffle buffer in each worker, and a note in its code states that several processes
+may skip or repeat images in evaluation. Runs of this library are bit-exact because images are sampled by row. Therefore
+the shards are indexed once and read like files. The layout is that of https://github.com/webdataset/webdataset, and of
+timm's ``_info.json``.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 LAYOUT = "wds/FOLDER with train-0000.tar, ..., val-0000.tar, ..., or a pattern of such files: wds/x-{000..146}.tar"
 _INDEX = 1
-"""The version of the kept index."""
+"""The version of the cached index."""
 
 
 class Member(NamedTuple):
-    """A file in a shard: its sample's key, its extension, and where its bytes lie."""
+    """A file in a shard: the key of its sample, its extension, and the offset and size of its bytes."""
 
     key: str
     extension: str
@@ -47,7 +48,7 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image in a shard: its name in it, where its bytes lie, and its class."""
+    """An image in a shard: its name, the offset and size of its bytes, and its class."""
 
     name: str
     offset: int
@@ -71,7 +72,7 @@ class Sharded:
         return len(self.labels)
 
     def open(self, row: int) -> Image.Image:
-        """The image. Raises what Pillow and the file raise."""
+        """Open the image. Raises the errors of Pillow and of the file."""
         with self.shards[self.places[row]].open("rb") as file:
             file.seek(int(self.offsets[row]))
             image = Image.open(io.BytesIO(file.read(int(self.sizes[row]))))
@@ -83,17 +84,19 @@ class Sharded:
 
 
 def open_shards(text: str, loading: Loading, *, cache: Path, progress: Progress | None = None, **_: object) -> Dataset:
-    """WebDataset shards, ``wds/FOLDER`` or ``wds/PATTERN``. Raises InputError."""
+    """Open WebDataset shards, ``wds/FOLDER`` or ``wds/PATTERN``. Raises InputError."""
     splits = sharded_splits(text, cache, progress)
     return assemble(f"wds/{Path(text).name}", loading, splits.get)
 
 
 def sharded_splits(text: str, cache: Path, progress: Progress | None = None) -> dict[str, Sharded]:
-    """The splits of ``wds/FOLDER`` or ``wds/PATTERN``, by name; the index of their shards is kept below `cache`.
+    """Return the splits of ``wds/FOLDER`` or ``wds/PATTERN`` by name. The index of the shards is cached below `cache`.
 
-    Every class is a number in ``.cls`` and named by it. Raises InputError where there are no shards or no train split,
-    for a shard that cannot be read, for a sample without image or label, for a class without images, and where the
-    classes of the splits differ.
+    The name of a class is its number in ``.cls``.
+
+    Raises:
+        InputError: If there are no shards or no train split, a shard cannot be read, a sample has no image or no label,
+            a class has no images, or the classes of the splits differ.
     """
     by_split = _by_split(text, _shards(text))
     shards = [path for paths in by_split.values() for path in paths]
@@ -113,7 +116,7 @@ def sharded_splits(text: str, cache: Path, progress: Progress | None = None) -> 
 
 
 def _shards(text: str) -> dict[str | None, list[Path]]:
-    """The shards of every split as ``_info.json`` says it, or all under None. Raises InputError."""
+    """Return the shards of every split as ``_info.json`` states them, or all under None. Raises InputError."""
     where = Path(text.partition("/")[2]).expanduser()
     if not where.is_dir():
         _check_count(text, str(where))
@@ -131,7 +134,7 @@ MOST_SHARDS = 1_000_000
 
 
 def _check_count(text: str, pattern: str) -> None:
-    """Raise InputError for a pattern of more shards than a data set has, before it is expanded."""
+    """Raise InputError for a pattern of too many shards, before it is expanded."""
     count = 1
     for inside in re.findall(r"\{([^{}]*)\}", pattern):
         ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
@@ -148,7 +151,7 @@ def _matching(text: str, pattern: str) -> list[Path]:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """The words that a pattern stands for: ``{000..146}`` counts, ``{a,b}`` lists, as in a shell."""
+    """Expand a pattern as a shell does: ``{000..146}`` is a range and ``{a,b}`` a list."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         yield pattern
@@ -162,7 +165,7 @@ def braces(pattern: str) -> Iterator[str]:
 
 
 def _by_info(path: Path) -> dict[str | None, list[Path]]:
-    """The splits of timm's ``_info.json``. Raises InputError."""
+    """Return the splits of timm's ``_info.json``. Raises InputError."""
     try:
         stated = cast(Any, read_json(path))["splits"]
         splits = {str(name): [path.parent / file for file in split["filenames"]] for name, split in stated.items()}
@@ -179,8 +182,8 @@ def _by_info(path: Path) -> dict[str | None, list[Path]]:
 
 
 def _by_split(text: str, shards: dict[str | None, list[Path]]) -> dict[str, list[Path]]:
-    """The shards of the splits, train first. A split is a word in the name of its files; where no file names one, all
-    are train. Raises InputError."""
+    """Return the shards of the splits, train first. The name of a split is a word in the names of its files. If no file
+    names a split, all are train. Raises InputError."""
     found = {split: paths for split, paths in shards.items() if split is not None}
     for path in shards.get(None, []):
         found.setdefault(_named_split(path) or "", []).append(path)
@@ -199,11 +202,11 @@ def _named_split(path: Path) -> str | None:
     return next((split for split, names in SPLITS.items() if set(names) & set(words)), None)
 
 
-# ---- what lies in a shard ------------------------------------------------------------------------------------
+# ---- the contents of a shard ------------------------------------------------------------------------------------
 
 
 def _members(path: Path) -> Iterator[Member]:
-    """The files of a shard; of a name up to the first dot of its last part is the key, as WebDataset has it."""
+    """Yield the files of a shard. The key is the name up to the first dot in its last part, as in WebDataset."""
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every one of them
@@ -213,7 +216,7 @@ def _members(path: Path) -> Iterator[Member]:
 
 
 def _samples(path: Path) -> list[Sample]:
-    """The images of a shard with their labels, in its order. Raises InputError."""
+    """Return the images of a shard with their labels, in order. Raises InputError."""
     grouped: dict[str, dict[str, Member]] = {}
     try:
         for member in _members(path):
@@ -221,7 +224,7 @@ def _samples(path: Path) -> list[Sample]:
                 raise InputError(f"data: {path} holds {member.key}.{member.extension} twice")
             grouped[member.key][member.extension] = member
         with path.open("rb") as file:
-            wanted = {*IMAGES, LABEL}  # a group with neither is no sample: a licence, a table
+            wanted = {*IMAGES, LABEL}  # files without image and label are not samples, for instance a licence
             return [_sample(path, file, key, group) for key, group in grouped.items() if wanted & set(group)]
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"data: shard {path} is not a whole tar file, uncompressed: {error}") from None
@@ -255,7 +258,7 @@ def _sharded(split: str, shards: list[Path], samples: list[list[Sample]]) -> Sha
 
 
 def _check_filled(text: str, train: Sharded) -> None:
-    """Raises InputError for a class number below the greatest that no image has."""
+    """Raise InputError if there is a class number without images below the largest."""
     greatest = max(train.labels)
     if len(train.classes) != greatest + 1:
         there = set(train.labels)
@@ -266,19 +269,19 @@ def _check_filled(text: str, train: Sharded) -> None:
         )
 
 
-# ---- the index, kept -----------------------------------------------------------------------------------------
+# ---- the cached index -----------------------------------------------------------------------------------------
 
 
 def _checked(sample: Sample) -> Sample:
-    """`sample`, if it has the types of one. Raises ValueError."""
+    """Return `sample`. Raises ValueError unless it has the types of a sample."""
     if type(sample.name) is not str or not all(type(value) is int for value in sample[1:]):
         raise ValueError("not a sample")
     return sample
 
 
 def _kept_index(shards: list[Path], cache: Path, progress: Progress | None) -> dict[Path, list[Sample]]:
-    """The samples of every shard: read from the index below `cache` while the shards are as they were, else found in
-    the shards (some 50,000 files a second) and kept."""
+    """Return the samples of every shard, from the index below `cache` if the shards are unchanged. Otherwise the shards
+    are indexed, at about 50,000 files per second, and the index is cached."""
     try:
         stats = [path.stat() for path in shards]
     except OSError as error:
@@ -289,7 +292,7 @@ def _kept_index(shards: list[Path], cache: Path, progress: Progress | None) -> d
         document = cast("list[list[Any]]", read_json(kept))
         return {path: [_checked(Sample(*row)) for row in rows] for path, rows in zip(shards, document, strict=True)}
     except (OSError, ValueError, TypeError):
-        pass  # there is none, or it is damaged: it is made anew
+        pass  # the index is missing or damaged, and is computed again
     found, done, size = {}, 0, sum(s.st_size for s in stats)
     for path, s in zip(shards, stats, strict=True):
         found[path] = _samples(path)
