@@ -1,9 +1,9 @@
 """WebDataset shards on local disks, read by position with an index of the images in each tar.
 
-timm reads shards as a stream, with a shuffle buffer in each worker, and a note in its code states that several processes
-may skip or repeat images in evaluation. Runs of this library are bit-exact because images are sampled by row. Therefore
-the shards are indexed once and read like files. The layout is that of https://github.com/webdataset/webdataset, and of
-timm's ``_info.json``.
+timm reads shards as a stream, with a shuffle buffer in each worker, and a note in its code states that several
+processes may skip or repeat images in evaluation. Runs of this library are bit-exact because images are sampled by row.
+Therefore the shards are indexed once and read like files. The layout is that of
+https://github.com/webdataset/webdataset, and of timm's ``_info.json``.
 """
 
 from __future__ import annotations
