@@ -17,8 +17,9 @@ class Measurement:
     """The measurement of one subject at one site.
 
     `seconds` are per call. `ratio` is the speed relative to the first subject of the run at the same site, and
-    `verdict` states what it supports. `macs` are the multiply-adds of one image, `ceiling_fraction` is their rate over
-    that of the fastest linear layer, and `peak_bytes` is the peak memory of one call, or None if it was not measured.
+    `verdict` states what it supports. `macs` are the multiply-adds of one image in closed form. `ceiling_fraction` is
+    the rate of the multiply-adds on the paths that ran, over that of the fastest linear layer. `peak_bytes` is the peak
+    memory of one call, or None if it was not measured.
     """
 
     subject: str
@@ -62,8 +63,8 @@ def measure(
 def _row(
     text: str, site: Site, seconds: list[float], base: list[float], runner: Runner, ceiling: float, memory: bool
 ) -> Measurement:
-    ratio, macs = ratios(base, seconds), runner.macs()
-    work = macs * site.batch * (3 if site.train else 1)
+    ratio = ratios(base, seconds)
+    work = runner.path_macs() * site.batch * (3 if site.train else 1)
     return Measurement(
         subject=text,
         site=site,
@@ -71,7 +72,7 @@ def _row(
         ratio=ratio,
         verdict="base" if seconds is base else verdict(ratio),
         images_per_second=site.batch / median(seconds),
-        macs=macs,
+        macs=runner.macs,
         ceiling_fraction=work / median(seconds) / ceiling,
         peak_bytes=peak_memory(runner.step) if memory else None,
     )

@@ -23,17 +23,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import kernelbank.models
+from kernelbank.analysis.cost import cost
+from kernelbank.analysis.count import multiply_adds
 from kernelbank.atlas import ROWS
-from kernelbank.errors import InputError
+from kernelbank.errors import InputError, SpecError
 from kernelbank.nn.accelerate import accelerate
-from kernelbank.nn.edit.replace import replace_mixers
+from kernelbank.nn.build import build
 from kernelbank.nn.mixer import Mixer
 from kernelbank.ops.paths import SLOTS
 from kernelbank.ops.paths.path import PathError
 from kernelbank.ops.plan import use_path
 from kernelbank.spec import MixerSpec
 from kernelbank.text import suggest
+from kernelbank.train.model import describe
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,16 @@ def read(text: str) -> Subject:
 
 
 class Runner:
-    """A subject, built at a site. `step()` runs one inference or training step on fixed random data."""
+    """A subject, built at a site. `step()` runs one inference or training step on fixed random data.
+
+    `macs` are the multiply-adds of one image in closed form, whichever paths run (see `analysis.cost`).
+    """
 
     def __init__(self, subject: Subject, site: Site) -> None:
         self.subject, self.site = subject, site
-        self.module, self.x = _build(subject, site)
+        torch.manual_seed(0)
+        build_subject = _build_mixer if subject.model is None else _build_model
+        self.module, self.x, self.macs = build_subject(subject, site)
         if subject.accelerated:
             accelerate(self.module)
         if site.half and not site.train:
@@ -131,9 +138,9 @@ class Runner:
 
         return step
 
-    def macs(self) -> int:
-        """The multiply-adds of one image on the paths that this subject runs: matrix products and convolutions. FFTs
-        are not counted."""
+    def path_macs(self) -> int:
+        """Count the multiply-adds of one image on the paths that run: matrix products and convolutions, without
+        FFTs."""
         counter, one = FlopCounterMode(display=False), self.x[:1]
         paths = tuple(path for path in self.subject.paths if SLOTS[path] != "linear")
         self.module.eval()
@@ -143,22 +150,24 @@ class Runner:
         return int(counter.get_total_flops() // 2)
 
 
-def _build(subject: Subject, site: Site) -> tuple[nn.Module, Tensor]:
-    """Build the module and its input. Raises InputError if timm cannot build the model at this size."""
-    torch.manual_seed(0)
-    if subject.model is None:
-        spec = MixerSpec.parse(subject.spec or "").at_block(1)
-        mixer = Mixer(spec, site.dim, site.heads, (site.side, site.side))
-        return mixer, torch.randn(site.batch, site.side**2, site.dim)
-    ours = "_kb_" in subject.model or (subject.model in kernelbank.models.default_cfgs)
-    options = {"mixer": subject.spec} if ours and subject.spec else {}
+def _build_mixer(subject: Subject, site: Site) -> tuple[nn.Module, Tensor, int]:
+    """Return a mixer, its input and its multiply-adds per image."""
+    spec, grid = MixerSpec.parse(subject.spec or "").at_block(1), (site.side, site.side)
+    mixer = Mixer(spec, site.dim, site.heads, grid)
+    x = torch.randn(site.batch, site.side**2, site.dim)
+    return mixer, x, cost(spec, site.dim, site.heads, grid).macs
+
+
+def _build_model(subject: Subject, site: Site) -> tuple[nn.Module, Tensor, int]:
+    """Return a model, its input and its multiply-adds per image. Raises InputError if it cannot be built at this
+    size."""
+    image = (site.side, site.side)
     try:
-        model = timm.create_model(subject.model, img_size=site.side, **options)
-    except (AssertionError, TypeError, ValueError) as error:
+        spec = describe(subject.model or "", mixer=subject.spec, img_size=image)
+        model = build(spec)
+    except (InputError, SpecError) as error:
         raise InputError(f"{subject.text}: cannot be built for images of {site.side} x {site.side}: {error}") from None
-    if subject.spec and not ours:
-        replace_mixers(model, subject.spec)
-    return model, torch.randn(site.batch, 3, site.side, site.side)
+    return model, torch.randn(site.batch, 3, *image), multiply_adds(model, spec, image)
 
 
 def check(subject: Subject, site: Site) -> None:
