@@ -95,8 +95,8 @@ def _commit(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class MachineIdentity:
-    """The machine of a run: the processor, its cores, versions, the threads of torch, the accelerator if there is one,
-    and the number of processes."""
+    """Where a run was computed: processor, cores, versions, the threads of torch, the accelerator if there was one, and
+    how many processes shared the work."""
 
     cpu: str
     cores: int
