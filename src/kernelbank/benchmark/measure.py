@@ -53,10 +53,10 @@ def measure(
     for site in sites:
         notify(f"batch {site.batch}, side {site.side}")
         runners = {subject.text: Runner(subject, site) for subject in subjects}
-        taken = interleave({text: runner.step for text, runner in runners.items()}, rounds)
-        base = taken[subjects[0].text]
+        seconds = interleave({text: runner.step for text, runner in runners.items()}, rounds)
+        base = seconds[subjects[0].text]
         for text, runner in runners.items():
-            rows.append(_row(text, site, taken[text], base, runner, ceiling, memory))
+            rows.append(_row(text, site, seconds[text], base, runner, ceiling, memory))
     return rows, ceiling
 
 

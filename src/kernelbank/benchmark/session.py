@@ -51,9 +51,9 @@ def _explain(options: Any) -> int:
             s = Context(spec, options.dim, options.heads, geometry(spec, (side, side), 0), options.train)
             call = Call(batch * side * side, dtype=_dtype(options), grad=options.train,
                         autocast=options.train and options.bf16)  # fmt: skip
-            found = [asdict(v) for v in verdicts(s, call, profile)]
+            verdicts_of_paths = [asdict(v) for v in verdicts(s, call, profile)]
             plans.append({"spec": str(spec), "grid": side, "batch": batch, "plan": str(plan(s, call, profile)),
-                          "verdicts": found})  # fmt: skip
+                          "verdicts": verdicts_of_paths})  # fmt: skip
     if options.json:
         print(json.dumps({"machine": profile.describe(), "plans": plans}, indent=2))
         return 0

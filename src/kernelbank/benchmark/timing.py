@@ -58,12 +58,12 @@ def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int) -> d
         timers[name] = Timer("run()", globals={"run": run}, num_threads=threads)
         once = timers[name].timeit(1).median
         numbers[name] = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
-    names, taken = list(candidates), {name: list[float]() for name in candidates}
+    names, seconds = list(candidates), {name: list[float]() for name in candidates}
     for turn in range(rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            taken[name].append(timers[name].timeit(numbers[name]).median)
-    return taken
+            seconds[name].append(timers[name].timeit(numbers[name]).median)
+    return seconds
 
 
 def ratios(base: Sequence[float], other: Sequence[float]) -> Distribution:
@@ -93,8 +93,8 @@ def gemm_ceiling(dtype: torch.dtype, rounds: int = 7) -> float:
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((1576, 384), (1536, 384), (1536,)))
     forms = {name: form for name, form in FORMS.items() if name != "mkldnn" or fused_linear_works()}
     with torch.no_grad():
-        taken = interleave({name: partial(form, x, weight, bias) for name, form in forms.items()}, rounds)
-    return x.shape[0] * weight.numel() / min(median(seconds) for seconds in taken.values())
+        forms_seconds = interleave({name: partial(form, x, weight, bias) for name, form in forms.items()}, rounds)
+    return x.shape[0] * weight.numel() / min(map(median, forms_seconds.values()))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------

@@ -47,20 +47,20 @@ class Acceleration:
     """The handle that `accelerate` returns. ``remove()``, or the end of a ``with`` block, restores the modules."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._taken = [(module, type(module)) for module in modules]
-        for module, kind in self._taken:
+        self._classes = [(module, type(module)) for module in modules]
+        for module, kind in self._classes:
             module.__class__ = TWINS[kind]
 
     def __len__(self) -> int:
         """The number of modules that were replaced."""
-        return len(self._taken)
+        return len(self._classes)
 
     def remove(self) -> None:
         """Restore the class of every module."""
-        for module, kind in self._taken:
+        for module, kind in self._classes:
             if type(module) is TWINS[kind]:
                 module.__class__ = kind
-        self._taken = []
+        self._classes = []
 
     def __enter__(self) -> Acceleration:
         return self
@@ -86,10 +86,10 @@ def accelerate(model: nn.Module) -> Acceleration:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"invalid model of type {type(model).__name__}; expected a torch.nn.Module")
-    return Acceleration(list(_taken(model)))
+    return Acceleration(list(_replaceable(model)))
 
 
-def _taken(model: nn.Module) -> Iterator[nn.Module]:
+def _replaceable(model: nn.Module) -> Iterator[nn.Module]:
     """The modules of `model` to replace, without the linear layers of its mixers."""
     owned = {id(layer) for module in model.modules() if isinstance(module, Tempered) for layer in module.children()}
     return (module for module in model.modules() if type(module) in TWINS and id(module) not in owned)

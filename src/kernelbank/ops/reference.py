@@ -101,14 +101,14 @@ def cells(x: Tensor, s: Context) -> Tensor:
     """The features that generate the bank: prefix tokens as they are, then the mean of each s x s cell."""
     assert isinstance(s.spec.bank, Dynamic)
     (H, W), P, stride = s.geo.grid, s.geo.prefix, s.spec.bank.stride
-    made = [x[:, i] for i in range(P)]
+    features = [x[:, i] for i in range(P)]
     for top in range(0, H, stride):
         for left in range(0, W, stride):
             members = [
                 P + y * W + c for y in range(top, min(top + stride, H)) for c in range(left, min(left + stride, W))
             ]
-            made.append(x[:, members].mean(1))
-    return torch.stack(made, 1)
+            features.append(x[:, members].mean(1))
+    return torch.stack(features, 1)
 
 
 def seen(i: int, b: int, s: Context) -> list[int]:

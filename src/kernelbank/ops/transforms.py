@@ -47,9 +47,9 @@ def gradients(
     with torch.enable_grad():
         # views, so that an input that is computed from another one is a variable of its own
         values = [None if t is None else t.view_as(t) if graph else t.detach() for t in inputs]
-        wanted = [t for t, asked in zip(values, needed, strict=True) if asked and t is not None]
+        variables = [t for t, need in zip(values, needed, strict=True) if need and t is not None]
         if not graph:
-            wanted = [t.requires_grad_() for t in wanted]
+            variables = [t.requires_grad_() for t in variables]
         y = function(*values)
-    results = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
-    return tuple(next(results) if asked else None for asked in needed)
+    results = iter(torch.autograd.grad(y, variables, grad, create_graph=graph))
+    return tuple(next(results) if need else None for need in needed)
