@@ -1,4 +1,5 @@
-"""Three forms of linear layers on tokens, x W^T + b (static convolutions of size 1), whose speed depends on the machine.
+"""Three forms of linear layers on tokens, x W^T + b (static convolutions of size 1). Their speed depends on the
+machine.
 
 `plain` is the definition. `conv1x1` uses oneDNN's kernels through a convolution on a channels-last view of the tokens,
 with autograd and without a copy. `onednn` is torch's fused linear. It has no autograd and is private, so that it is
