@@ -12,13 +12,13 @@ from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.linear import Linear, plain
 from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import Dynamic, Grouped, MixerSpec, Own, Project, SpecError, Window
-from kernelbank.spec.inventory import Grid, groups, heads
+from kernelbank.spec.inventory import Grid, SizedSpec
 
 Params = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(SizedSpec):
     """The mixer `spec` at `dim` channels and `num_heads` heads on `geo`, and how it runs.
 
     `temperature` replaces tau of a predict spec in training; `attn_drop` drops entries of the attention map in
@@ -27,9 +27,6 @@ class Context:
     runs the others, `position` the positional operator where a path has no N x N map for it; the plan fills both.
     """
 
-    spec: MixerSpec
-    dim: int
-    num_heads: int
     geo: Geometry
     training: bool = False
     temperature: float | None = None
@@ -38,16 +35,6 @@ class Context:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     linear: Linear = plain
     position: Callable[[Tensor, Tensor, Grid], Tensor] | None = None
-
-    @property
-    def heads(self) -> int:
-        """h of a two_step kernel, else num_heads."""
-        return heads(self.spec, self.dim, self.num_heads)
-
-    @property
-    def groups(self) -> int:
-        """The groups of a one-step kernel."""
-        return groups(self.spec, self.dim, self.num_heads)
 
     @property
     def shared(self) -> int:
