@@ -119,7 +119,7 @@ LINEAR_TIME = 190
 
 
 def affine_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Activations that are not affine, hidden kernels, dropout."""
+    """Not supported: activations that are not affine, hidden kernels, dropout."""
     if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
         return reason
     if affine(s.spec.activation, 1, 1) is None:
@@ -128,7 +128,7 @@ def affine_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def affine_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """More kernels than channels per head."""
+    """Preferred for more kernels than channels per head."""
     n, d = kernel_count(s), s.dim // s.heads * s.spec.size**2
     return f"q (k^T v) costs {d} per query, (q k^T) v {n}" if n > d else None
 
@@ -151,7 +151,7 @@ def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def moments_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Many kernels."""
+    """Preferred for many kernels."""
     n = kernel_count(s)
     return f"linear in {n} kernels (from {LINEAR_TIME} on)" if n >= LINEAR_TIME else None
 

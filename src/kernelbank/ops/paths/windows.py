@@ -1,5 +1,5 @@
-"""Windows region by region: tokens are put in the order of their regions once, before the linear layers. A group of
-equal regions is then one batch of small images, and there is no N x N tensor."""
+"""Windows per region. Tokens are put in the order of their regions once, before the linear layers. A group of equal
+regions is then one batch of small images, and there is no N x N tensor."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def _positional_terms(parts: list[Tensor], prefix: Tensor, p: Params, s: Context
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Supports without regions, statistics across regions, patches of one-step kernels."""
+    """Not supported: supports without regions, statistics across regions, patches of one-step kernels."""
     if not has_regions(s.geo.support, s.geo.grid):
         return f"support={s.geo.support} has no regions"
     if s.mask is not None:
@@ -344,17 +344,17 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Always."""
+    """Preferred always."""
     return "regions are small images of their own: no N x N tensor"
 
 
 def softmax_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """What either part does not support."""
+    """Not supported: what windows or `sdpa` do not support."""
     return first(sdpa.unsupported(s, call, m), unsupported(s, call, m))
 
 
 def softmax_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Except under transforms, as `sdpa`."""
+    """Preferred except under transforms, as `sdpa`."""
     return None if call.transformed else "regions are small images of their own, and softmax is fused"
 
 
