@@ -134,7 +134,7 @@ def affine_preferred(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Other activations, hidden kernels, dropout, half precision, and calls whose values cannot be read."""
+    """Not supported: other activations, hidden kernels, dropout, half precision, values that cannot be read."""
     if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
         return reason
     steps = moments(s.spec.activation, 2, 2)
@@ -151,7 +151,7 @@ def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def moments_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Preferred for many kernels."""
+    """Many kernels."""
     n = kernel_count(s)
     return f"linear in {n} kernels (from {LINEAR_TIME} on)" if n >= LINEAR_TIME else None
 
