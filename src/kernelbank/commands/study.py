@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from kernelbank.commands.options import default_text, read_options
+from kernelbank.commands.options import read_options
 from kernelbank.data.load import NAMED_DATA, check_name
 from kernelbank.errors import UsageError, require
 from kernelbank.studies.catalogue import STUDIES
@@ -21,6 +21,11 @@ from kernelbank.train.request import check_seed
 SEEDS, QUICK_SEEDS, QUICK_EPOCHS = (0, 1, 2), (0, 1), 8
 
 
+def _shown(metavar: str, default: str) -> Any:
+    """How an option whose default depends on others is shown in the help."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Run a study of the paper: a grid of specs, trained with one recipe and compared over seeds. Finished runs are not
@@ -29,21 +34,21 @@ class Options:
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(STUDIES))]
     """softmax: what softmax does in attention. depthwise: the kernel bank with depth-wise kernels. assumptions: the
     choices that the paper leaves open."""
-    out: Annotated[str | None, default_text("FOLDER", "runs/STUDY")] = None
+    out: Annotated[str | None, _shown("FOLDER", "runs/STUDY")] = None
     """Where the run records, table.md, table.json and study.png go."""
-    seeds: Annotated[tuple[int, ...] | None, default_text("INT ...", " ".join(map(str, SEEDS)))] = None
+    seeds: Annotated[tuple[int, ...] | None, _shown("INT ...", " ".join(map(str, SEEDS)))] = None
     """Seeds of the runs."""
-    epochs: Annotated[int | None, default_text("INT", str(DIGITS_EPOCHS))] = None
+    epochs: Annotated[int | None, _shown("INT", str(DIGITS_EPOCHS))] = None
     """Epochs of every run."""
-    rows: Annotated[tuple[str, ...] | None, default_text("LABEL ...", "all")] = None
+    rows: Annotated[tuple[str, ...] | None, _shown("LABEL ...", "all")] = None
     """Rows to run."""
-    models: Annotated[tuple[str, ...] | None, default_text("MODEL ...", "all")] = None
+    models: Annotated[tuple[str, ...] | None, _shown("MODEL ...", "all")] = None
     """Models to run: plain, hierarchical."""
     data: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(NAMED_DATA)}}}")] = next(iter(NAMED_DATA))
     """Data set."""
     quick: bool = False
     """A short version of less than a minute: four rows, two seeds, eight epochs, in runs/STUDY-quick."""
-    workers: Annotated[int | None, default_text("INT", "2, or 1 on one core")] = None
+    workers: Annotated[int | None, _shown("INT", "2, or 1 on one core")] = None
     """Runs at a time, each in a process with one thread; the numbers do not depend on it."""
     json: bool = False
     """Print the table as JSON."""
