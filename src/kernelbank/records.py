@@ -126,7 +126,7 @@ def _cpu() -> str:
 class RunRecord:
     """One run of a study (`row` is its row) or of ``kernelbank train`` (`study` is ``train``, `row` the name of its
     folder). `model` is the model as it was trained, with the mixers it had in the end. `macs` are the multiply-adds of
-    one image in closed form, all products counted (`analysis.cost`). `linear_form` is the form of the linear layers.
+    one image in closed form, all products counted (`analysis.cost`); `linear_form` is how linear layers were computed.
     `test_*` are read once, after the last epoch. A run that diverged has a `failure`, the epochs before it, and no test
     numbers."""
 

@@ -52,8 +52,8 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with fixed splits. `sha256` identifies them: it is the hash of the raw arrays split by split, of the
-    archive that the images were unpacked from, or of the names and labels of the files."""
+    """A data set whose splits never change. `sha256` pins them: it is over the raw arrays split by split, over the
+    archive that images were unpacked from, or over the files' names and labels."""
 
     name: str
     sha256: str
@@ -77,7 +77,7 @@ def shifted(images_NCHW: Tensor, most: int, seeds: Tensor) -> Tensor:
     padded = F.pad(images_NCHW, (most,) * 4, mode="replicate")
     ways = 2 * most + 1
     dy, dx = seeds % ways, seeds // ways % ways
-    rows = dy[:, None] + torch.arange(height)  # (N, H), the rows of the padded image that are in each result
+    rows = dy[:, None] + torch.arange(height)  # (N, H): the rows of the padded image that each image keeps
     columns = dx[:, None] + torch.arange(width)
     picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2).contiguous()
