@@ -382,7 +382,7 @@ def test_pruned_and_parametrised_weights_are_what_they_compute_to() -> None:
         ("dcomv", "unknown row 'dcomv'; did you mean 'dconv'"),
     ],
 )
-def test_records_that_cannot_state_a_convolution(text: str, message: str) -> None:
+def test_specs_that_cannot_state_a_convolution(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         DynamicConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=4), text)
 

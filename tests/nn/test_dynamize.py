@@ -110,7 +110,7 @@ def test_survey_changes_nothing_and_says_the_same() -> None:
     assert dynamize(net, "dconv") is net and report(net) == beforehand
 
 
-def test_records_follow_each_convolution() -> None:
+def test_specs_follow_each_convolution() -> None:
     net = dynamize(create_model("test_efficientnet"), "condconv")
     for name, module in dynamic(net).items():
         assert module.spec.size == module.kernel_size[0] == module.weight.shape[-1], name

@@ -1,4 +1,4 @@
-"""Every path equals the literal definition: outputs, every gradient and every statistic, over random records."""
+"""Every path equals the literal definition: outputs, every gradient and every statistic, over random specs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kernelbank.spec import CELLS, MixerSpec
 from kernelbank.spec.axes import AXES, Window
 from kernelbank.spec.pipeline import STEPS
 
-RECORDS = 400
+SPECS = 400
 SERVED = 25
 ON_GPUS = [name for name in SLOTS if name.startswith("triton_")]  # test_kernels and test_device
 FASTER = [name for name in SLOTS if name != "reference" and name not in ON_GPUS]
@@ -44,7 +44,7 @@ def serving(
 
 
 def words_of(spec: MixerSpec) -> set[str]:
-    """Every value, by word, that the record holds: `support window`, `activation relu`, `pad timm`, ..."""
+    """Every value, by word, that the spec holds: `support window`, `activation relu`, `pad timm`, ..."""
     held = {f"{name} {str(getattr(spec, name)).partition('(')[0]}" for name in CELLS if name != "activation"}
     held |= {f"step {step.name}" for step in spec.activation} | {f"axis {step.axis}" for step in spec.activation}
     return held | ({f"pad {spec.support.pad}"} if isinstance(spec.support, Window) else set())
@@ -58,8 +58,8 @@ def every_word() -> set[str]:
     return words | {"pad masked", "pad mmpretrain", "pad timm"}
 
 
-def check_record(seed: int, seen: Counter[str], paths: Collection[str] = tuple(FASTER)) -> dict[str, float]:
-    """One random record in a random host on every path against the definition: the errors by path."""
+def check_spec(seed: int, seen: Counter[str], paths: Collection[str] = tuple(FASTER)) -> dict[str, float]:
+    """One random spec in a random host on every path against the definition: the errors by path."""
     choose = random.Random(seed).choice
     spec, host, training = choose_spec(choose), choose_host(choose), choose((True, False))
     seen.update(words_of(spec))
@@ -74,15 +74,15 @@ def check_record(seed: int, seen: Counter[str], paths: Collection[str] = tuple(F
     return errors
 
 
-def test_random_records_in_float64() -> None:
+def test_random_specs_in_float64() -> None:
     seen: Counter[str] = Counter()
     served: Counter[str] = Counter()
     worst_error = 0.0
-    for seed in range(RECORDS):
-        errors = check_record(seed, seen)
+    for seed in range(SPECS):
+        errors = check_spec(seed, seen)
         served.update(errors.keys())
         worst_error = max(worst_error, *errors.values())
-    print(f"\n{RECORDS} random records, worst {worst_error:.1e}; comparisons: {dict(served)}; values: {dict(seen)}")
+    print(f"\n{SPECS} random specs, worst {worst_error:.1e}; comparisons: {dict(served)}; values: {dict(seen)}")
     assert not every_word() - seen.keys(), f"never drawn: {sorted(every_word() - seen.keys())}"
     assert min(seen.values()) >= 3
 
@@ -102,7 +102,7 @@ def unsupported(path: str, s: Context, call: Call) -> str | None:
 
 
 def served(path: str, call: Call, first: int) -> Iterator[tuple[int, MixerSpec, Host]]:
-    """SERVED records, with the seed each was drawn by, that a path serves: few meet the special ones by chance."""
+    """SERVED specs, with the seed each was drawn by, that a path serves: few meet the special ones by chance."""
     found = 0
     for seed in range(first, first + 60_000):
         choose = random.Random(seed).choice
@@ -114,19 +114,19 @@ def served(path: str, call: Call, first: int) -> Iterator[tuple[int, MixerSpec, 
         found += 1
         if found == SERVED:
             return
-    raise AssertionError(f"{path}: only {found} records")
+    raise AssertionError(f"{path}: only {found} specs")
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("path", [name for name in FASTER if name not in WITHOUT_GRADIENT])
-def test_a_path_over_records_that_it_serves(path: str) -> None:
+def test_a_path_over_specs_that_it_serves(path: str) -> None:
     for seed, _, _ in served(path, Call(dtype=torch.float64, grad=True), 1_000_000):
-        check_record(seed, Counter(), (path,))
+        check_spec(seed, Counter(), (path,))
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("path", sorted(WITHOUT_GRADIENT))
-def test_a_path_without_gradient_over_records_that_it_serves(path: str) -> None:
+def test_a_path_without_gradient_over_specs_that_it_serves(path: str) -> None:
     for seed, spec, host in served(path, Call(dtype=torch.float32), 2_000_000):
         mixer = build(spec, host, seed).eval()
         x = draw(mixer, host.batch, seed + 1)[0]
