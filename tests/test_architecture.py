@@ -17,13 +17,16 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Lower layers first; a module imports its own layer's package or lower layers, never higher ones. The text of a
 # spec names rows, so the rows (plain text) stand below the grammar that reads them.
 LAYERS = [
-    {"errors", "text", "schema"}, {"files"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"}, {"records"}, {"ops"}, {"nn"},
+    {"errors", "text", "schema"}, {"files", "memory", "terminal"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"},
+    {"records"}, {"ops"}, {"nn"},
     {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"}, {"benchmark"},
     {"commands"}, {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = {"errors", "files", "text", "schema", "atlas", "spec", "model", "zoo", "records", "cli"}
+TORCH_FREE = {
+    "errors", "files", "memory", "terminal", "text", "schema", "atlas", "spec", "model", "zoo", "records", "cli",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
