@@ -19,6 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors", "text", "schema"}, {"files"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"}, {"records"}, {"ops"}, {"nn"},
     {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"}, {"benchmark"},
+    {"explanation"},
     {"commands"}, {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
@@ -117,6 +118,7 @@ IDIOMS = (
 PLAIN_FILES = (
     *(ROOT / "spec").glob("*.py"), *(ROOT / "analysis").glob("*.py"),
     *(ROOT / name for name in ("atlas.py", "cli.py", "errors.py", "files.py", "text.py", "model.py", "zoo.py")),
+    *(ROOT / "explanation").glob("*.py"), ROOT / "commands" / "explain.py",
     ROOT / "commands" / "atlas.py", ROOT / "commands" / "options.py", PROJECT / "README.md",
     *(PROJECT / "docs" / name for name in ("operator.md", "assumptions.md", "backbones.md")),
 )  # fmt: skip

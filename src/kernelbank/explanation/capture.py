@@ -74,7 +74,8 @@ def explain(
 
     The model runs once, in eval mode and without gradients, on the paths that it runs on anyway. What each mixer takes
     in is kept, and its map is computed from that by the definition. The model, its mode, its hooks and the state of the
-    random number generators are afterwards as before.
+    random number generators are afterwards as before. Linear layers of a mixer with hooks or an adapter are called a
+    second time for its map.
 
     Args:
         model: A backbone of this library, timm's VisionTransformer or SwinTransformer, any module that contains a
@@ -82,8 +83,9 @@ def explain(
         images: The model's input, (B, C, H, W).
         layers: Numbers, in the order of the model, or names such as ``blocks.3.attn``. All token mixers with None.
         heads: The heads. All of them with None.
-        positions: Token numbers, prefix first, or (row, column) pairs. All of them with None. Memory grows with layers
-            x heads x positions x the kernels that a position sees.
+        positions: Token numbers, prefix first, or (row, column) pairs. All of them with None. Memory is bounded by
+            layers x heads x positions x the kernels that a position sees. The maps of activations over positions
+            (``softmax@positions``) are computed for all positions before those that were asked for are taken.
 
     Raises:
         InputError: If the model has no mixers, an attention that no spec holds, no such layer, head or position, or a
@@ -98,11 +100,18 @@ def explain(
         for one in watched:
             stack.callback(_watch(one, inputs).remove)
         output = model(images)
+        stack.close()
+        found = _maps(watched, inputs, heads, positions)
+    return Explanation(found, output)
+
+
+def _maps(
+    watched: list[Watched], inputs: dict[str, Inputs], heads: Sequence[int] | None, positions: Wanted | None
+) -> tuple[LayerMaps, ...]:
+    """The maps of every layer. Each input is let go after its layer. Raises InputError for one that was not called."""
     if missing := [one.name for one in watched if one.name not in inputs]:
         raise InputError(f"invalid layer {missing[0]}, which the model does not call; expected another")
-    return Explanation(
-        tuple(layer_maps(one.name, one.mixer, *inputs[one.name], heads, positions) for one in watched), output
-    )
+    return tuple(layer_maps(one.name, one.mixer, *inputs.pop(one.name), heads, positions) for one in watched)
 
 
 @contextmanager
@@ -126,9 +135,11 @@ def _check_mode(model: nn.Module) -> None:
             continue
         steps = module.spec.activation if isinstance(module, Mixer) else ()
         inside = isinstance(module, Mixer) and module.spec.frame == "bn_relu"
-        if inside or isinstance(module, nn.modules.batchnorm._BatchNorm) or any(s.name == "batchnorm" for s in steps):
-            raise InputError(f"invalid model in training mode with a BatchNorm in {name or type(model).__name__}, whose "
-                             "maps depend on the batch; expected model.eval()")  # fmt: skip
+        inside = inside or any(step.name == "batchnorm" for step in steps)
+        if inside or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            place = name or type(model).__name__
+            raise InputError(f"invalid model in training mode with a BatchNorm in {place}, whose maps depend on the "
+                             "batch; expected model.eval()")  # fmt: skip
 
 
 # ---- the mixers of a model -------------------------------------------------------------------------------

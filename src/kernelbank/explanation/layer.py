@@ -116,6 +116,15 @@ class LayerMaps:
         """(position, kernel): whether an entry of the kernel axis is a kernel; None where all are."""
         return None if self.index is None else self.index.values >= 0
 
+    @property
+    def tokens(self) -> Tensor:
+        """(position, kernel): the token at which each entry of the kernel axis was generated, -1 where there is none.
+        One row where every position sees the whole bank. For generated banks alone."""
+        assert self.origin is not None
+        if self.index is None:
+            return self.origin.values[None]
+        return torch.where(self.index.values >= 0, self.origin.values[self.index.values.clamp(min=0)], -1)
+
     def output(self) -> NamedTensor:
         """Apply the maps and kernels by the definition: the mixer's output before its last linear layer, for `heads`
         and `positions`, (image, head, position, channel)."""
@@ -152,8 +161,8 @@ class LayerMaps:
         if isinstance(self.spec.kernel, Full):  # kernels (B or 1, O, C/g, t)
             groups = channels // kernels.shape[2]
             parted = patches.unflatten(2, (groups, -1))
-            o = torch.einsum("bgoct,bTgct->bTgo", kernels.unflatten(1, (groups, -1)).expand(len(patches), -1, -1, -1, -1),
-                             parted).flatten(2)  # fmt: skip
+            whole = kernels.unflatten(1, (groups, -1)).expand(len(patches), -1, -1, -1, -1)
+            o = torch.einsum("bgoct,bTgct->bTgo", whole, parted).flatten(2)
         else:
             o = (kernels.repeat_interleave(channels // kernels.shape[2], 2) * patches).sum(-1)
         return o.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)[:, list(self.heads)]

@@ -69,10 +69,11 @@ def layer_maps(
 
 
 def _context(mixer: Mixer, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Params, Context]:
-    """The tensors of the mixer on `grid`, and its context in eval mode."""
+    """Copies of the mixer's tensors on `grid`, so that writing to a map leaves the model alone, and its context in
+    eval mode."""
     check_input(x, mixer.spec, grid, mixer.prefix)
     modules = called_modules(mixer, mixer.linears)
-    tensors = named_tensors(mixer, mixer.entries, modules)
+    tensors = {name: t.detach().clone() for name, t in named_tensors(mixer, mixer.entries, modules).items()}
     if grid != mixer.grid:
         tensors = mixer.tensors_on(grid, tensors)
     geo = geometry(mixer.spec, grid, mixer.prefix, x.device)
@@ -102,8 +103,8 @@ def _tokens(name: str, positions: Wanted | None, grid: Grid, prefix: int) -> tup
         inside = pair is not None and all(0 <= at < side for at, side in zip(pair, grid, strict=True))
         token = prefix + pair[0] * grid[1] + pair[1] if pair is not None and inside else position
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < count:
-            raise InputError(f"invalid positions={position!r} in layer {name}; expected a token from 0 to {count - 1} or "
-                             f"(row, column) on the {grid[0]} x {grid[1]} grid")  # fmt: skip
+            raise InputError(f"invalid positions={position!r} in layer {name}; expected a token from 0 to {count - 1} "
+                             f"or (row, column) on the {grid[0]} x {grid[1]} grid")  # fmt: skip
         tokens.append(token)
     return tuple(tokens)
 
@@ -155,7 +156,7 @@ def _with_regions(maps: LayerMaps) -> LayerMaps:
     """`maps` with the rectangle that each position sees, for windows and neighbourhoods."""
     if maps.index is None or maps.origin is None or not isinstance(maps.spec.support, (Window, Neighborhood)):
         return maps
-    tokens = torch.where(maps.index.values >= 0, maps.origin.values[maps.index.values.clamp(min=0)], -1)
+    tokens = maps.tokens
     on_grid, cells = tokens >= maps.prefix, tokens - maps.prefix
     sides = []
     for at in (cells // maps.grid[1], cells % maps.grid[1]):
@@ -262,7 +263,7 @@ def _offsets(rows: Tensor, kernels: Tensor, sides: Grid, geo: Geometry) -> Tenso
     return torch.where((rows < P) & (kernels < P), first + 2, entry)
 
 
-def _positional(static: Tensor | None, p: Params, s: Context, heads: list[int]) -> dict[str, NamedTensor | None]:
+def _positional(static: Tensor | None, p: Params, s: Context, heads: list[int]) -> dict[str, Any]:
     """The positional fields of `LayerMaps`."""
     if static is None:
         return {}
