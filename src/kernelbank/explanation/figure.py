@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from kernelbank.explanation.layer import LayerMaps
 from kernelbank.explanation.page import Column, Shown
@@ -34,7 +36,7 @@ def draw_maps(columns: Sequence[Column], position: tuple[float, float], path: Pa
         for panel in line:
             panel.set_axis_off()
         _picture(line[0], shown, position)
-        line[0].set_title(column.label if len(column.label) <= 40 else f"{column.label[:39]}…", fontsize=8, loc="left")
+        line[0].set_title("\n".join(wrap(column.label, 30, max_lines=3)), fontsize=8, loc="left")
         for panel, layer in zip(line[1:], _spread(shown.layers), strict=False):
             _map(panel, layer, shown, position)
     write_figure(figure, path)
@@ -51,6 +53,7 @@ def draw_statistics(columns: Sequence[Column], path: Path) -> None:
             _curve(panel, column, name, index)
         panel.set_title(TITLES[name], fontsize=10)
         panel.set_xlabel("layer")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(axis="y", color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=9, frameon=False)
@@ -82,18 +85,20 @@ def _map(panel: Axes, layer: LayerMaps, shown: Shown, position: tuple[float, flo
     """The mean over heads at a position, over the picture in grey."""
     height, width = layer.grid
     y, x = _cell(layer.grid, position)
-    values, box = _values(layer, y, x)
     grey = np.asarray(shown.picture.image.convert("L").convert("RGB"))
-    panel.imshow(0.35 * grey + 165, extent=(0, width, height, 0), vmin=0, vmax=255)
-    panel.images[-1].set_data((0.35 * grey + 165).astype(np.uint8))
+    panel.imshow((0.35 * grey + 165).astype(np.uint8), extent=(0, width, height, 0))
+    panel.set_xlim(0, width)
+    panel.set_ylim(height, 0)
+    for colour, thickness in (("black", 2.6), ("white", 1.2)):
+        panel.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=thickness, zorder=3))
+    if layer.origin is None and layer.kernels is None:
+        panel.set_title(f"{layer.name}\na static bank has no place", fontsize=7)
+        return
+    values, box = _values(layer, y, x)
     top = float(np.nanmax(np.abs(values))) or 1.0
     shares = values / top
     alpha = np.where(np.isnan(shares), 0, np.clip(0.05 + 1.1 * np.sqrt(np.abs(np.nan_to_num(shares))), 0, 1) * 0.92)
     panel.imshow(np.nan_to_num(shares), cmap=SIGNED, vmin=-1, vmax=1, alpha=alpha, extent=box, interpolation="nearest")
-    for colour, thickness in (("black", 2.6), ("white", 1.2)):
-        panel.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=thickness))
-    panel.set_xlim(0, width)
-    panel.set_ylim(height, 0)
     low = float(np.nanmin(values))
     panel.set_title(f"{layer.name}\n{low:.2g} to {float(np.nanmax(values)):.2g}", fontsize=7)
 
@@ -103,8 +108,7 @@ def _values(layer: LayerMaps, y: int, x: int) -> tuple[Any, tuple[float, float, 
     row = layer.prefix + y * layer.grid[1] + x
     effective = layer.effective
     if effective is None or layer.origin is None:
-        if layer.kernels is None:  # a static bank has no place on the picture
-            return np.zeros((1, 1)), (0, layer.grid[1], layer.grid[0], 0)
+        assert layer.kernels is not None
         taps = head_taps(layer)[0]
         size = layer.spec.size
         kernel = taps[row if len(taps) > 1 else 0].mean(0).reshape(size, size).double().cpu().numpy()

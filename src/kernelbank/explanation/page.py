@@ -21,14 +21,17 @@ from kernelbank.explanation.layer import LayerMaps
 from kernelbank.explanation.picture import Picture
 from kernelbank.explanation.statistics import TITLES, HeadStatistics, head_taps, mean
 from kernelbank.spec import Dynamic, TwoStep
+from kernelbank.spec.support import visible_pairs
 
 LARGEST_MAPS = 4_000_000
-"""Weights of one model on one image that are stored in 8 bits beside their scores; above it the scores are left out."""
+"""Weights on a page that are stored in 8 bits beside their scores; above it the scores are left out."""
+MOST_WEIGHTS = 60_000_000
+"""Weights that a page may have: about 50 MB."""
 COARSE, FINE = 31, 255
 LARGEST_LAYER = 1_000_000
-"""Weights of one layer that are stored in 8 bits where the model exceeds `LARGEST_MAPS`; above it they have 5."""
+"""Weights of one layer that are stored in 8 bits where the page exceeds `LARGEST_MAPS`; above it they have 5."""
 PREFIX_NAMES = ("class", "register 1", "register 2", "register 3", "register 4")
-SCRIPTS = ("data.js", "draw.js", "page.js")
+SCRIPTS = ("data.js", "draw.js", "panel.js", "page.js")
 FOOTER = (
     "Weights have 8 bits and a scale per position and head. Orange is positive, blue is negative, the neutral colour "
     "is 0; what a position does not see has no colour. The effective number of kernels is exp of the entropy of the "
@@ -69,14 +72,15 @@ class Blobs:
             parts.append([name, types[array.dtype], buffer.tell(), array.size])
             buffer.write(np.ascontiguousarray(array).tobytes())
         identifier = f"b{len(self.texts)}"
-        self.texts.append((identifier, base64.b64encode(zlib.compress(buffer.getvalue(), 9)).decode("ascii")))
+        self.texts.append((identifier, base64.b64encode(zlib.compress(buffer.getvalue(), 7)).decode("ascii")))
         return {"id": identifier, "parts": parts}
 
 
 def render(title: str, columns: Sequence[Column]) -> str:
     """The page of one model, or of two side by side, as HTML."""
     blobs = Blobs()
-    models = [_column(column, blobs) for column in columns]
+    weights = sum(map_size(layer) for column in columns for shown in column.shown for layer in shown.layers)
+    models = [_column(column, blobs, weights <= LARGEST_MAPS) for column in columns]
     data = {
         "models": models, "statistics": TITLES, "prefix_names": PREFIX_NAMES,
         "start": {"depth": max(len(model["layers"]) for model in models) // 2},
@@ -97,11 +101,10 @@ def _json(data: object) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _column(column: Column, blobs: Blobs) -> dict[str, Any]:
+def _column(column: Column, blobs: Blobs, small: bool) -> dict[str, Any]:
     first = column.shown[0]
     layers = [_shared(layer, blobs) for layer in first.layers]
     for shown in column.shown:
-        small = sum(_weights(layer) for layer in shown.layers) <= LARGEST_MAPS
         for layer, document in zip(shown.layers, layers, strict=True):
             own = [head for head in shown.statistics if head.layer == layer.name]
             arrays, meta = _arrays(layer, small)
@@ -115,10 +118,15 @@ def _column(column: Column, blobs: Blobs) -> dict[str, Any]:
     return {"label": column.label, "layers": layers, "images": images}
 
 
-def _weights(layer: LayerMaps) -> int:
-    """How many weights the map of a layer has."""
-    effective = layer.effective
-    return effective.values[0].numel() if effective is not None and isinstance(layer.spec.kernel, TwoStep) else 0
+def map_size(layer: LayerMaps) -> int:
+    """How many weights the map of all positions of a layer has, for one picture and the heads of `layer`."""
+    if not isinstance(layer.spec.kernel, TwoStep) or layer.weights is None:
+        return 0
+    if isinstance(layer.spec.bank, Dynamic):
+        seen = visible_pairs(layer.spec.support, layer.grid, layer.prefix, layer.spec.bank.stride)
+    else:
+        seen = (layer.prefix + layer.grid[0] * layer.grid[1]) * layer.weights.sizes["kernel"]
+    return len(layer.heads) * seen
 
 
 def _source(picture: Picture) -> str:
@@ -205,7 +213,7 @@ def _map_arrays(
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     effective = layer.effective
     assert effective is not None and layer.scores is not None
-    levels = FINE if small or _weights(layer) <= LARGEST_LAYER else COARSE
+    levels = FINE if small or map_size(layer) <= LARGEST_LAYER else COARSE
     parts = {"map": effective.values[0]}
     if small and layer.mixing is None:
         parts["scores"] = layer.scores.values[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from kernelbank.errors import InputError
 from kernelbank.explanation.capture import Layers, explain
 from kernelbank.explanation.figure import draw_maps, draw_statistics
-from kernelbank.explanation.page import Column, Shown, render
+from kernelbank.explanation.page import MOST_WEIGHTS, Column, Shown, map_size, render
 from kernelbank.explanation.picture import Picture, read_picture
 from kernelbank.explanation.statistics import documents, statistics, table
 from kernelbank.explanation.subject import ExplainedModel, open_model, read_classes, top_classes
@@ -58,7 +58,9 @@ def run(options: Any) -> int:
         models = [model.with_classes(classes) for model in models]
     pictures = [_pictures(model, options.images) for model in models]
     outputs.check()  # before minutes of computing, after everything that the user may have mistyped
-    columns = [explained(*pair, _layers(options.layers)) for pair in zip(models, pictures, strict=True)]
+    layers = _layers(options.layers)
+    _check_size([weights_of(*pair, layers) for pair in zip(models, pictures, strict=True)])
+    columns = [explained(*pair, layers) for pair in zip(models, pictures, strict=True)]
     _write(outputs, columns, options.position)
     _print(outputs, columns, options.json)
     return 0
@@ -79,14 +81,33 @@ def _pictures(subject: ExplainedModel, paths: Sequence[str]) -> list[Picture]:
     return pictures
 
 
+def weights_of(subject: ExplainedModel, pictures: Sequence[Picture], layers: Layers | None) -> int:
+    """How many weights the maps of a model on the pictures have, from the maps of one position."""
+    (image,) = (_image(subject, picture)[None] for picture in pictures[:1])
+    return len(pictures) * sum(map_size(layer) for layer in explain(subject.model, image, layers, positions=[0]))
+
+
+def _check_size(weights: Sequence[int]) -> None:
+    """Raise InputError for maps that fill the memory of a machine or of a browser."""
+    if sum(weights) > MOST_WEIGHTS:
+        raise InputError(
+            f"too many weights: {sum(weights) // 10**6} million; expected at most {MOST_WEIGHTS // 10**6} million (take "
+            "fewer --layers or pictures, or a smaller --img-size)"
+        )
+
+
+def _image(subject: ExplainedModel, picture: Picture) -> Tensor:
+    """The picture as the model takes it, (C, H, W)."""
+    return picture.tensor(subject.mean, subject.std, subject.white)
+
+
 def explained(subject: ExplainedModel, pictures: Sequence[Picture], layers: Layers | None) -> Column:
     """A model on every picture. Progress is shown on a terminal."""
     shown, label = [], printable(subject.label)
     with Console(stderr=True).status(escape(label)) as status:
         for picture in pictures:
             status.update(escape(f"{label} on {printable(picture.name)}"))
-            images = picture.tensor(subject.mean, subject.std, subject.white)[None]
-            explanation = explain(subject.model, images, layers=layers)
+            explanation = explain(subject.model, _image(subject, picture)[None], layers=layers)
             classes = _classes(subject, explanation.output)
             shown.append(Shown(picture, explanation.layers, statistics(explanation), classes))
     return Column(label, printable(subject.note), shown)

@@ -38,7 +38,7 @@ function paint(values, height, width, top, alpha) {
     if (Number.isNaN(v)) continue;
     const share = top > 0 ? v / top : 0;
     const [r, g, b] = colour(share);
-    const opacity = alpha ? Math.min(1, 0.08 + 1.15 * Math.sqrt(Math.abs(share))) * 235 : 255;
+    const opacity = alpha ? Math.min(1, 0.08 + 1.15 * Math.sqrt(Math.abs(share))) * 215 : 255;
     image.data.set([r, g, b, opacity], 4 * k);
   }
   context.putImageData(image, 0, 0);
@@ -122,6 +122,7 @@ function legend(canvas, signed) {
 
 function number(v) {
   if (!Number.isFinite(v)) return "–";
+  if (v === 0) return "0";
   const size = Math.abs(v);
   if (size !== 0 && (size < 0.0005 || size >= 1e5)) return v.toExponential(1).replace("-", "−");
   return (size >= 100 ? v.toFixed(0) : size >= 10 ? v.toFixed(1) : size >= 1 ? v.toFixed(2) : v.toPrecision(2))
