@@ -119,7 +119,8 @@ def _column(column: Column, blobs: Blobs, small: bool) -> dict[str, Any]:
 
 
 def map_size(layer: LayerMaps) -> int:
-    """How many weights the map of all positions of a layer has, for one picture and the heads of `layer`."""
+    """How many weights the map of all positions of a layer has, for one picture and the heads of `layer`. On a padded
+    grid it is the number that the same windows have without padding, which is close."""
     if not isinstance(layer.spec.kernel, TwoStep) or layer.weights is None:
         return 0
     if isinstance(layer.spec.bank, Dynamic):
@@ -152,7 +153,12 @@ def _shared(layer: LayerMaps, blobs: Blobs) -> dict[str, Any]:
     if layer.table is not None:
         values, scales = _signed(layer.table.values.flatten(1))
         prefix = layer.prefix_table.values.tolist() if layer.prefix_table is not None else []
-        document["table"] = {"sides": list(layer.table.values.shape[1:]), "scales": scales.tolist(), "prefix": prefix}
+        at = (layer.rows[layer.prefix :] - layer.prefix).view(layer.grid)
+        width = layer.geometry.grid[1]
+        document["table"] = {
+            "sides": list(layer.table.values.shape[1:]), "scales": scales.tolist(), "prefix": prefix,
+            "rows": (at[:, 0] // width).tolist(), "columns": (at[0] % width).tolist(),
+        }  # fmt: skip
         document["shared"] = blobs.add({"table": values})
     return document
 

@@ -91,8 +91,8 @@ def _check_size(weights: Sequence[int]) -> None:
     """Raise InputError for maps that fill the memory of a machine or of a browser."""
     if sum(weights) > MOST_WEIGHTS:
         raise InputError(
-            f"too many weights: {sum(weights) // 10**6} million; expected at most {MOST_WEIGHTS // 10**6} million (take "
-            "fewer --layers or pictures, or a smaller --img-size)"
+            f"too many weights: {sum(weights) // 10**6} million; expected at most {MOST_WEIGHTS // 10**6} million "
+            "(take fewer --layers or pictures, or a smaller --img-size)"
         )
 
 

@@ -51,7 +51,7 @@ class View {
     return list;
   }
 
-  // p_ij from the relative table.
+  // p_ij from the relative table, whose offsets are those of the padded grid that some checkpoints run on.
   position(head, i, j) {
     const { prefix, table } = this.layer;
     const scale = table.scales[head];
@@ -60,8 +60,8 @@ class View {
       return table.prefix[head][entry];
     }
     const [a, b] = table.sides, w = this.width;
-    const dy = Math.floor((i - prefix) / w) - Math.floor((j - prefix) / w);
-    const dx = ((i - prefix) % w) - ((j - prefix) % w);
+    const dy = table.rows[Math.floor((i - prefix) / w)] - table.rows[Math.floor((j - prefix) / w)];
+    const dx = table.columns[(i - prefix) % w] - table.columns[(j - prefix) % w];
     const at = (dy + (a - 1) / 2) * b + dx + (b - 1) / 2;
     return (this.parts.table[head * a * b + at] * scale) / 127;
   }

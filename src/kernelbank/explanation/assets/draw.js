@@ -27,13 +27,13 @@ function colour(v) {
 
 const scratch = document.createElement("canvas");
 
-// A map of height x width values as an image in `scratch`; `alpha` makes zero transparent, unseen is always so.
+// A map of at most height x width values as an image in `scratch`; `alpha` makes zero transparent, unseen is always so.
 function paint(values, height, width, top, alpha) {
   scratch.width = width;
   scratch.height = height;
   const context = scratch.getContext("2d");
   const image = context.createImageData(width, height);
-  for (let k = 0; k < height * width; k++) {
+  for (let k = 0; k < values.length; k++) {
     const v = values[k];
     if (Number.isNaN(v)) continue;
     const share = top > 0 ? v / top : 0;

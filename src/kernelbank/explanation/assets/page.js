@@ -41,19 +41,21 @@ function step(dy, dx) {
 async function show(depth = state.depth, image = state.image) {
   state.depth = Math.min(Math.max(depth, 0), deepest);
   state.image = image;
+  window.kernelbank.ready = false;
   const wanted = `${state.depth} ${image}`;
-  for (const panel of panels) {
-    const layer = panel.model.layers[layerIndex(panel.model)];
+  const loaded = await Promise.all(panels.map(async ({ model }) => {
+    const layer = model.layers[layerIndex(model)];
     const parts = { ...(layer.shared ? await load(layer.shared) : {}), ...(await load(layer.images[image].blob)) };
-    if (wanted !== `${state.depth} ${state.image}`) return;
-    panel.view = new View({ ...layer, ...layer.images[image].meta }, parts);
-    panel.image = await picture(panel.model.images[image].src);
-  }
-  panels.forEach(build);
+    const view = new View({ ...layer, ...layer.images[image].meta }, parts);
+    return { view, image: await picture(model.images[image].src) };
+  }));
+  if (wanted !== `${state.depth} ${state.image}`) return;
+  panels.forEach((panel, index) => build(Object.assign(panel, loaded[index])));
   $("#layer").value = state.depth;
   $("#layer-text").textContent = `${state.depth + 1} of ${deepest + 1}`;
   document.querySelectorAll("#pictures button").forEach((b, i) => b.setAttribute("aria-pressed", i === image));
   draw();
+  window.kernelbank.ready = true;
 }
 
 const pictures = new Map();
@@ -141,4 +143,4 @@ function listen() {
 
 window.kernelbank = { state, panels, move, show, lastMove: 0, ready: false };
 listen();
-show(DATA.start.depth).then(() => { window.kernelbank.ready = true; });
+show(DATA.start.depth);

@@ -125,8 +125,8 @@ function drawPanel(panel) {
   $(".legend .high", root).textContent = number(top(fact));
   [...$(".chips", root).children].forEach((chip, p) => {
     chip.setAttribute("aria-pressed", token === p);
-    const v = view.layer.kind !== "kernel" && view.layer.place ? chosen[p] / top(fact) : 0;
-    $("i", chip).style.background = `rgb(${colour(v).map(Math.round).join()})`;
+    const placed = view.layer.kind !== "kernel" && view.layer.place && top(fact) > 0;
+    $("i", chip).style.background = `rgb(${colour(placed ? chosen[p] / top(fact) : 0).map(Math.round).join()})`;
   });
   $(".facts", root).textContent = sentence(view, token, head, chosen, fact);
 }
@@ -219,6 +219,16 @@ function placeOf(view, token, width = view.width) {
   return `row ${Math.floor((token - prefix) / width) + 1}, column ${((token - prefix) % width) + 1}`;
 }
 
+// Whole numbers in ascending order, counted from 1, as "1 to 4, 6".
+function spans(list) {
+  const found = [];
+  for (const at of list) {
+    if (found.length && found.at(-1)[1] === at - 1) found.at(-1)[1] = at;
+    else found.push([at, at]);
+  }
+  return found.map(([low, high]) => (low === high ? `${low + 1}` : `${low + 1} to ${high + 1}`)).join(", ");
+}
+
 function sentence(view, token, head, values, fact) {
   const { layer } = view;
   const who = head < 0 ? "Mean over heads" : `Head ${head}`;
@@ -232,8 +242,9 @@ function sentence(view, token, head, values, fact) {
   const kind = distribution ? "the weights are a distribution (sum 1)"
     : `the weights are no distribution (sum ${number(fact.sum)}${fact.low < 0 ? ", some negative" : ""})`;
   const zero = fact.zero / fact.seen > 0.2 ? `, ${Math.round((100 * fact.zero) / fact.seen)} % of them 0` : "";
-  const box = boxOf(view, token);
-  const window_ = box ? `, which sees rows ${box[0] + 1} to ${box[2]}, columns ${box[1] + 1} to ${box[3]}` : "";
+  const cell = token - layer.prefix;
+  const window_ = boxOf(view, token) ? `, which sees rows ${spans(layer.rows[Math.floor(cell / view.width)])}, columns ${
+    spans(layer.columns[cell % view.width])}` : "";
   const best = layer.place ? ` at ${placeOf(view, fact.best, view.kernelGrid[1])}${layer.stride > 1 ? " of the kernels" : ""}` : ` of kernel ${fact.best}`;
   return `${place}${window_}. ${who}: effective number ${number(fact.effective)} of ${fact.seen} kernels${zero}; ${kind}; `
     + `largest ${number(values[fact.best] ?? 0)}${fact.best < 0 ? "" : best}.`;
