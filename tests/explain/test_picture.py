@@ -87,9 +87,18 @@ def test_exif_says_which_side_is_up(tmp_path: Path) -> None:
     assert pixels(picture)[-4:].min() > 200 and pixels(picture)[:4].max() < 50
 
 
+def test_the_size_is_that_of_the_file_as_it_is_held(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    picture = read(saved(tmp_path / "a.jpg", Image.new("RGB", (1200, 900), "red"), exif=exif))
+    assert picture.notes == ("turned as its EXIF data say", "900 x 1200 pixels reduced to 32 x 32: the centre")
+    square = read(saved(tmp_path / "b.jpg", Image.new("RGB", (512, 512), "red")))
+    assert square.notes == ("512 x 512 pixels reduced to 32 x 32",)
+
+
 def test_a_large_picture_is_reduced(tmp_path: Path) -> None:
     picture = read(saved(tmp_path / "a.jpg", Image.new("RGB", (6000, 5000), "red")))
-    assert picture.notes[0] == "6000 x 5000 pixels: reduced" and picture.image.size == (32, 32)
+    assert picture.notes == ("6000 x 5000 pixels reduced to 32 x 32: the centre",) and picture.image.size == (32, 32)
     assert np.abs(pixels(picture) - [254, 0, 0]).max() <= 3
 
 

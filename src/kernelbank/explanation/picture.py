@@ -13,8 +13,6 @@ from torch import Tensor
 
 from kernelbank.errors import InputError
 
-LARGE = 25_000_000
-"""Pixels from which on the reduction is mentioned."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -43,7 +41,8 @@ def read_picture(path: Path, size: tuple[int, int], channels: int) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on size and on damaged metadata; both are handled here
             with Image.open(path) as opened:
-                _note_size(opened, notes)
+                _note_depth(opened, notes)
+                whole = opened.size
                 image = _eight_bits(_upright(_first(opened, notes), size, notes), notes)
     except UnidentifiedImageError:
         raise InputError(f"invalid image {path}; expected a picture such as .jpg, .png or .webp") from None
@@ -59,13 +58,12 @@ def read_picture(path: Path, size: tuple[int, int], channels: int) -> Picture:
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
         raise InputError(f"invalid image {path}: it is damaged ({error}); expected a picture") from None
     colour = _in_colour(image, notes) if channels == 3 else _in_grey(image, notes)
-    return Picture(path.name, _fitted(colour, size, notes), tuple(notes))
+    whole = whole if (whole[0] > whole[1]) == (image.width > image.height) else (whole[1], whole[0])  # turned by EXIF
+    return Picture(path.name, _fitted(colour, size, whole, notes), tuple(notes))
 
 
-def _note_size(image: Image.Image, notes: list[str]) -> None:
-    """Say what is lost of a large image, and of more than 8 bits per channel, which Pillow reads as 8."""
-    if image.width * image.height > LARGE:
-        notes.append(f"{image.width} x {image.height} pixels: reduced")
+def _note_depth(image: Image.Image, notes: list[str]) -> None:
+    """Say what is lost of more than 8 bits per channel, which Pillow reads as 8."""
     if any(";16" in str(part) for tile in getattr(image, "tile", ()) for part in tile) and image.mode not in DEEP:
         notes.append("16 bits per channel: reduced to 8")
 
@@ -133,13 +131,14 @@ def _in_grey(image: Image.Image, notes: list[str]) -> Image.Image:
     return colour.convert("L")
 
 
-def _fitted(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Image.Image:
-    """The centre of the image at the model's size, (height, width), resampled as timm does in evaluation."""
+def _fitted(image: Image.Image, size: tuple[int, int], whole: tuple[int, int], notes: list[str]) -> Image.Image:
+    """The centre of the image at the model's size, (height, width), resampled as timm does in evaluation. `whole` is
+    the width and height of the file's image."""
     height, width = size
-    if (image.height, image.width) == size:
+    if (image.height, image.width) == size and image.size == whole:
         return image
-    scale = max(height / image.height, width / image.width)
+    scale = max(height / whole[1], width / whole[0])
     word = "enlarged" if scale > 1 else "reduced"
-    cut = abs(image.height * scale - height) >= 0.5 or abs(image.width * scale - width) >= 0.5
-    notes.append(f"{image.width} x {image.height} pixels {word} to {width} x {height}{': the centre' if cut else ''}")
+    cut = abs(whole[1] * scale - height) >= 0.5 or abs(whole[0] * scale - width) >= 0.5
+    notes.append(f"{whole[0]} x {whole[1]} pixels {word} to {width} x {height}{': the centre' if cut else ''}")
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)

@@ -56,10 +56,11 @@ def run(options: Any) -> int:
     ]
     if classes is not None:
         models = [model.with_classes(classes) for model in models]
-    pictures = [_pictures(model, options.images) for model in models]
-    outputs.check()  # before minutes of computing, after everything that the user may have mistyped
+    pictures = [[read_picture(Path(path), model.size, model.channels) for path in options.images] for model in models]
     layers = _layers(options.layers)
     _check_size([weights_of(*pair, layers) for pair in zip(models, pictures, strict=True)])
+    outputs.check()  # before minutes of computing, after everything that the user may have mistyped
+    _say(models, pictures)
     columns = [explained(*pair, layers) for pair in zip(models, pictures, strict=True)]
     _write(outputs, columns, options.position)
     _print(outputs, columns, options.json)
@@ -71,20 +72,22 @@ def _layers(words: Sequence[str]) -> tuple[int | str, ...] | None:
     return tuple(int(word) if word.lstrip("-").isdigit() else word for word in words) or None
 
 
-def _pictures(subject: ExplainedModel, paths: Sequence[str]) -> list[Picture]:
-    """The pictures as the model takes them. What was done to each is said on stderr."""
-    pictures = []
-    for path in paths:
-        pictures.append(read_picture(Path(path), subject.size, subject.channels))
-        for note in pictures[-1].notes:
-            print(f"{printable(path)} for {printable(subject.label)}: {note}", file=sys.stderr)
-    return pictures
+def _say(models: Sequence[ExplainedModel], pictures: Sequence[Sequence[Picture]]) -> None:
+    """Say on stderr what was done to the pictures, once where it is the same for both models."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for model, shown in zip(models, pictures, strict=True):
+        for picture in shown:
+            for note in picture.notes:
+                lines.setdefault((picture.name, note), []).append(model.label)
+    for (name, note), labels in lines.items():
+        place = "" if len(labels) == len(models) else f" for {printable(labels[0])}"
+        print(f"{printable(name)}{place}: {note}", file=sys.stderr)
 
 
 def weights_of(subject: ExplainedModel, pictures: Sequence[Picture], layers: Layers | None) -> int:
     """How many weights the maps of a model on the pictures have, from the maps of one position."""
-    (image,) = (_image(subject, picture)[None] for picture in pictures[:1])
-    return len(pictures) * sum(map_size(layer) for layer in explain(subject.model, image, layers, positions=[0]))
+    explanation = explain(subject.model, _image(subject, pictures[0])[None], layers, positions=[0])
+    return len(pictures) * sum(map_size(layer) for layer in explanation)
 
 
 def _check_size(weights: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from kernelbank.train.run_weights import read_run_weights
 from kernelbank.train.runs import RunFolder
 from kernelbank.weights.file import SUFFIXES, read_model_file
 from kernelbank.weights.load import load
+from kernelbank.zoo import NAMED
 
 IMAGENET = 1000
 WHITE = 16.0
@@ -80,12 +81,23 @@ def open_model(word: str, *, pretrained: bool, mixer: str | None, img_size: Grid
 
 def _named(name: str, pretrained: bool, mixer: str | None, img_size: Grid | None) -> ExplainedModel:
     check_model(name)
-    spec = describe(name, img_size=img_size, mixer=None if pretrained else mixer)
+    channels, classes = _sizes(name)
+    spec = describe(
+        name, img_size=img_size, mixer=None if pretrained else mixer, in_chans=channels, num_classes=classes
+    )
     model, _ = create(spec, InitialWeights(None, pretrained, mixer if pretrained else None), seed=0)
     note = "published weights of timm" if pretrained else "random weights (seed 0)"
     if pretrained and mixer:
         note += f", mixers changed to {mixer}"
     return _described(model.eval(), spec, name if mixer is None else f"{name} with {mixer}", note)
+
+
+def _sizes(name: str) -> tuple[int, int]:
+    """The channels of the images and the number of classes that the model `name` was made for."""
+    if name in NAMED:
+        return NAMED[name].in_chans, NAMED[name].num_classes
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return (3, IMAGENET) if config is None else (config.input_size[0], config.num_classes)
 
 
 def _of_run(folder: RunFolder, word: str) -> ExplainedModel:
@@ -131,10 +143,11 @@ def _digit_scale() -> tuple[tuple[float, ...], tuple[float, ...], float]:
 
 
 def _class_names(count: int) -> tuple[str, ...]:
-    """ImageNet's names for 1000 classes, else numbers."""
-    if count != IMAGENET:
+    """The names of ImageNet, or of a larger set of its classes, if it has this number of them; else numbers."""
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset is None:
         return tuple(f"class {index}" for index in range(count))
-    names = ImageNetInfo()
+    names = ImageNetInfo(subset)
     return tuple(str(names.index_to_description(index)) for index in range(count))
 
 
