@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,8 @@ def test_a_page_a_table_and_figures(capsys: Capture, photo: str, tmp_path: Path)
 
 def test_json_holds_every_head_of_both_models(capsys: Capture, photo: str, tmp_path: Path) -> None:
     page = tmp_path / "a.html"
-    code, printed, _ = run(capsys, OURS, photo, photo, "--against", OURS, "--against-mixer", "dwsa", "--json", "--layers",
-                           "0", "blocks.2.attn", "--out", page)  # fmt: skip
+    words = ["--against", OURS, "--against-mixer", "dwsa", "--layers", "0", "blocks.2.attn", "--json", "--out", page]
+    code, printed, _ = run(capsys, OURS, photo, photo, *words)
     document = json.loads(printed)
     assert code == 0 and document["files"] == [str(page)]
     first, second = document["models"]
@@ -214,6 +215,6 @@ def test_weights_that_are_not_finite(capsys: Capture, tmp_path: Path, photo: str
 
 
 def test_without_the_extras_it_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch, photo: str) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     code, printed, err = run(capsys, OURS, photo)
     assert (code, printed, err.count("\n")) == (2, "", 1) and "pip install 'kernelbank[train,report]'" in err
