@@ -18,7 +18,8 @@ from kernelbank.explanation.statistics import statistics
 def picture(side: int = 32, name: str = "a.png") -> Picture:
     """A picture of noise."""
     pixels = np.random.RandomState(len(name)).randint(0, 256, (side, side, 3), np.uint8)
-    return Picture(name, Image.fromarray(pixels), ("said about it",))
+    image = Image.fromarray(pixels)
+    return Picture(name, image, ("said about it",), image)
 
 
 def column(model: nn.Module, *inputs: Tensor, label: str = "model", **asked: object) -> Column:

@@ -96,6 +96,17 @@ def test_the_size_is_that_of_the_file_as_it_is_held(tmp_path: Path) -> None:
     assert square.notes == ("512 x 512 pixels reduced to 32 x 32",)
 
 
+def test_what_is_looked_at_is_the_same_part_as_sharp_as_the_file_has_it(tmp_path: Path) -> None:
+    image = colour(size=(800, 600))
+    small, large = (read_picture(saved(tmp_path / "a.png", image), size, 3) for size in ((32, 32), (500, 1000)))
+    assert small.image.size == (32, 32) and small.sharp.size == (448, 448)
+    assert large.image.size == large.sharp.size == (1000, 500)
+    again = small.sharp.resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(pixels(small) - np.asarray(again).astype(int)).mean() < 3
+    enlarged = read(saved(tmp_path / "b.png", colour(size=(16, 16))))
+    assert enlarged.sharp.size == (32, 32) and np.array_equal(np.asarray(enlarged.sharp), np.asarray(enlarged.image))
+
+
 def test_a_large_picture_is_reduced(tmp_path: Path) -> None:
     picture = read(saved(tmp_path / "a.jpg", Image.new("RGB", (6000, 5000), "red")))
     assert picture.notes == ("6000 x 5000 pixels reduced to 32 x 32: the centre",) and picture.image.size == (32, 32)

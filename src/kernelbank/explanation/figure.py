@@ -74,7 +74,7 @@ def _cell(grid: tuple[int, int], position: tuple[float, float]) -> tuple[int, in
 
 
 def _picture(panel: Axes, shown: Shown, position: tuple[float, float]) -> None:
-    image = np.asarray(shown.picture.image.convert("RGB"))
+    image = np.asarray(shown.picture.sharp.convert("RGB"))
     panel.imshow(image)
     y, x = (share * side for share, side in zip(position, image.shape[:2], strict=True))
     panel.plot([x], [y], marker="s", markersize=8, markerfacecolor="none", markeredgecolor="black", markeredgewidth=3)
@@ -85,7 +85,7 @@ def _map(panel: Axes, layer: LayerMaps, shown: Shown, position: tuple[float, flo
     """The mean over heads at a position, over the picture in grey."""
     height, width = layer.grid
     y, x = _cell(layer.grid, position)
-    grey = np.asarray(shown.picture.image.convert("L").convert("RGB"))
+    grey = np.asarray(shown.picture.sharp.convert("L").convert("RGB"))
     panel.imshow((0.35 * grey + 165).astype(np.uint8), extent=(0, width, height, 0))
     panel.set_xlim(0, width)
     panel.set_ylim(height, 0)

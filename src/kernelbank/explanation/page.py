@@ -133,7 +133,7 @@ def map_size(layer: LayerMaps) -> int:
 def _source(picture: Picture) -> str:
     """The picture as a data URI."""
     buffer = io.BytesIO()
-    picture.image.convert("RGB").save(buffer, "JPEG", quality=88)
+    picture.sharp.convert("RGB").save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

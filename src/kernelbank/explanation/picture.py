@@ -13,16 +13,20 @@ from torch import Tensor
 
 from kernelbank.errors import InputError
 
+SHARP = 448
+"""The longest side of a picture to look at, unless the model's own is longer."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the model's size: its file's name, the image (RGB, or L for one channel), what was done to it."""
+    """A picture: its file's name, the image that the model takes (RGB, or L for one channel), what was done to it, and
+    the same part of the file in a size to look at."""
 
     name: str
     image: Image.Image
     notes: tuple[str, ...]
+    sharp: Image.Image
 
     def tensor(self, mean: tuple[float, ...], std: tuple[float, ...], scale: float = 1.0) -> Tensor:
         """The normalised picture, (C, H, W). `scale` is the value of white."""
@@ -59,7 +63,7 @@ def read_picture(path: Path, size: tuple[int, int], channels: int) -> Picture:
         raise InputError(f"invalid image {path}: it is damaged ({error}); expected a picture") from None
     colour = _in_colour(image, notes) if channels == 3 else _in_grey(image, notes)
     whole = whole if (whole[0] > whole[1]) == (image.width > image.height) else (whole[1], whole[0])  # turned by EXIF
-    return Picture(path.name, _fitted(colour, size, whole, notes), tuple(notes))
+    return Picture(path.name, _fitted(colour, size, whole, notes), tuple(notes), _sharp(colour, size))
 
 
 def _note_depth(image: Image.Image, notes: list[str]) -> None:
@@ -79,7 +83,8 @@ def _first(image: Image.Image, notes: list[str]) -> Image.Image:
 
 def _upright(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Image.Image:
     """The image as its EXIF data say it is held. A large JPEG is decoded at a fraction of its size."""
-    image.draft(None, (4 * size[1], 4 * size[0]))
+    side = max(4 * max(size), SHARP)
+    image.draft(None, (side, side))
     image.load()
     turned = ImageOps.exif_transpose(image)
     if image.getexif().get(0x0112, 1) != 1:
@@ -142,3 +147,12 @@ def _fitted(image: Image.Image, size: tuple[int, int], whole: tuple[int, int], n
     cut = abs(whole[1] * scale - height) >= 0.5 or abs(whole[0] * scale - width) >= 0.5
     notes.append(f"{whole[0]} x {whole[1]} pixels {word} to {width} x {height}{': the centre' if cut else ''}")
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+
+
+def _sharp(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The part of the image that `_fitted` takes, as sharp as it is in the file, or as the model sees it if that is
+    sharper."""
+    height, width = size
+    pixels = min(image.height / height, image.width / width, SHARP / max(size))
+    factor = max(pixels, 1.0)
+    return ImageOps.fit(image, (round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
