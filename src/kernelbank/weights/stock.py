@@ -20,11 +20,11 @@ from kernelbank.spec import Channels, MixerSpec, Static, Window
 VIT, SWIN, FFN = MixerSpec.parse("vit"), MixerSpec.parse("swin"), MixerSpec.parse("ffn")
 Padding = Literal["masked", "mmpretrain", "timm"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-"""The activations of an MLP that both timm and specs have. Their names are the same."""
+"""Activations of an MLP that timm and a spec both have, by their name in both."""
 
 
 def build_stock(spec: ModelSpec, **options: Any) -> Any:
-    """Return timm's model of `spec` in eval mode. `options` are further arguments of its class. Raises InputError as
+    """timm's model of `spec` in eval mode; `options` are further arguments of its class. Raises InputError as
     `stock_arguments`."""
     kind = VisionTransformer if isinstance(spec.trunk, ViTTrunk) else SwinTransformer
     return kind(**stock_arguments(spec), weight_init="skip", **options).eval()
