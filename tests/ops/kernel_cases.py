@@ -160,7 +160,7 @@ def cases(device: str, seeds: int, dtypes: list[torch.dtype]) -> Iterator[dict[s
 
 def main() -> None:
     """Print every case."""
-    device, seeds = (sys.argv[1:] + ["cpu", "14"][len(sys.argv) - 1 :])[:2]
+    device, seeds = (sys.argv[1:] + ["cpu", "8"][len(sys.argv) - 1 :])[:2]
     assert launches(torch.zeros(1, device=device)), "no kernel is launched here: set TRITON_INTERPRET=1"
     # numpy has no bfloat16, and Triton's interpreter multiplies its bits as integers
     dtypes = [torch.float32, torch.float16] + ([torch.bfloat16] if device != "cpu" else [])

@@ -21,7 +21,7 @@ from kernelbank.atlas import ROWS
 from kernelbank.ops.context import Call, Context
 from kernelbank.ops.geometry import geometry
 from kernelbank.ops.machine import machine
-from kernelbank.ops.paths import LINEAR_PATHS, MIXER_PATHS, POSITION_PATHS, SLOTS, pointwise
+from kernelbank.ops.paths import LINEAR_PATHS, MIXER_PATHS, POSITION_PATHS, SLOTS, pointwise, triton
 from kernelbank.ops.paths.path import PathError
 from kernelbank.spec import CELLS, MixerSpec
 from kernelbank.spec.axes import AXES, Window
@@ -157,7 +157,7 @@ def test_a_table_read_in_strips(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert float((made["pointwise_onednn"] - made["reference"]).abs().max()) < 1e-4
 
 
-POSITIONS = list(POSITION_PATHS)
+POSITIONS = [name for name in POSITION_PATHS if name != triton.POSITION.name]  # it has tests of its own
 
 
 @pytest.mark.parametrize("position", POSITIONS)
