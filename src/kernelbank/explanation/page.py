@@ -30,7 +30,6 @@ MOST_WEIGHTS = 60_000_000
 COARSE, FINE = 31, 255
 LARGEST_LAYER = 1_000_000
 """Weights of one layer that are stored in 8 bits where the page exceeds `LARGEST_MAPS`; above it they have 5."""
-PREFIX_NAMES = ("class", "register 1", "register 2", "register 3", "register 4")
 SCRIPTS = ("data.js", "draw.js", "panel.js", "page.js")
 FOOTER = (
     "Weights have 8 bits and a scale per position and head. Orange is positive, blue is negative, the neutral colour "
@@ -51,11 +50,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Column:
-    """A model on the page."""
+    """A model on the page, with the names of its tokens before the grid."""
 
     label: str
     note: str
     shown: list[Shown]
+    prefix: tuple[str, ...] = ()
 
 
 class Blobs:
@@ -82,7 +82,7 @@ def render(title: str, columns: Sequence[Column]) -> str:
     weights = sum(map_size(layer) for column in columns for shown in column.shown for layer in shown.layers)
     models = [_column(column, blobs, weights <= LARGEST_MAPS) for column in columns]
     data = {
-        "models": models, "statistics": TITLES, "prefix_names": PREFIX_NAMES,
+        "models": models, "statistics": TITLES,
         "start": {"depth": max(len(model["layers"]) for model in models) // 2},
     }  # fmt: skip
     assets = files("kernelbank.explanation") / "assets"
@@ -115,7 +115,7 @@ def _column(column: Column, blobs: Blobs, small: bool) -> dict[str, Any]:
          "classes": [[name, round(share, 5)] for name, share in shown.classes]}
         for shown in column.shown
     ]  # fmt: skip
-    return {"label": column.label, "layers": layers, "images": images}
+    return {"label": column.label, "layers": layers, "images": images, "prefix": column.prefix}
 
 
 def map_size(layer: LayerMaps) -> int:
