@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelbank.explanation.named import NamedTensor
 from kernelbank.ops.geometry import Geometry, unfold
-from kernelbank.spec import Depthwise, Full, MixerSpec, TwoStep
+from kernelbank.spec import Dynamic, Full, MixerSpec, TwoStep
 
 MAP = ("image", "head", "position", "kernel")
 CHUNK = 512
@@ -125,23 +125,27 @@ class LayerMaps:
             return self.origin.values[None]
         return torch.where(self.index.values >= 0, self.origin.values[self.index.values.clamp(min=0)], -1)
 
+    @property
+    def stride(self) -> int:
+        """How many positions along an axis share a kernel of the bank."""
+        return self.spec.bank.stride if isinstance(self.spec.bank, Dynamic) else 1
+
     def output(self) -> NamedTensor:
         """Apply the maps and kernels by the definition: the mixer's output before its last linear layer, for `heads`
         and `positions`, (image, head, position, channel)."""
-        o = self._selected() if isinstance(self.spec.kernel, TwoStep) else self._convolved()
-        if self.static is not None and not isinstance(self.spec.kernel, TwoStep):
-            o = o + self._weighed(self.static.values[None])
+        if isinstance(self.spec.kernel, TwoStep):
+            assert self.weights is not None
+            o = self.weighed(self.weights.values)
+        else:
+            o = self.convolved()
+            if self.static is not None:
+                o = o + self.weighed(self.static.values[None])
         if self.bias is not None:
             o = o + self.bias.values.unflatten(-1, (self.num_heads, -1))[:, list(self.heads), None]
         return NamedTensor(o, ("image", "head", "position", "channel"))
 
-    def _selected(self) -> Tensor:
-        """sum_j a_ij v_j."""
-        assert self.weights is not None
-        return self._weighed(self.weights.values)
-
-    def _weighed(self, weights_BhTm: Tensor) -> Tensor:
-        """sum_j w_ij values_j, (B, h, T, d)."""
+    def weighed(self, weights_BhTm: Tensor) -> Tensor:
+        """sum_j w_ij v_j for weights on the kernel axis, (B, h, T, d)."""
         assert self.values is not None
         values = self.values.values
         if self.index is None:
@@ -152,8 +156,8 @@ class LayerMaps:
             parts.append((weights_BhTm[:, :, rows, None].to(values.dtype) @ chosen).squeeze(-2))
         return torch.cat(parts, 2)
 
-    def _convolved(self) -> Tensor:
-        """sum_t w_it x_{i+t}, (B, h, T, d)."""
+    def convolved(self) -> Tensor:
+        """sum_t w_it x_{i+t}, the kernels of a one-step mixer applied to the operand, (B, h, T, d)."""
         assert self.kernels is not None
         kernels = self.kernels.values.flatten(-2)
         patches = unfold(self.operand.values, self.spec.size, self.geometry)[:, self.rows]  # (B, T, C, t)
@@ -174,8 +178,3 @@ class LayerMaps:
     def __repr__(self) -> str:
         parts = [name for name in ("weights", "static", "coefficients", "kernels") if getattr(self, name) is not None]
         return f"LayerMaps({self.name!r}, {str(self.spec)!r}, grid={self.grid}, {', '.join(parts)})"
-
-
-def is_depthwise(spec: MixerSpec) -> bool:
-    """Whether the kernel has one weight per channel, so that its dynamic part is a gate at size 1."""
-    return isinstance(spec.kernel, Depthwise)

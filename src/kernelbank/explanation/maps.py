@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernelbank.errors import InputError
-from kernelbank.explanation.layer import CHUNK, MAP, LayerMaps, is_depthwise
+from kernelbank.explanation.layer import CHUNK, MAP, LayerMaps
 from kernelbank.explanation.named import NamedTensor
 from kernelbank.nn.linears import called_modules, named_tensors
 from kernelbank.nn.mixer import Mixer
@@ -25,7 +25,18 @@ from kernelbank.ops.geometry import Geometry, geometry, pad_tokens, unfold
 from kernelbank.ops.kernel import queries
 from kernelbank.ops.mix import coefficients, generated_kernel, learned_kernel, project
 from kernelbank.ops.precision import full_precision, wide
-from kernelbank.spec import Box, Dynamic, Full, MixerSpec, Neighborhood, Own, Predict, Project, TwoStep, Window
+from kernelbank.spec import (
+    Box,
+    Depthwise,
+    Dynamic,
+    Full,
+    Neighborhood,
+    Own,
+    Predict,
+    Project,
+    TwoStep,
+    Window,
+)
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.support import seen
 
@@ -293,7 +304,7 @@ def _generated(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerM
         static = torch.where(s.mask[0, 0, rows], static, 0)
     values = taps.sum(-1).unflatten(-1, (s.heads, -1)).transpose(1, 2)[:, heads] if static is not None else None
     by_head = maps.operand.values[:, rows].unflatten(-1, (s.heads, -1)).transpose(1, 2)[:, heads]
-    gated = is_depthwise(s.spec) and size == 1
+    gated = isinstance(s.spec.kernel, Depthwise) and size == 1
     return replace(
         maps, kernels=_of_positions(kernel.unflatten(-1, (size, size))), weights=NamedTensor(weights, MAP),
         index=_named(index, "position", "kernel"), origin=_named(_origin(s), "kernel"),
@@ -328,8 +339,3 @@ def _of_positions(kernels: Tensor) -> NamedTensor:
 
 def _named(tensor: Tensor | None, *axes: str) -> Any:
     return None if tensor is None else NamedTensor(tensor.detach(), axes)
-
-
-def selects(spec: MixerSpec) -> bool:
-    """Whether the spec has weights with which positions select kernels."""
-    return isinstance(spec.kernel, TwoStep) or isinstance(spec.bank, Dynamic)
