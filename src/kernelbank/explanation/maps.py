@@ -205,6 +205,7 @@ def _two_step(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerMa
         static = None if static is None else static[:, maps.rows]
     return replace(
         maps, weights=NamedTensor(a, MAP), scores=NamedTensor(scores, MAP), index=_named(index, "position", "kernel"),
+        mask=_mask(s, maps.rows, len(q)),
         values=NamedTensor(value, ("image", "head", "kernel", "channel")),
         keys=NamedTensor(key, ("image", "head", "kernel", "channel")),
         queries=NamedTensor(q[:, :, maps.rows], ("image", "head", "position", "channel")),
@@ -212,6 +213,14 @@ def _two_step(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerMa
         mixing=_named(p.get("F", p["E"]), "kernel", "mixture") if isinstance(s.spec.mix, Project) else None,
         **_positional(static, p, s, heads),
     )  # fmt: skip
+
+
+def _mask(s: Context, rows: Tensor, images: int) -> Any:
+    """What `rows` see under a mask."""
+    if s.mask is None:
+        return None
+    assert s.visible is not None
+    return _named(s.visible[:, 0, rows].expand(images, -1, -1), "image", "position", "kernel")
 
 
 def _bias(bank: TwoStepBank, images: int) -> NamedTensor | None:
@@ -300,15 +309,13 @@ def _generated(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerM
         weights = visible.to(kernel.dtype)
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
     static = _static(p, s, heads, rows, index)
-    if static is not None and s.mask is not None:
-        static = torch.where(s.mask[0, 0, rows], static, 0)
     values = taps.sum(-1).unflatten(-1, (s.heads, -1)).transpose(1, 2)[:, heads] if static is not None else None
     by_head = maps.operand.values[:, rows].unflatten(-1, (s.heads, -1)).transpose(1, 2)[:, heads]
     gated = isinstance(s.spec.kernel, Depthwise) and size == 1
     return replace(
         maps, kernels=_of_positions(kernel.unflatten(-1, (size, size))), weights=NamedTensor(weights, MAP),
         index=_named(index, "position", "kernel"), origin=_named(_origin(s), "kernel"),
-        values=_named(values, "image", "head", "kernel", "channel"),
+        values=_named(values, "image", "head", "kernel", "channel"), mask=_mask(s, rows, len(taps)),
         gate=NamedTensor(by_head.mean(-1), ("image", "head", "position")) if gated else None,
         bias=_named(p["bias"][None], "image", "channel") if "bias" in p else None,
         **_positional(static, p, s, heads),

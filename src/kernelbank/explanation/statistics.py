@@ -97,7 +97,7 @@ def _of_map(layer: LayerMaps, map_: Tensor, rows: list[int]) -> dict[str, Tensor
         chosen = rows[start : start + CHUNK]
         a = map_[:, :, chosen]
         visible = torch.ones_like(a[:1, :1], dtype=torch.bool) if layer.visible is None \
-            else layer.visible[chosen][None, None]  # fmt: skip
+            else layer.visible[:, None, chosen]  # fmt: skip
         for name, values in _of_rows(layer, a, visible, chosen).items():
             sums[name] = sums.get(name, 0) + values.sum((0, 2))
     return {name: total / (len(map_) * len(rows)) for name, total in sums.items()}
@@ -219,12 +219,12 @@ def _static_share(layer: LayerMaps, rows: list[int]) -> Tensor | None:
     if layer.static is None:
         return torch.zeros(len(layer.heads), device=device)
     if not isinstance(layer.spec.kernel, TwoStep):
-        positional = layer.weighed(layer.static.values[None])[:, :, rows]
+        positional = layer.weighed(layer.positional())[:, :, rows]
         gated = layer.convolved()[:, :, rows]
         p, d = ((part**2).mean((0, 2, 3)) for part in (positional, gated))
         return p / (p + d).clamp(min=1e-30)
     assert layer.scores is not None
-    visible = layer.visible[rows] if layer.visible is not None else None
+    visible = layer.visible[:, None, rows] if layer.visible is not None else None
     p = _variance(layer.static.values[None][:, :, rows], visible)
     d = _variance(layer.scores.values[:, :, rows], visible)
     return (p / (p + d).clamp(min=1e-30)).mean((0, 2))
