@@ -13,6 +13,7 @@ from kernelbank.explanation.capture import explain
 from kernelbank.explanation.page import Column, Shown, render
 from kernelbank.explanation.picture import Picture
 from kernelbank.explanation.statistics import statistics
+from kernelbank.explanation.subject import prefix_names
 
 
 def picture(side: int = 32, name: str = "a.png") -> Picture:
@@ -29,7 +30,7 @@ def column(model: nn.Module, *inputs: Tensor, label: str = "model", **asked: obj
         explanation = explain(model, x, **asked)  # type: ignore[arg-type]
         classes = [("first <b>class</b>", 0.75), ("second", 0.25)]
         shown.append(Shown(picture(name=f"{index}.png"), explanation.layers, statistics(explanation), classes))
-    return Column(label, "random weights", shown)
+    return Column(label, "random weights", shown, prefix_names(model) or ("class",))
 
 
 def texts(html: str) -> dict[str, str]:

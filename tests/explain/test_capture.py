@@ -143,6 +143,22 @@ def test_the_model_its_mode_its_hooks_and_the_generators_stay(kind: object) -> N
     assert not first.output.requires_grad and torch.is_grad_enabled()
 
 
+def test_hooked_layers_take_part_in_our_mixers_and_are_refused_in_stock_attention() -> None:
+    model = drawn(timm.create_model("vit_kb_test_patch16_64")).double()
+    x = images(model, side=(64, 64))
+    plain = explain(model, x)[0].weights
+    handle = model.blocks[0].attn.q.register_forward_hook(lambda *args: 2 * args[2])
+    hooked = explain(model, x)[0]
+    handle.remove()
+    assert plain is not None and hooked.weights is not None and hooked.scores is not None
+    torch.testing.assert_close(hooked.weights.values, torch.softmax(hooked.scores.values, -1))
+    assert float((hooked.weights.values - plain.values).abs().max()) > 1e-3
+    stock = stock_vit()
+    stock.blocks[1].attn.qkv.register_forward_hook(lambda *args: None)
+    with pytest.raises(InputError, match=r"invalid blocks.1.attn.qkv with hooks"):
+        explain(stock, images(stock))
+
+
 def test_hooks_are_removed_where_the_forward_fails() -> None:
     model = drawn(timm.create_model("vit_kb_test_patch16_64")).train()
     before = state(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from pages import texts
 from PIL import Image
@@ -123,6 +124,18 @@ def test_a_converted_file(capsys: Capture, photo: str, tmp_path: Path) -> None:
     assert code == 0 and f"{file} (weights of weights.safetensors) on photo.png" in printed
     code, printed, err = run(capsys, file, photo, "--pretrained", "--out", tmp_path / "b.html")
     assert (code, printed) == (2, "") and "expected the name of a model" in err
+
+
+def test_names_of_tokens() -> None:
+    tiny = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    make = timm.models.VisionTransformer
+    assert subject.prefix_names(make(**tiny)) == ("class",)
+    assert subject.prefix_names(make(**tiny, class_token=False, global_pool="avg")) == ()
+    registers = subject.prefix_names(make(**tiny, class_token=False, global_pool="avg", reg_tokens=2))
+    assert registers == ("register 1", "register 2")
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224", depth=1)
+    assert subject.prefix_names(distilled) == ("class", "distillation")
+    assert subject.prefix_names(timm.create_model("swin_kb_test_patch4_window7_64")) == ()
 
 
 def test_names_of_classes(capsys: Capture, photo: str, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from kernelbank.atlas import ROWS
 from kernelbank.errors import InputError
 from kernelbank.explanation.capture import explain
 from kernelbank.explanation.layer import LayerMaps
-from kernelbank.explanation.maps import _context
+from kernelbank.explanation.maps import _context, layer_maps
+from kernelbank.explanation.statistics import statistics
 from kernelbank.ops import reference
 from kernelbank.ops.frame import enter, leave
 from kernelbank.ops.geometry import crop, pad_tokens
-from kernelbank.spec import MixerSpec, TwoStep
+from kernelbank.spec import MixerSpec, SpecError, TwoStep
 
 HOSTS = [
     Host(32, 4, (5, 5), 0, 2), Host(32, 4, (4, 6), 1, 1), Host(64, 2, (3, 8), 2, 2), Host(32, 1, (9, 8), 0, 1),
@@ -99,6 +100,35 @@ def test_the_parts_of_a_map() -> None:
     torch.testing.assert_close(layer.effective.values, layer.dynamic.values + layer.static.values)
     q = layer.operand.values.unflatten(-1, (4, 8)).mean(-1).transpose(1, 2)
     torch.testing.assert_close(layer.dynamic.values[..., 0], q / 21)
+
+
+MASKED = ["vit", "vit_relpos activation=relu,count", "swin support=window(3, shift=1)", "dwsa", "external_attention",
+          "vit activation=softmax@positions", "nat support=neighborhood(3)", "iddwconv support=window(3)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MASKED)
+def test_masks_that_differ_between_images(text: str) -> None:
+    host = Host(32, 4, (4, 5), 1, 3)
+    mixer = build(MixerSpec.parse(text), host).eval()
+    x, _ = draw(mixer, 3)
+    mask = torch.rand(3, 21, 21, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[:, :, 0] = True
+    try:
+        expected = mixer(x, attn_mask=mask)
+    except SpecError:
+        with pytest.raises(SpecError, match="invalid attn_mask"):
+            layer_maps("", mixer, x, host.grid, mask, None, None)
+        return
+    layer = layer_maps("", mixer, x, host.grid, mask, None, None)
+    p, s = _context(mixer, x, host.grid, mask)
+    with torch.no_grad():
+        y = leave(layer.output().values.transpose(1, 2).flatten(2), p, s)
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    assert layer.visible is not None
+    for part in (layer.weights, layer.effective):
+        assert part is None or not bool(part.values[~layer.visible[:, None].expand_as(part.values)].any())
+    (first, *_) = statistics([layer])
+    assert layer.scores is None or first.seen == float(layer.visible[:, 1:].sum(-1).double().mean())
 
 
 def test_linformer_is_carried_back_to_the_image() -> None:

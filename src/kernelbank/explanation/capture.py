@@ -145,11 +145,6 @@ def _check_mode(model: nn.Module) -> None:
 # ---- the mixers of a model -------------------------------------------------------------------------------
 
 
-def mixer_names(model: nn.Module, images: Tensor) -> list[str]:
-    """The names of the layers that `explain` shows by default."""
-    return [one.name for one in _watched(model, images)]
-
-
 def _watched(model: nn.Module, images: Tensor) -> Iterator[Watched]:
     """The token mixers of the model. Raises InputError for an attention that no spec holds."""
     if not isinstance(model, (VisionTransformer, SwinTransformer)):

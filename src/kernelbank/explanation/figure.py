@@ -116,7 +116,7 @@ def _values(layer: LayerMaps, y: int, x: int) -> tuple[Any, tuple[float, float, 
         return kernel, (x - half, x + half + 1, y + half + 1, y - half)
     weights = effective.values[0, :, row].mean(0)
     kernels = layer.tokens[0 if layer.index is None else row]
-    stride = getattr(layer.spec.bank, "stride", 1)
+    stride = layer.stride
     height, width = (-(-side // stride) for side in layer.grid)
     values = np.full((height, width), np.nan)
     for token, weight in zip(kernels.tolist(), weights.tolist(), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernelbank.explanation.named import NamedTensor
 from kernelbank.ops.geometry import Geometry, unfold
-from kernelbank.spec import Depthwise, Full, MixerSpec, TwoStep
+from kernelbank.spec import Dynamic, Full, MixerSpec, TwoStep
 
 MAP = ("image", "head", "position", "kernel")
 CHUNK = 512
@@ -41,13 +41,15 @@ class LayerMaps:
         scores: The dynamic part of a two_step map before its activation, scale q_i . k_j, with the shape of `weights`.
         gate: The dynamic part of a depth-wise kernel of size 1: the operand q_i averaged over the channels of a head,
             (image, head, position).
-        static: The positional part p_ij, (head, position, kernel), zero where a kernel is not seen. In a two_step mixer
-            it is added to the scores, in a depth-wise one to the kernel. None without relative position.
+        static: The positional part p_ij, (head, position, kernel), zero where the spec does not see a kernel. In a
+            two_step mixer it is added to the scores, in a depth-wise one to the kernel. None without relative position.
         table: The relative table that `static` is read from, (head, row offset, column offset).
         prefix_table: The entries of the relative table for the prefix, (head, 3): prefix to grid, grid to prefix,
             prefix to prefix.
         index: The kernel in the bank of each entry of the kernel axis, (position, kernel), -1 where there is none.
             None where the kernel axis is the bank.
+        mask: Which kernels of the bank a position sees of an image, (image, position, kernel), where the mixer was
+            given a mask; None elsewhere.
         origin: The token at which each kernel of the bank was generated, -1 in padding; with a stride the first token
             of the cell. None for static banks.
         regions: The smallest rectangle that a position sees, (position, 4): top, left, bottom, right, the last two
@@ -80,6 +82,7 @@ class LayerMaps:
     table: NamedTensor | None = None
     prefix_table: NamedTensor | None = None
     index: NamedTensor | None = None
+    mask: NamedTensor | None = None
     origin: NamedTensor | None = None
     regions: NamedTensor | None = None
     mixing: NamedTensor | None = None
@@ -109,12 +112,15 @@ class LayerMaps:
         dynamic = self.dynamic
         if dynamic is None or self.static is None:
             return dynamic
-        return NamedTensor(dynamic.values + self.static.values, MAP)
+        return NamedTensor(dynamic.values + self.positional(), MAP)
 
     @property
     def visible(self) -> Tensor | None:
-        """(position, kernel): whether an entry of the kernel axis is a kernel; None where all are."""
-        return None if self.index is None else self.index.values >= 0
+        """(image or 1, position, kernel): whether a position sees an entry of the kernel axis; None where all of them
+        are seen."""
+        if self.mask is not None:
+            return self.mask.values
+        return None if self.index is None else self.index.values[None] >= 0
 
     @property
     def tokens(self) -> Tensor:
@@ -125,23 +131,33 @@ class LayerMaps:
             return self.origin.values[None]
         return torch.where(self.index.values >= 0, self.origin.values[self.index.values.clamp(min=0)], -1)
 
+    @property
+    def stride(self) -> int:
+        """How many positions along an axis share a kernel of the bank."""
+        return self.spec.bank.stride if isinstance(self.spec.bank, Dynamic) else 1
+
     def output(self) -> NamedTensor:
         """Apply the maps and kernels by the definition: the mixer's output before its last linear layer, for `heads`
         and `positions`, (image, head, position, channel)."""
-        o = self._selected() if isinstance(self.spec.kernel, TwoStep) else self._convolved()
-        if self.static is not None and not isinstance(self.spec.kernel, TwoStep):
-            o = o + self._weighed(self.static.values[None])
+        if isinstance(self.spec.kernel, TwoStep):
+            assert self.weights is not None
+            o = self.weighed(self.weights.values)
+        else:
+            o = self.convolved()
+            if self.static is not None:
+                o = o + self.weighed(self.positional())
         if self.bias is not None:
             o = o + self.bias.values.unflatten(-1, (self.num_heads, -1))[:, list(self.heads), None]
         return NamedTensor(o, ("image", "head", "position", "channel"))
 
-    def _selected(self) -> Tensor:
-        """sum_j a_ij v_j."""
-        assert self.weights is not None
-        return self._weighed(self.weights.values)
+    def positional(self) -> Tensor:
+        """p_ij where the kernel is seen, else 0, (B or 1, h, T, m)."""
+        assert self.static is not None
+        static = self.static.values[None]
+        return static if self.mask is None else torch.where(self.mask.values[:, None], static, 0)
 
-    def _weighed(self, weights_BhTm: Tensor) -> Tensor:
-        """sum_j w_ij values_j, (B, h, T, d)."""
+    def weighed(self, weights_BhTm: Tensor) -> Tensor:
+        """sum_j w_ij v_j for weights on the kernel axis, (B, h, T, d)."""
         assert self.values is not None
         values = self.values.values
         if self.index is None:
@@ -152,8 +168,8 @@ class LayerMaps:
             parts.append((weights_BhTm[:, :, rows, None].to(values.dtype) @ chosen).squeeze(-2))
         return torch.cat(parts, 2)
 
-    def _convolved(self) -> Tensor:
-        """sum_t w_it x_{i+t}, (B, h, T, d)."""
+    def convolved(self) -> Tensor:
+        """sum_t w_it x_{i+t}, the kernels of a one-step mixer applied to the operand, (B, h, T, d)."""
         assert self.kernels is not None
         kernels = self.kernels.values.flatten(-2)
         patches = unfold(self.operand.values, self.spec.size, self.geometry)[:, self.rows]  # (B, T, C, t)
@@ -174,8 +190,3 @@ class LayerMaps:
     def __repr__(self) -> str:
         parts = [name for name in ("weights", "static", "coefficients", "kernels") if getattr(self, name) is not None]
         return f"LayerMaps({self.name!r}, {str(self.spec)!r}, grid={self.grid}, {', '.join(parts)})"
-
-
-def is_depthwise(spec: MixerSpec) -> bool:
-    """Whether the kernel has one weight per channel, so that its dynamic part is a gate at size 1."""
-    return isinstance(spec.kernel, Depthwise)

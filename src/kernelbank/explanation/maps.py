@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernelbank.errors import InputError
-from kernelbank.explanation.layer import CHUNK, MAP, LayerMaps, is_depthwise
+from kernelbank.explanation.layer import CHUNK, MAP, LayerMaps
 from kernelbank.explanation.named import NamedTensor
 from kernelbank.nn.linears import called_modules, named_tensors
 from kernelbank.nn.mixer import Mixer
@@ -25,7 +25,18 @@ from kernelbank.ops.geometry import Geometry, geometry, pad_tokens, unfold
 from kernelbank.ops.kernel import queries
 from kernelbank.ops.mix import coefficients, generated_kernel, learned_kernel, project
 from kernelbank.ops.precision import full_precision, wide
-from kernelbank.spec import Box, Dynamic, Full, MixerSpec, Neighborhood, Own, Predict, Project, TwoStep, Window
+from kernelbank.spec import (
+    Box,
+    Depthwise,
+    Dynamic,
+    Full,
+    Neighborhood,
+    Own,
+    Predict,
+    Project,
+    TwoStep,
+    Window,
+)
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.support import seen
 
@@ -194,6 +205,7 @@ def _two_step(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerMa
         static = None if static is None else static[:, maps.rows]
     return replace(
         maps, weights=NamedTensor(a, MAP), scores=NamedTensor(scores, MAP), index=_named(index, "position", "kernel"),
+        mask=_mask(s, maps.rows, len(q)),
         values=NamedTensor(value, ("image", "head", "kernel", "channel")),
         keys=NamedTensor(key, ("image", "head", "kernel", "channel")),
         queries=NamedTensor(q[:, :, maps.rows], ("image", "head", "position", "channel")),
@@ -201,6 +213,14 @@ def _two_step(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerMa
         mixing=_named(p.get("F", p["E"]), "kernel", "mixture") if isinstance(s.spec.mix, Project) else None,
         **_positional(static, p, s, heads),
     )  # fmt: skip
+
+
+def _mask(s: Context, rows: Tensor, images: int) -> Any:
+    """What `rows` see under a mask."""
+    if s.mask is None:
+        return None
+    assert s.visible is not None
+    return _named(s.visible[:, 0, rows].expand(images, -1, -1), "image", "position", "kernel")
 
 
 def _bias(bank: TwoStepBank, images: int) -> NamedTensor | None:
@@ -289,15 +309,13 @@ def _generated(maps: LayerMaps, source: Tensor, p: Params, s: Context) -> LayerM
         weights = visible.to(kernel.dtype)
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
     static = _static(p, s, heads, rows, index)
-    if static is not None and s.mask is not None:
-        static = torch.where(s.mask[0, 0, rows], static, 0)
     values = taps.sum(-1).unflatten(-1, (s.heads, -1)).transpose(1, 2)[:, heads] if static is not None else None
     by_head = maps.operand.values[:, rows].unflatten(-1, (s.heads, -1)).transpose(1, 2)[:, heads]
-    gated = is_depthwise(s.spec) and size == 1
+    gated = isinstance(s.spec.kernel, Depthwise) and size == 1
     return replace(
         maps, kernels=_of_positions(kernel.unflatten(-1, (size, size))), weights=NamedTensor(weights, MAP),
         index=_named(index, "position", "kernel"), origin=_named(_origin(s), "kernel"),
-        values=_named(values, "image", "head", "kernel", "channel"),
+        values=_named(values, "image", "head", "kernel", "channel"), mask=_mask(s, rows, len(taps)),
         gate=NamedTensor(by_head.mean(-1), ("image", "head", "position")) if gated else None,
         bias=_named(p["bias"][None], "image", "channel") if "bias" in p else None,
         **_positional(static, p, s, heads),
@@ -328,8 +346,3 @@ def _of_positions(kernels: Tensor) -> NamedTensor:
 
 def _named(tensor: Tensor | None, *axes: str) -> Any:
     return None if tensor is None else NamedTensor(tensor.detach(), axes)
-
-
-def selects(spec: MixerSpec) -> bool:
-    """Whether the spec has weights with which positions select kernels."""
-    return isinstance(spec.kernel, TwoStep) or isinstance(spec.bank, Dynamic)

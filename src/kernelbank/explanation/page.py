@@ -30,7 +30,6 @@ MOST_WEIGHTS = 60_000_000
 COARSE, FINE = 31, 255
 LARGEST_LAYER = 1_000_000
 """Weights of one layer that are stored in 8 bits where the page exceeds `LARGEST_MAPS`; above it they have 5."""
-PREFIX_NAMES = ("class", "register 1", "register 2", "register 3", "register 4")
 SCRIPTS = ("data.js", "draw.js", "panel.js", "page.js")
 FOOTER = (
     "Weights have 8 bits and a scale per position and head. Orange is positive, blue is negative, the neutral colour "
@@ -51,11 +50,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Column:
-    """A model on the page."""
+    """A model on the page, with the names of its tokens before the grid."""
 
     label: str
     note: str
     shown: list[Shown]
+    prefix: tuple[str, ...] = ()
 
 
 class Blobs:
@@ -82,7 +82,7 @@ def render(title: str, columns: Sequence[Column]) -> str:
     weights = sum(map_size(layer) for column in columns for shown in column.shown for layer in shown.layers)
     models = [_column(column, blobs, weights <= LARGEST_MAPS) for column in columns]
     data = {
-        "models": models, "statistics": TITLES, "prefix_names": PREFIX_NAMES,
+        "models": models, "statistics": TITLES,
         "start": {"depth": max(len(model["layers"]) for model in models) // 2},
     }  # fmt: skip
     assets = files("kernelbank.explanation") / "assets"
@@ -115,7 +115,7 @@ def _column(column: Column, blobs: Blobs, small: bool) -> dict[str, Any]:
          "classes": [[name, round(share, 5)] for name, share in shown.classes]}
         for shown in column.shown
     ]  # fmt: skip
-    return {"label": column.label, "layers": layers, "images": images}
+    return {"label": column.label, "layers": layers, "images": images, "prefix": column.prefix}
 
 
 def map_size(layer: LayerMaps) -> int:
@@ -124,7 +124,7 @@ def map_size(layer: LayerMaps) -> int:
     if not isinstance(layer.spec.kernel, TwoStep) or layer.weights is None:
         return 0
     if isinstance(layer.spec.bank, Dynamic):
-        seen = visible_pairs(layer.spec.support, layer.grid, layer.prefix, layer.spec.bank.stride)
+        seen = visible_pairs(layer.spec.support, layer.grid, layer.prefix, layer.stride)
     else:
         seen = (layer.prefix + layer.grid[0] * layer.grid[1]) * layer.weights.sizes["kernel"]
     return len(layer.heads) * seen
@@ -145,7 +145,7 @@ def _shared(layer: LayerMaps, blobs: Blobs) -> dict[str, Any]:
     document: dict[str, Any] = {
         "name": layer.name, "spec": str(layer.spec), "grid": list(layer.grid), "prefix": layer.prefix,
         "heads": len(layer.heads), "size": layer.spec.size, "activation": layer.spec.text["activation"],
-        "kind": _kind(layer), "place": layer.origin is not None, "stride": _stride(layer), "notes": _notes(layer),
+        "kind": _kind(layer), "place": layer.origin is not None, "stride": layer.stride, "notes": _notes(layer),
         "rows": None, "columns": None, "table": None, "shared": None, "images": [],
     }  # fmt: skip
     if layer.index is not None:
@@ -163,11 +163,6 @@ def _shared(layer: LayerMaps, blobs: Blobs) -> dict[str, Any]:
     return document
 
 
-def _stride(layer: LayerMaps) -> int:
-    """How many positions along an axis share a kernel of a generated bank."""
-    return layer.spec.bank.stride if isinstance(layer.spec.bank, Dynamic) else 1
-
-
 def _kind(layer: LayerMaps) -> str:
     """How the page draws a layer: `map` from weights, `gate` from one number per position, `kernel` from taps."""
     if isinstance(layer.spec.kernel, TwoStep):
@@ -183,8 +178,8 @@ def _notes(layer: LayerMaps) -> list[str]:
         notes.append("one weight per channel: no position is selected")
     if layer.coefficients is None and layer.kernels is not None and layer.weights is None:
         notes.append("a static kernel, the same for every image")
-    if _stride(layer) > 1:
-        notes.append(f"a kernel for every {_stride(layer)} x {_stride(layer)} positions")
+    if layer.stride > 1:
+        notes.append(f"a kernel for every {layer.stride} x {layer.stride} positions")
     return notes
 
 

@@ -20,7 +20,7 @@ from kernelbank.explanation.figure import draw_maps, draw_statistics
 from kernelbank.explanation.page import MOST_WEIGHTS, Column, Shown, map_size, render
 from kernelbank.explanation.picture import Picture, read_picture
 from kernelbank.explanation.statistics import documents, statistics, table
-from kernelbank.explanation.subject import ExplainedModel, open_model, read_classes, top_classes
+from kernelbank.explanation.subject import ExplainedModel, open_model, prefix_names, read_classes, top_classes
 from kernelbank.files import replace_text, writable_folder
 from kernelbank.text import printable
 
@@ -113,7 +113,7 @@ def explained(subject: ExplainedModel, pictures: Sequence[Picture], layers: Laye
             explanation = explain(subject.model, _image(subject, picture)[None], layers=layers)
             classes = _classes(subject, explanation.output)
             shown.append(Shown(picture, explanation.layers, statistics(explanation), classes))
-    return Column(label, printable(subject.note), shown)
+    return Column(label, printable(subject.note), shown, prefix_names(subject.model))
 
 
 def _classes(subject: ExplainedModel, output: Any) -> list[tuple[str, float]]:

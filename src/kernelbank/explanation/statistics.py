@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernelbank.explanation.layer import CHUNK, LayerMaps
 from kernelbank.spec import TwoStep
+from kernelbank.spec.inventory import Grid
 from kernelbank.text import columns
 
 FAINT = 0.01
@@ -67,15 +68,15 @@ def statistics(layers: Iterable[LayerMaps]) -> list[HeadStatistics]:
 def _of_layer(layer: LayerMaps) -> list[HeadStatistics]:
     on_grid = [place for place, token in enumerate(layer.positions) if token >= layer.prefix]
     rows = on_grid or list(range(len(layer.positions)))
-    columns_: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     if (map_ := _map(layer)) is not None:
-        columns_ = _of_map(layer, map_, rows)
+        found = _of_map(layer, map_, rows)
     elif layer.kernels is not None and layer.spec.size > 1:
-        columns_ = _of_taps(layer, rows)
+        found = _of_taps(layer, rows)
     if (share := _static_share(layer, rows)) is not None:
-        columns_["static_share"] = share
+        found["static_share"] = share
     return [
-        HeadStatistics(layer=layer.name, head=head, **{name: float(values[place]) for name, values in columns_.items()})
+        HeadStatistics(layer=layer.name, head=head, **{name: float(values[place]) for name, values in found.items()})
         for place, head in enumerate(layer.heads)
     ]
 
@@ -96,7 +97,7 @@ def _of_map(layer: LayerMaps, map_: Tensor, rows: list[int]) -> dict[str, Tensor
         chosen = rows[start : start + CHUNK]
         a = map_[:, :, chosen]
         visible = torch.ones_like(a[:1, :1], dtype=torch.bool) if layer.visible is None \
-            else layer.visible[chosen][None, None]  # fmt: skip
+            else layer.visible[:, None, chosen]  # fmt: skip
         for name, values in _of_rows(layer, a, visible, chosen).items():
             sums[name] = sums.get(name, 0) + values.sum((0, 2))
     return {name: total / (len(map_) * len(rows)) for name, total in sums.items()}
@@ -133,20 +134,18 @@ def _distance(layer: LayerMaps, size: Tensor, rows: list[int]) -> Tensor:
         spread = size @ layer.mixing.values.abs().mT.to(size.dtype)
     kernels = layer.tokens if layer.index is None else layer.tokens[rows]
     tokens = torch.tensor([layer.positions[row] for row in rows], device=size.device)[:, None]
-    centre = _cell_centre(layer, kernels - layer.prefix)
-    at = _cell_centre(layer, tokens - layer.prefix, whole=True)
+    centre = _centre(kernels - layer.prefix, layer.grid, layer.stride)
+    at = _centre(tokens - layer.prefix, layer.grid, 1)
     far = ((at[0] - centre[0]) ** 2 + (at[1] - centre[1]) ** 2).sqrt()
     weights = torch.where((kernels >= layer.prefix) & (tokens >= layer.prefix), spread, 0)
     return (weights * far).sum(-1) / weights.sum(-1).clamp(min=torch.finfo(size.dtype).tiny)
 
 
-def _cell_centre(layer: LayerMaps, cells: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """Row and column of cells of the grid; with a stride, of the centre of the positions from there on."""
-    stride = 1 if whole else getattr(layer.spec.bank, "stride", 1)
-    height, width = layer.grid
+def _centre(cells: Tensor, grid: Grid, stride: int) -> tuple[Tensor, Tensor]:
+    """Row and column of the centre of `stride` x `stride` positions from a cell of the grid on, cut at its end."""
+    height, width = grid
     y, x = (cells // width).double(), (cells % width).double()
-    return tuple(at + ((side - at).clamp(max=stride) - 1) / 2  # type: ignore[return-value]
-                 for at, side in ((y, height), (x, width)))  # fmt: skip
+    return y + ((height - y).clamp(max=stride) - 1) / 2, x + ((width - x).clamp(max=stride) - 1) / 2
 
 
 def _cosine(layer: LayerMaps, rows: list[int]) -> Tensor:
@@ -220,12 +219,12 @@ def _static_share(layer: LayerMaps, rows: list[int]) -> Tensor | None:
     if layer.static is None:
         return torch.zeros(len(layer.heads), device=device)
     if not isinstance(layer.spec.kernel, TwoStep):
-        positional = layer._weighed(layer.static.values[None])[:, :, rows]
-        gated = layer._convolved()[:, :, rows]
+        positional = layer.weighed(layer.positional())[:, :, rows]
+        gated = layer.convolved()[:, :, rows]
         p, d = ((part**2).mean((0, 2, 3)) for part in (positional, gated))
         return p / (p + d).clamp(min=1e-30)
     assert layer.scores is not None
-    visible = layer.visible[rows] if layer.visible is not None else None
+    visible = layer.visible[:, None, rows] if layer.visible is not None else None
     p = _variance(layer.static.values[None][:, :, rows], visible)
     d = _variance(layer.scores.values[:, :, rows], visible)
     return (p / (p + d).clamp(min=1e-30)).mean((0, 2))

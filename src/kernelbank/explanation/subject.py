@@ -178,6 +178,14 @@ def _at_size(found: ExplainedModel, img_size: Grid) -> ExplainedModel:
     return replace(found, size=img_size)
 
 
+def prefix_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of a ViT's tokens before the grid, in timm's order; none for other models."""
+    kinds = {"cls_token": "class", "dist_token": "distillation"}
+    names = [name for kind, name in kinds.items() if getattr(model, kind, None) is not None]
+    registers = int(getattr(model, "num_reg_tokens", 0))
+    return (*names, *(f"register {index}" for index in range(1, registers + 1)))
+
+
 def top_classes(logits: Tensor, count: int = 5) -> list[tuple[int, float]]:
     """The classes of the largest probabilities and these, for the logits (K) of an image."""
     chances = logits.float().softmax(-1)

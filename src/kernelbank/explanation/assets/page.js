@@ -46,7 +46,7 @@ async function show(depth = state.depth, image = state.image) {
   const loaded = await Promise.all(panels.map(async ({ model }) => {
     const layer = model.layers[layerIndex(model)];
     const parts = { ...(layer.shared ? await load(layer.shared) : {}), ...(await load(layer.images[image].blob)) };
-    const view = new View({ ...layer, ...layer.images[image].meta }, parts);
+    const view = new View({ ...layer, ...layer.images[image].meta, names: model.prefix }, parts);
     return { view, image: await picture(model.images[image].src) };
   }));
   if (wanted !== `${state.depth} ${state.image}`) return;

@@ -33,7 +33,7 @@ function build(panel) {
     ? "kernels, averaged over the channels of a head" : "their effective number of kernels at this position";
   const chips = $(".chips", root);
   chips.replaceChildren(...Array.from({ length: layer.prefix }, (_, p) => {
-    const button = element("button", { type: "button" }, element("i"), DATA.prefix_names[p] ?? `token ${p}`);
+    const button = element("button", { type: "button" }, element("i"), tokenName(layer, p));
     button.addEventListener("click", () => (state.token === p ? move(state.y, state.x) : move(state.y, state.x, p)));
     return button;
   }));
@@ -213,9 +213,14 @@ function tile(canvas, values, [height, width], top, box, mark) {
   context.strokeRect(x + (mark[1] - left) * side, y + (mark[0] - up) * side, Math.max(side, 3), Math.max(side, 3));
 }
 
+// The name of a token before the grid.
+function tokenName(layer, token) {
+  return layer.names[token] ?? `prefix ${token + 1}`;
+}
+
 function placeOf(view, token, width = view.width) {
   const { prefix } = view.layer;
-  if (token < prefix) return `the ${DATA.prefix_names[token] ?? `token ${token}`} token`;
+  if (token < prefix) return `the ${tokenName(view.layer, token)} token`;
   return `row ${Math.floor((token - prefix) / width) + 1}, column ${((token - prefix) % width) + 1}`;
 }
 
