@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernelbank.studies.study import Study, activation_rows
 
 # label, activation, what it isolates. Every one of the eight subsets of the three roles has a row.
-ROWS = (
+ROLE_ROWS = (
     ("softmax", "softmax", "all three roles: exp is not linear, l1 normalises and lets the kernels communicate"),
     ("identity", "identity,count", "no role: the two steps fuse into one linear kernel (1/n keeps the scale)"),
     ("relu", "relu,count", "non-linearity alone, as ConvNets have it"),
@@ -21,11 +21,25 @@ ROWS = (
 )
 
 
-def softmax() -> Study:
-    """Twelve pipelines in `vit_relpos` and in `swin` with windows of half the 4 x 4 grid.
+# Without the division by the number of kernels: whether this scale, which is not a role, does the work.
+RAW_ROWS = (
+    ("identity-raw", "identity", "no role and no scale"),
+    ("relu-raw", "relu", "non-linearity alone, without a scale"),
+    ("exp-raw", "exp", "softmax's non-linearity, without a scale"),
+)
+ABSOLUTE_ROWS = (
+    ("softmax-absolute", "softmax", "softmax with the positions of the host's trunk alone"),
+    ("relu-absolute", "relu,count", "ReLU with the positions of the host's trunk alone"),
+    ("layernorm-absolute", "layernorm,count", "LayerNorm with the positions of the host's trunk alone"),
+)
 
-    The design is a full factorial over the three roles that section 5.2 names (the role columns of the table are
-    derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
+
+def softmax() -> Study:
+    """Twelve pipelines with relative positions, three of them without their scale, and three with the positions of the
+    host's trunk alone.
+
+    The first twelve are a full factorial over the three roles that section 5.2 names (the role columns of the table
+    are derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
     """
     return Study(
         name="softmax",
@@ -35,6 +49,5 @@ def softmax() -> Study:
             "With relative positions, can ReLU or LayerNorm replace it, and do they converge faster?",
         ),
         baseline="softmax",
-        rows=activation_rows(ROWS),
-        quick=("softmax", "identity", "relu", "layernorm"),
+        rows=activation_rows(ROLE_ROWS + RAW_ROWS) + activation_rows(ABSOLUTE_ROWS, position="none"),
     )

@@ -50,15 +50,20 @@ class DataOptions:
     """Processes that read images, per training process."""
     max_broken: float = 1e-3
     """The share of images that may be unreadable before the run stops."""
+    train_images: int | None = None
+    """Train on so many images, an equal share of every class, chosen by hash of the file name. Default: all."""
 
     def check(self, verb: str) -> None:
         """Raise UsageError for a value that cannot be used."""
         if self.data is None:
             raise UsageError(verb, "--data is missing; expected a data set by name, a folder or an archive")
-        _at_least(verb, self, img_size=1, workers=0, max_broken=0)
+        _at_least(verb, self, img_size=1, workers=0, max_broken=0, train_images=1)
         if self.data in NAMED_DATA and self.img_size is not None:
             raise UsageError(verb, f"invalid --img-size={self.img_size} with --data {self.data}; expected none, since "
                                    "its images are in memory at their own size")  # fmt: skip
+        if self.data in NAMED_DATA and self.train_images is not None:
+            raise UsageError(verb, f"invalid --train-images={self.train_images} with --data {self.data}; expected "
+                                   "none, since its images have no file names")  # fmt: skip
 
     @property
     def cache_folder(self) -> Path:

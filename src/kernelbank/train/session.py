@@ -34,7 +34,7 @@ from kernelbank.train.run_weights import write_weights
 from kernelbank.train.runs import OUTPUTS, Log, RunFolder
 from kernelbank.train.signals import StopRequest, stop_on_signal
 from kernelbank.train.sources import enlargement, initial_weights, model_spec, open_dataset
-from kernelbank.train.tracking import tracking
+from kernelbank.train.tracking import Track, tracking
 
 IDENTITY = ("model", "start", "data", "recipe", "seed")
 """What a resumed run must share with the run in its folder."""
@@ -65,6 +65,22 @@ class Hooks:
     on_epoch: Callable[[EpochResult, bool], None] | None = None
     on_step: Callable[[StepReport], None] | None = None
     stop: Callable[[], bool] | None = None
+
+    def tracked(self, track: Track | None) -> Hooks:
+        """These hooks, which also tell `track` the numbers of every epoch that was trained here."""
+        if track is None:
+            return self
+        count = 0
+
+        def on_epoch(result: EpochResult, restored: bool) -> None:
+            nonlocal count
+            count += 1
+            if self.on_epoch:
+                self.on_epoch(result, restored)
+            if not restored:
+                track({name: value for name, value in asdict(result).items() if value is not None}, count)
+
+        return replace(self, on_epoch=on_epoch)
 
 
 def train_and_test(

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from kernelbank.data.assemble import with_fewer
 from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import FileSplit, Loading
 from kernelbank.data.load import NAMED_DATA, open_data
@@ -36,9 +37,10 @@ def open_dataset(model: str, options: DataOptions, crop_pct: float, engine: Engi
         size=size, mean=mean, std=std, crop_pct=crop_pct, workers=workers, max_broken=options.max_broken
     )  # fmt: skip
     with engine.accelerator.local_main_process_first(), _unpacking(console, engine.main) as progress:
-        return open_data(
+        data = open_data(
             options.data, loading, cache=options.cache_folder, download=options.download, progress=progress
         )
+    return data if options.train_images is None else with_fewer(data, options.train_images)
 
 
 @contextmanager
