@@ -41,6 +41,7 @@ def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: s
         num_classes=len(train.classes),
         in_chans=loading.size[0],
         img_size=loading.size[1:],
+        images="files",
     )
 
 

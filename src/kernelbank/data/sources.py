@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,21 @@ class ReaderSource:
     def name(self, row: int) -> str:
         return str(self.reader.filename(row))
 
+    def state(self) -> str | None:
+        """The names, sizes and times of the files; None for images inside archives of their own."""
+        digest = hashlib.sha256()
+        for row in range(len(self)):
+            if (path := self._path(row)) is None:
+                return None
+            try:
+                stat = os.stat(path)
+            except OSError:
+                return None
+            digest.update(
+                f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape")
+            )
+        return digest.hexdigest()
+
     def _path(self, row: int) -> Path | None:
         """The file of an image in a folder; None for one inside an archive."""
         samples = getattr(self.reader, "samples", None)
@@ -73,6 +89,9 @@ class MapSource:
 
     def name(self, row: int) -> str:
         return f"{type(self.images).__name__}/{row}"
+
+    def state(self) -> None:
+        """Unknown: where the library keeps its files is its own affair."""
 
 
 # ---- the sources -------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from kernelbank.data.augment import Augmentation
 from kernelbank.data.dataset import Dataset
 from kernelbank.model import ModelSpec, TimmTrunk
 from kernelbank.nn.build import build_backbone
@@ -109,7 +109,7 @@ def execute(run: Run, conditions: Conditions, folder: Path, hooks: Hooks) -> Run
     trackers = folder / "trackers" / run.key
     engine = Engine(conditions.hardware, conditions.trackers, trackers if conditions.trackers else None)
     with one_thread() if engine.device.type == "cpu" else nullcontext():
-        data = dataset(run.model.name, conditions, run.recipe.crop_pct, run.recipe.augmentation)
+        data = dataset(run.model.name, conditions, run.recipe)
         model = build(run)
         record = begin_record(
             study=run.study, row=run.row, model=model, spec=run.model, recipe=run.recipe, data=data, seed=run.seed,
@@ -128,9 +128,10 @@ def execute(run: Run, conditions: Conditions, folder: Path, hooks: Hooks) -> Run
 
 
 @cache
-def dataset(name: str, conditions: Conditions, crop_pct: float, augment: Augmentation) -> Dataset:
+def dataset(name: str, conditions: Conditions, recipe: Recipe) -> Dataset:
     """The data as the model `name` sees them, opened once in a process. Raises InputError."""
-    return open_dataset(name, conditions.source, crop_pct, Engine(conditions.hardware), Console(stderr=True))
+    console = Console(stderr=True, quiet=parent_process() is not None)  # one process shows how far it is
+    return open_dataset(name, conditions.source, recipe, Engine(conditions.hardware), console)
 
 
 def build(run: Run) -> torch.nn.Module:

@@ -94,9 +94,9 @@ def open_hosts(study: Study, setup: Setup, notify: Callable[[str], None]) -> lis
     hosts = []
     for name, cells in setup.hosts:
         conditions, recipe = setup.conditions, setup.recipe
-        data = dataset(name, conditions, recipe.crop_pct, recipe.augmentation)
+        data = dataset(name, conditions, recipe)
         model = host_model(name, setup.model_args, conditions.source, data, recipe)
-        for note in enlargement(data, conditions.source):
+        for note in (*data.notes, *enlargement(data, conditions.source)):
             notify(note)
         hosts.append(Host(with_rows(model, cells, rows), data))
     return hosts

@@ -52,12 +52,15 @@ class DataOptions:
     """The share of images that may be unreadable before the run stops."""
     train_images: int | None = None
     """Train on so many images, an equal share of every class, chosen by hash of the file name. Default: all."""
+    memory_share: float = 0.1
+    """The share of the device's memory that decoded images may take. Images that fit, are of one size and have an
+    augmentation that runs by the batch live there; 0: all images are read from files."""
 
     def check(self, verb: str) -> None:
         """Raise UsageError for a value that cannot be used."""
         if self.data is None:
             raise UsageError(verb, "--data is missing; expected a data set by name, a folder or an archive")
-        _at_least(verb, self, img_size=1, workers=0, max_broken=0, train_images=1)
+        _at_least(verb, self, img_size=1, workers=0, max_broken=0, train_images=1, memory_share=0)
         if self.data in NAMED_DATA and self.img_size is not None:
             raise UsageError(verb, f"invalid --img-size={self.img_size} with --data {self.data}; expected none, since "
                                    "its images are in memory at their own size")  # fmt: skip

@@ -54,7 +54,7 @@ def begin_record(
         study=study, row=row, model=spec, recipe=json.loads(json.dumps(asdict(recipe))), data=data.identity, seed=seed,
         code=CodeIdentity.here(), machine=MachineIdentity.here(torch.get_num_threads(), gpu, engine.part.world),
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=multiply_adds(model, spec, data.img_size),
+        macs=multiply_adds(model, spec, data.img_size), images=data.images,
     )  # fmt: skip
 
 
@@ -200,7 +200,7 @@ class Session:
 
     def _train(self) -> int:
         options, engine, recipe = self.options, self.engine, self.recipe
-        data = open_dataset(options.model, options.source, recipe.crop_pct, engine, self.console)
+        data = open_dataset(options.model, options.source, recipe, engine, self.console)
         spec = model_spec(options.model, options.weights, options.source, data, "train")
         spec = replace(
             spec, dropout=replace(spec.dropout, drop_path_rate=recipe.drop_path or spec.dropout.drop_path_rate)
@@ -267,7 +267,7 @@ class Session:
         processes = f"{world} processes, {options.hardware.parallel}" if world > 1 else "one process"
         where = f"{engine.device.type}, {processes}, {engine.accelerator.mixed_precision.replace('no', 'float32')}"
         mixer = f" mixer {record.mixer!r}" if record.mixer else ""
-        for note in [*notes, *enlargement(data, options.source)]:
+        for note in [*notes, *data.notes, *enlargement(data, options.source)]:
             shown.say(note)
         shown.say(f"{record.model.name}{mixer}: {record.params / 1e6:.2f} M parameters, {record.macs / 1e9:.3g} G "
                   "multiply-adds")  # fmt: skip
