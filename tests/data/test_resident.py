@@ -80,7 +80,9 @@ def test_draws_have_the_moments_that_they_should() -> None:
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(16, 16), (40, 28), (24, 20)])
 def test_a_crop_is_resized_as_pillow_does(name: str, size: tuple[int, int]) -> None:
-    images, augment = pixels(64), replace(AUGMENT, interpolation=name, flip=0.0)  # type: ignore[arg-type]
+    """On grey levels that the filters do not push out of range, where Pillow cuts them off between its two passes."""
+    images = pixels(64) // 3 + 85
+    augment = replace(AUGMENT, interpolation=name, flip=0.0)  # type: ignore[arg-type]
     boxes = crops(SEEDS[:64], (24, 20), augment)
     found, apart = augmented(images, SEEDS[:64], augment, size, PLAIN) * 255, list[float]()
     for index, image in enumerate(images):
@@ -90,9 +92,8 @@ def test_a_crop_is_resized_as_pillow_does(name: str, size: tuple[int, int]) -> N
         expected = np.asarray(vision.resized_crop(picture, top, left, height, width, list(size), mode), np.float32)
         distance = (found[index].permute(1, 2, 0) - torch.from_numpy(expected)).abs()
         apart.append((distance > 0.01).float().mean().item())
-        assert distance.max() < 2.01  # a level in each of two passes
-    # Pillow rounds its filters to 22 bits, which decides levels that lie half-way between two
-    assert sum(apart) / len(apart) < 0.03
+        assert distance.max() < 1.01
+    assert sum(apart) / len(apart) < 0.25  # Pillow rounds between its passes
 
 
 def test_crops_and_flips_are_distributed_as_timms() -> None:

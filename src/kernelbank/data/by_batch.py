@@ -68,9 +68,9 @@ def augmented(
     columns = resampling(boxes.left, boxes.width, width, size[1], cubic)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     rows = resampling(boxes.top, boxes.height, height, size[0], cubic)
-    # Pillow resizes along the width first, and keeps whole grey levels in between
-    halfway = _grey(images_BCHW.float() @ columns[:, None].transpose(-1, -2))
-    images = (_grey(rows[:, None] @ halfway) / 255 - mean_std[0]) / mean_std[1]
+    # Pillow keeps whole grey levels between the two axes too, in an order that its versions choose differently
+    resized = rows[:, None] @ images_BCHW.float() @ columns[:, None].transpose(-1, -2)
+    images = (_grey(resized) / 255 - mean_std[0]) / mean_std[1]
     return erased(images, seeds_B, augment) if augment.erase else images
 
 
