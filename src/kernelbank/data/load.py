@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 NAMED_DATA: dict[str, str] = {"digits": "kernelbank.data.digits:digits"}
 """Data sets in memory: name -> module:function that returns it."""
 SOURCES: dict[str, str] = {
+    "cifar10": "kernelbank.data.cifar10:open_cifar10",
     "torch": "kernelbank.data.sources:open_torchvision",
     "hfds": "kernelbank.data.sources:open_hugging_face",
     "wds": "kernelbank.data.shards:open_shards",
 }
-"""Data sets of libraries: the prefix before the first slash -> module:function of `Request`. Anything else is a
-path."""
-PREFIXES = tuple(SOURCES)
+"""Data sets and libraries of them: the prefix before the first slash -> module:function of `open_path`'s signature.
+Anything else is a path."""
+SHOWN = ("cifar10[/PATH]", "torch/NAME", "hfds/NAME", "wds/PATH")
+"""How the names of `SOURCES` are written."""
 _PATH = "kernelbank.data.sources:open_path"
 
 
@@ -45,7 +47,8 @@ def open_data(
     text: str, loading: Loading, *, cache: Path, download: bool = False, progress: Progress | None = None
 ) -> Dataset:
     """The data set named by `text`: a name in memory (digits), a folder or an archive of train/CLASS/IMAGE, val and
-    test likewise, ``torch/NAME`` (torchvision), ``hfds/NAME`` (Hugging Face) or ``wds/PATH`` (WebDataset shards).
+    test likewise, ``cifar10`` and ``cifar10/PATH``, ``torch/NAME`` (torchvision), ``hfds/NAME`` (Hugging Face) or
+    ``wds/PATH`` (WebDataset shards).
 
     An archive is unpacked once below `cache`. A tenth of every training class, by hash of the file name, becomes the
     validation split where there is none. Raises InputError.

@@ -19,7 +19,7 @@ from kernelbank.data.archive import Progress, is_archive, unpacked
 from kernelbank.data.assemble import assemble
 from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import Loading
-from kernelbank.data.load import NAMED_DATA, PREFIXES
+from kernelbank.data.load import NAMED_DATA, SHOWN
 from kernelbank.errors import InputError, require
 from kernelbank.text import suggest
 
@@ -103,7 +103,7 @@ def open_path(text: str, loading: Loading, *, cache: Path, progress: Progress | 
     if not path.exists():
         raise InputError(
             f"data: {text!r} is not a data set and not a path{suggest(text, NAMED_DATA)}; expected one of "
-            f"{', '.join(NAMED_DATA)}, a folder, a tar archive, {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
+            f"{', '.join(NAMED_DATA)}, a folder, a tar archive, {', '.join(SHOWN)}"
         )
     digest = None
     if is_archive(path):

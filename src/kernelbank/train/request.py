@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from kernelbank.data.load import NAMED_DATA, PREFIXES
+from kernelbank.data.load import NAMED_DATA, SHOWN
 from kernelbank.errors import UsageError
 from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipe import Recipe
@@ -33,9 +33,7 @@ def _at_least(verb: str, options: object, **least: float) -> None:
 class DataOptions:
     """Where images come from and how they are read."""
 
-    data: Annotated[
-        str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *(f"{p}/NAME" for p in PREFIXES)]))
-    ] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *SHOWN]))] = None
     """A data set by name, or a folder or tar archive of train/CLASS/IMAGE, val and test likewise."""
     img_size: int | None = None
     """Height and width of the images that the model sees. Default: the data's if they are in memory, else the
