@@ -60,6 +60,8 @@ class Options:
     """Runs at a time, each in a process of its own; the numbers do not depend on it."""
     shard: Annotated[str | None, _shown("K/N", "all runs")] = None
     """Run share K of N of the runs, for a scheduler; shards write into one folder."""
+    on: Annotated[str | None, _shown("ray|ray://HOST:PORT", "this machine")] = None
+    """Run on a Ray cluster, a task for each run: the one that Ray finds, or the one at an address."""
     json: bool = False
     """Print the table as JSON."""
     tracker: Annotated[
@@ -81,6 +83,8 @@ def main(argv: list[str]) -> int:
     require("study", "train,report", *NEEDED)
     for name in options.tracker:
         require(f"tracker {name}", name, name)
+    if options.on is not None:
+        require(f"--on {options.on}", "ray", "ray")
     tell_scaled_warmup("study", argv, options.recipe, options.settings)
     session = import_module("kernelbank.studies.session")  # torch, timm and scikit-learn take seconds to import
     run = import_module("kernelbank.studies.run")
@@ -92,6 +96,7 @@ def main(argv: list[str]) -> int:
         recipe=options.settings,
         conditions=run.Conditions(source=options.source, hardware=options.hardware, trackers=options.tracker),
         jobs=options.jobs,
+        cluster=options.on,
         shard=WHOLE if options.shard is None else Shard.parse(options.shard),
     )
     if options.dry_run:
@@ -171,3 +176,5 @@ def _check(options: Options, study: Study, design: Design) -> None:
         check_seed("study", seed)
     if options.shard is not None:
         Shard.parse(options.shard)
+    if options.on is not None and options.on != "ray" and not options.on.startswith("ray://"):
+        raise UsageError("study", f"invalid --on={options.on}; expected ray or ray://HOST:PORT")

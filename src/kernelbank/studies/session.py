@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "check
 class Setup:
     """What of a study is run: its hosts (model and cells changed in it, constructor's arguments of all), rows and
     seeds, by which recipe, under which conditions; how many runs at a time (None: one on each GPU; on a CPU two, or
-    one on one core), and which shard of the runs."""
+    one on one core), or on which Ray cluster (its address), and which shard of the runs."""
 
     hosts: tuple[tuple[str, str], ...]
     rows: tuple[str, ...]
@@ -47,6 +48,7 @@ class Setup:
     conditions: Conditions
     model_args: tuple[str, ...] = ()
     jobs: int | None = None
+    cluster: str | None = None
     shard: Shard = field(default_factory=lambda: WHOLE)
 
 
@@ -131,7 +133,11 @@ def _run_missing(
 ) -> None:
     crew = crew_for(setup)
     try:
-        run_all(missing, shared_out(setup.conditions, crew), folder, crew, sink, request)
+        if setup.cluster is not None:
+            run_on_ray = import_module("kernelbank.studies.cluster").run_on_ray  # an extra
+            run_on_ray(missing, setup.conditions, folder, setup.cluster, sink, request)
+        else:
+            run_all(missing, shared_out(setup.conditions, crew), folder, crew, sink, request)
     except WorkerError as error:
         again = "finished runs are recorded, and the same command goes on from there"
         raise WorkerError(f"{error}; {again}", error.detail) from None
