@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ from kernelbank.data.images import BrokenImagesError, Loading
 from kernelbank.data.load import open_data
 from kernelbank.data.order import Part, Share, in_order
 from kernelbank.data.resident import ResidentSplit, on_device
+from kernelbank.nn.build import build_backbone
+from kernelbank.train.engine import Engine
+from kernelbank.train.hardware import Hardware
+from kernelbank.train.loop import Stopped, train
+from kernelbank.train.recipe import Recipe
+from kernelbank.zoo import SMALL
 
 AUGMENT = Augmentation(scale=(0.3, 1.0), ratio=(0.75, 4 / 3), flip=0.5)
 PLAIN = (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
@@ -234,3 +240,23 @@ def test_broken_images_are_replaced_in_training_and_left_out_of_evaluation(
 
 def test_the_memory_of_the_processor_is_all_of_it() -> None:
     assert resident.memory(torch.device("cpu")) > 2**28
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
+    data = placed(folder(tmp_path), replace(AUGMENT, erase=0.3))
+    recipe = Recipe(epochs=2, batch_size=8, lr=4e-3, lr_batch=8, weight_decay=0.05, mixup=0.4, drop_path=0.1,
+                    **asdict(replace(AUGMENT, erase=0.3)))  # fmt: skip
+    spec = replace(SMALL["plain"], img_size=(16, 16), in_chans=3, num_classes=2)
+
+    def trained(checkpoint: Path, stop_after: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model, asked = build_backbone(spec), iter(range(10**6))
+        try:
+            train(model, data, recipe, seed=3, engine=Engine(Hardware(device="cpu")), checkpoint=checkpoint,
+                  stop=lambda: next(asked) >= stop_after)  # fmt: skip
+        except Stopped:
+            return trained(checkpoint, 10**6)
+        return model.state_dict()
+
+    whole, stopped = trained(tmp_path / "a.safetensors", 10**6), trained(tmp_path / "b.safetensors", 1)
+    assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())

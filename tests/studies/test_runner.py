@@ -189,6 +189,39 @@ def test_a_killed_study_ends_with_the_same_numbers(whole: Path, tmp_path: Path) 
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.broken"))
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_sigterm_stops_a_study_with_checkpoints(whole: Path, tmp_path: Path, jobs: str) -> None:
+    words = [sys.executable, "-m", "kernelbank", *WORDS, "--out", str(tmp_path), "--jobs", jobs]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **path_env()}, text=True
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("checkpoints/*.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "the same command goes on from here" in told and "Traceback" not in told
+    kept = list(tmp_path.glob("checkpoints/*.safetensors")) + list(tmp_path.glob("records/*.json"))
+    assert kept and len(list(tmp_path.glob("records/*.json"))) < 2
+    assert study(tmp_path) == 0
+    assert numbers(tmp_path) == numbers(whole)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_train_every_run_together(whole: Path, tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kernelbank", *WORDS]
+    done = subprocess.run([sys.executable, *words, "--out", str(tmp_path)], check=False, capture_output=True, text=True,
+                          env={**os.environ, **path_env(), "OMP_NUM_THREADS": "1"}, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 runs, 0 finished before") == 1 and done.stdout.count("table.md") == 1
+    found = {path.name: RunRecord.load(path) for path in (tmp_path / "records").iterdir()}
+    alone = {path.name: RunRecord.load(path) for path in (whole / "records").glob("*.json")}
+    assert found.keys() == alone.keys() and {record.machine.processes for record in found.values()} == {2}
+    for name, record in found.items():
+        assert record.epochs[-1].train_loss == pytest.approx(alone[name].epochs[-1].train_loss, rel=1e-3)
+
+
 def path_env() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,8 +38,8 @@ def starting_recipe(argv: list[str], name: str, changes: Mapping[str, Any] | Non
 
 def tell_scaled_warmup(verb: str, argv: list[str], name: str, recipe: Recipe) -> None:
     """A line on stderr where `starting_recipe` scaled the warm-up."""
-    before = published(name).recipe
-    if recipe.epochs <= before.warmup_epochs and option_value(argv, "--warmup-epochs") is None:
+    before, first = published(name).recipe, os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
+    if first and recipe.epochs <= before.warmup_epochs and option_value(argv, "--warmup-epochs") is None:
         print(f"kernelbank {verb}: the warm-up takes {recipe.warmup_epochs} of {recipe.epochs} epochs, since the "
               f"{before.warmup_epochs} of recipe {name} do not fit; --warmup-epochs sets another number",
               file=sys.stderr)  # fmt: skip
