@@ -100,6 +100,25 @@ def test_the_position_row_is_the_positional_term_of_depthwise_attention() -> Non
         torch.testing.assert_close(static(x), whole(x), atol=1e-12, rtol=1e-12)
 
 
+def test_kinds_of_normalisation_communication_and_non_linearity_are_crossed() -> None:
+    """The factorial of the design on natural images: which cells have a row."""
+    study, cells = STUDIES["softmax"](), {}
+    for label in study.labels:
+        if label.endswith(("-raw", "-absolute", "-scaled")):
+            continue
+        spec = in_host(study, label, "plain32").stages[0].mixer
+        steps = {step.name for step in spec.activation}
+        kind = "batchnorm" if "batchnorm" in steps else "rmsnorm" if steps & {"rmsnorm", "layernorm"} else "none"
+        wave = "exp" if "exp" in steps else "relu" if "relu" in steps else "identity"
+        if not steps & {"l1", "sigmoid"}:
+            cells.setdefault((kind, "communication" in spec.roles, wave), label)
+    missing = {(k, c, w) for k in ("none", "batchnorm", "rmsnorm") for c in (False, True)
+               for w in ("identity", "relu", "exp")} - set(cells)  # fmt: skip
+    assert len(cells) == 14 and missing == {
+        ("batchnorm", True, "relu"), ("batchnorm", True, "exp"), ("rmsnorm", False, "relu"), ("rmsnorm", False, "exp"),
+    }  # fmt: skip
+
+
 def test_words_of_a_row_follow_the_host() -> None:
     row = StudyRow("x", "", "support={window} kernel=depthwise mix=mean activation=none size=3")
     for model, expected in (("vit_kb_small_patch16_224", "window(7, alternate)"), ("plain32", "window(4, alternate)"),

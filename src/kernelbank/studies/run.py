@@ -107,6 +107,8 @@ def execute(run: Run, conditions: Conditions, folder: Path, hooks: Hooks) -> Run
     """
     checkpoint = run.checkpoint_path(folder)
     trackers = folder / "trackers" / run.key
+    if conditions.trackers:
+        trackers.mkdir(parents=True, exist_ok=True)
     engine = Engine(conditions.hardware, conditions.trackers, trackers if conditions.trackers else None)
     with one_thread() if engine.device.type == "cpu" else nullcontext():
         data = dataset(run.model.name, conditions, run.recipe)

@@ -27,6 +27,17 @@ RAW_ROWS = (
     ("relu-raw", "relu", "non-linearity alone, without a scale"),
     ("exp-raw", "exp", "softmax's non-linearity, without a scale"),
 )
+# With the rows above: normalisation (none, batchnorm, rmsnorm) by communication (no, yes) by non-linearity (identity,
+# relu, exp). An rmsnorm over the kernels lets them communicate, over the positions it does not.
+FACTORIAL_ROWS = (
+    ("center-exp", "center,exp,count", "communication and softmax's non-linearity"),
+    ("batchnorm-relu", "batchnorm,relu,count", "normalisation by batch statistics and non-linearity"),
+    ("batchnorm-exp", "batchnorm,exp,count", "normalisation by batch statistics and softmax's non-linearity"),
+    ("center-batchnorm", "center,batchnorm,count", "communication, and normalisation by batch statistics"),
+    ("rmsnorm-positions", "rmsnorm@positions,count", "normalisation alone: over the positions that see a kernel"),
+    ("layernorm-relu", "layernorm,relu,count", "all three roles: LayerNorm over kernels, then ReLU"),
+    ("layernorm-exp", "layernorm,exp,count", "all three roles: LayerNorm over kernels, then exp"),
+)
 ABSOLUTE_ROWS = (
     ("softmax-absolute", "softmax", "softmax with the positions of the host's trunk alone"),
     ("relu-absolute", "relu,count", "ReLU with the positions of the host's trunk alone"),
@@ -35,11 +46,11 @@ ABSOLUTE_ROWS = (
 
 
 def softmax() -> Study:
-    """Twelve pipelines with relative positions, three of them without their scale, and three with the positions of the
-    host's trunk alone.
+    """Pipelines with relative positions, and three with the positions of the host's trunk alone.
 
     The first twelve are a full factorial over the three roles that section 5.2 names (the role columns of the table
     are derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
+    The others drop the division by the number of kernels, or tell kinds of normalisation and non-linearity apart.
     """
     return Study(
         name="softmax",
@@ -49,5 +60,5 @@ def softmax() -> Study:
             "With relative positions, can ReLU or LayerNorm replace it, and do they converge faster?",
         ),
         baseline="softmax",
-        rows=activation_rows(ROLE_ROWS + RAW_ROWS) + activation_rows(ABSOLUTE_ROWS, position="none"),
+        rows=activation_rows(ROLE_ROWS + RAW_ROWS + FACTORIAL_ROWS) + activation_rows(ABSOLUTE_ROWS, position="none"),
     )
