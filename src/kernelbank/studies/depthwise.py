@@ -16,7 +16,7 @@ def depthwise() -> Study:
     With A the mean over the kernels seen, depth-wise self-attention is o_i = q_i * A(k) + sum_j p_ij k_j: a gate
     per channel and a positional term. ``gate`` is the first term alone (position=none). ``position`` is the second
     alone, and exactly so: k is a 1 x 1 conv of the input and p depends on i - j and the head only, so the term is a
-    static convolution, one kernel per head, as large as the offsets of the grid (design 1.6). The row has a bias
+    static convolution, one kernel per head, as large as the offsets of the grid. The row has a bias
     more than the table and is drawn as a convolution is, not as a table.
     """
     rows = (
