@@ -65,3 +65,11 @@ def _default_device(request: pytest.FixtureRequest, device: str) -> Iterator[Non
         return
     with torch.device(device):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home of its own, so that no test writes into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -143,7 +143,9 @@ def _cpu() -> str:
 class RunRecord:
     """One run of a study (`row` is its row) or of ``kernelbank train`` (`study` is ``train``, `row` the name of its
     folder). `model` is the model as it was trained, with the mixers it had in the end. `macs` are the multiply-adds of
-    one image in closed form, all products counted (`analysis.cost`); `linear_form` is how linear layers were computed.
+    one image in closed form, all products counted (`analysis.cost`); `linear_form` is how linear layers were computed,
+    `images` where training images were augmented: as they were read from ``files``, or by the batch on the ``device``
+    (None: in memory).
     `test_*` are read once, after the last epoch. A run that diverged has a `failure`, the epochs before it, and no test
     numbers."""
 
@@ -162,6 +164,7 @@ class RunRecord:
     test_top1: float | None = None
     failure: str | None = None
     linear_form: str = "linear"
+    images: str | None = None
 
     @property
     def mixer(self) -> str:

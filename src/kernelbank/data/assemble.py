@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,4 +42,24 @@ def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: s
         num_classes=len(train.classes),
         in_chans=loading.size[0],
         img_size=loading.size[1:],
+        images="files",
     )
+
+
+def with_fewer(data: Dataset, count: int) -> Dataset:
+    """`data` with `count` training images, as many of every class as it has a share of them, those whose names have the
+    lowest SHA-256: a smaller number takes a part of what a larger one takes. Raises InputError for more than there are.
+    """
+    split = data.train
+    assert isinstance(split, FileSplit)  # data sets in memory have no names; the options refuse them
+    if count > len(split):
+        raise InputError(f"invalid train_images={count} of {data.name}; expected at most {len(split)}")
+    names = [split.source.name(int(row)) for row in split.rows]
+    labels = np.asarray(split.source.labels)[split.rows]
+    digests = np.array([hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest() for name in names])
+    position = np.empty(len(names))  # the k-th of the n images of its class stands at (k + 1/2) / n
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        position[members[np.argsort(digests[members], kind="stable")]] = (np.arange(len(members)) + 0.5) / len(members)
+    chosen = np.sort(np.argsort(position, kind="stable")[:count])
+    return replace(data, train=FileSplit(split.source, split.rows[chosen], split.loading))

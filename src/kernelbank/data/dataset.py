@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -53,7 +53,9 @@ class TensorSplit:
 @dataclass(frozen=True)
 class Dataset:
     """A data set whose splits never change. `sha256` pins them: it is over the raw arrays split by split, over the
-    archive that images were unpacked from, or over the files' names and labels."""
+    archive that images were unpacked from, or over the files' names and labels. `images` says where training images are
+    augmented: one by one as they are read from files, or by the batch on the device; None for a data set in memory.
+    `notes` are lines for the user."""
 
     name: str
     sha256: str
@@ -63,6 +65,8 @@ class Dataset:
     num_classes: int
     in_chans: int
     img_size: tuple[int, int]
+    images: Literal["files", "device"] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> DataIdentity:
@@ -77,7 +81,10 @@ def shifted(images_NCHW: Tensor, most: int, seeds: Tensor) -> Tensor:
     padded = F.pad(images_NCHW, (most,) * 4, mode="replicate")
     ways = 2 * most + 1
     dy, dx = seeds % ways, seeds // ways % ways
-    rows = dy[:, None] + torch.arange(height)  # (N, H): the rows of the padded image that each image keeps
-    columns = dx[:, None] + torch.arange(width)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    device = images_NCHW.device
+    rows = dy[:, None] + torch.arange(height, device=device)  # (N, H): of the padded image
+    columns = dx[:, None] + torch.arange(width, device=device)
+    picked = padded.permute(0, 2, 3, 1)[
+        torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]
+    ]
     return picked.permute(0, 3, 1, 2).contiguous()

@@ -54,6 +54,10 @@ class Source(Protocol):
 
     def name(self, row: int) -> str: ...
 
+    def state(self) -> str | None:
+        """What changes whenever the files do; None where this cannot be told."""
+        ...
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -101,15 +105,20 @@ class FileSplit:
         return height, width
 
     def _note(self, row: int) -> None:
-        if row in self.broken:
-            return
-        self.broken[row] = self.source.name(int(self.rows[row]))
-        log.warning("broken image %s (%d of %d)", self.broken[row], len(self.broken), len(self))
-        if len(self.broken) > self.loading.max_broken * len(self):
-            raise BrokenImagesError(
-                f"data: {len(self.broken)} of {len(self)} images cannot be read, more than the share of "
-                f"{self.loading.max_broken:g} that max_broken allows; the first is {next(iter(self.broken.values()))}"
-            )
+        if row not in self.broken:
+            note_broken(self.broken, row, self.source.name(int(self.rows[row])), len(self), self.loading.max_broken)
+
+
+def note_broken(broken: dict[int, str], row: int, name: str, count: int, most: float) -> None:
+    """Add an unreadable image of a split of `count` to `broken`, and log it. Raises BrokenImagesError for more than
+    the share `most`."""
+    broken[row] = name
+    log.warning("broken image %s (%d of %d)", name, len(broken), count)
+    if len(broken) > most * count:
+        raise BrokenImagesError(
+            f"data: {len(broken)} of {count} images cannot be read, more than the share of {most:g} that max_broken "
+            f"allows; the first is {next(iter(broken.values()))}"
+        )
 
 
 class _Images(MapDataset[tuple[Tensor, int, int]]):
@@ -136,10 +145,16 @@ class _Images(MapDataset[tuple[Tensor, int, int]]):
 
     def _open(self, row: int) -> tuple[Image.Image, int] | None:
         at = int(self.rows[row])
-        try:
-            return self.source.open(at).convert("RGB" if self.size[0] == 3 else "L"), int(self.source.labels[at])
-        except BROKEN:
-            return None
+        image = opened(self.source, at, self.size[0])
+        return None if image is None else (image, int(self.source.labels[at]))
+
+
+def opened(source: Source, row: int, channels: int) -> Image.Image | None:
+    """An image in colour or grey; None where it cannot be read."""
+    try:
+        return source.open(row).convert("RGB" if channels == 3 else "L")
+    except BROKEN:
+        return None
 
 
 @dataclass

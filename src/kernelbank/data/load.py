@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 NAMED_DATA: dict[str, str] = {"digits": "kernelbank.data.digits:digits"}
 """Data sets in memory, from the name to the module:function that returns it."""
 SOURCES: dict[str, str] = {
+    "cifar10": "kernelbank.data.cifar10:open_cifar10",
     "torch": "kernelbank.data.sources:open_torchvision",
     "hfds": "kernelbank.data.sources:open_hugging_face",
     "wds": "kernelbank.data.shards:open_shards",
 }
-"""Data sets of libraries, from the prefix before the first slash to the module:function of `Request`. Any other text is
-a path."""
-PREFIXES = tuple(SOURCES)
+"""Data sets by name and data sets of libraries, from the prefix before the first slash to the module:function
+with the signature of `open_path`. Any other text is a path."""
+SHOWN = ("cifar10[/PATH]", "torch/NAME", "hfds/NAME", "wds/PATH")
+"""How the names of `SOURCES` are written."""
 _PATH = "kernelbank.data.sources:open_path"
 
 
@@ -45,8 +47,8 @@ def open_data(
     text: str, loading: Loading, *, cache: Path, download: bool = False, progress: Progress | None = None
 ) -> Dataset:
     """Return the data set `text`: the name of one in memory (digits), a folder or an archive with train/CLASS/IMAGE,
-    and val and test in the same layout, ``torch/NAME`` (torchvision), ``hfds/NAME`` (Hugging Face) or ``wds/PATH``
-    (WebDataset shards).
+    and val and test in the same layout, ``cifar10`` and ``cifar10/PATH``, ``torch/NAME`` (torchvision), ``hfds/NAME``
+    (Hugging Face) or ``wds/PATH`` (WebDataset shards).
 
     An archive is unpacked once below `cache`. If there is no validation split, a tenth of every training class, chosen
     by the hash of the file names, is held out.

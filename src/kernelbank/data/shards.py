@@ -79,6 +79,14 @@ class Sharded:
         image.load()
         return image
 
+    def state(self) -> str | None:
+        """The names, sizes and times of the shards."""
+        try:
+            stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.shards]
+        except OSError:
+            return None
+        return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
     def name(self, row: int) -> str:
         return f"{self.shards[self.places[row]].name}/{self.names[row]}"
 

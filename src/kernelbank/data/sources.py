@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from kernelbank.data.archive import Progress, is_archive, unpacked
 from kernelbank.data.assemble import assemble
 from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import Loading
-from kernelbank.data.load import NAMED_DATA, PREFIXES
+from kernelbank.data.load import NAMED_DATA, SHOWN
 from kernelbank.errors import InputError, require
 from kernelbank.text import suggest
 
@@ -51,6 +52,21 @@ class ReaderSource:
     def name(self, row: int) -> str:
         return str(self.reader.filename(row))
 
+    def state(self) -> str | None:
+        """The names, sizes and times of the files; None for images inside archives of their own."""
+        digest = hashlib.sha256()
+        for row in range(len(self)):
+            if (path := self._path(row)) is None:
+                return None
+            try:
+                stat = os.stat(path)
+            except OSError:
+                return None
+            digest.update(
+                f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape")
+            )
+        return digest.hexdigest()
+
     def _path(self, row: int) -> Path | None:
         """Return the file of an image in a folder, or None for an image in an archive."""
         samples = getattr(self.reader, "samples", None)
@@ -75,6 +91,9 @@ class MapSource:
     def name(self, row: int) -> str:
         return f"{type(self.images).__name__}/{row}"
 
+    def state(self) -> None:
+        """Unknown: where the library keeps its files is its own affair."""
+
 
 # ---- the sources -------------------------------------------------------------------------------------------
 
@@ -85,7 +104,7 @@ def open_path(text: str, loading: Loading, *, cache: Path, progress: Progress | 
     if not path.exists():
         raise InputError(
             f"data: {text!r} is not a data set and not a path{suggest(text, NAMED_DATA)}; expected one of "
-            f"{', '.join(NAMED_DATA)}, a folder, a tar archive, {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
+            f"{', '.join(NAMED_DATA)}, a folder, a tar archive, {', '.join(SHOWN)}"
         )
     digest = None
     if is_archive(path):

@@ -21,7 +21,7 @@ _BEYOND = 103.0
 
 def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
     """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
-    models = [name for name in study.models if any(record.model.name == name for record in records)]
+    models = list(dict.fromkeys(record.model.name for record in records))
     figure = new_figure(1.0 + 5.6 * len(models), 5.0)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     panels[0].set_yscale("function", functions=(_stretch, _shrink))

@@ -24,7 +24,7 @@ from kernelbank.schema import decode
 from kernelbank.spec import read_stages
 from kernelbank.text import one_line, suggest
 from kernelbank.weights.file import read_model_file
-from kernelbank.zoo import MODELS, NAMED, find
+from kernelbank.zoo import NAMED, SMALL, find
 
 NEW = ": new"
 """The end of a note on weights that are not loaded."""
@@ -67,7 +67,7 @@ def expected_input(name: str) -> tuple[tuple[int, int, int], tuple[float, ...], 
     """Return the input size (C, H, W), the mean and the standard deviation that the model was made for."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if name in NAMED or config is None:
-        size = (3, *MODELS[name].image) if name in MODELS else (3, 224, 224)
+        size = (3, *NAMED[name].image) if name in NAMED and name not in SMALL else (3, 224, 224)
         return size, timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     return tuple(config.input_size), tuple(config.mean), tuple(config.std)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from kernelbank.data.load import NAMED_DATA, PREFIXES
+from kernelbank.data.load import NAMED_DATA, SHOWN
 from kernelbank.errors import UsageError
 from kernelbank.memory import check_memory
 from kernelbank.train.hardware import Hardware
@@ -33,9 +33,7 @@ def _at_least(verb: str, options: object, **least: float) -> None:
 class DataOptions:
     """The images of a run, and how they are read."""
 
-    data: Annotated[
-        str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *(f"{p}/NAME" for p in PREFIXES)]))
-    ] = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *SHOWN]))] = None
     """A data set by name, or a folder or tar archive of train/CLASS/IMAGE, val and test likewise."""
     img_size: int | None = None
     """Height and width of the images that the model sees. Default: the model's."""
@@ -49,17 +47,25 @@ class DataOptions:
     """Processes that read images, per training process."""
     max_broken: float = 1e-3
     """The share of images that may be unreadable; above it the run stops."""
+    train_images: int | None = None
+    """Train on so many images, an equal share of every class, chosen by hash of the file name. Default: all."""
+    memory_share: float = 0.1
+    """The share of the device's memory that decoded images may take. Images that fit, are of one size and have an
+    augmentation that runs by the batch live there; 0: all images are read from files."""
 
     def check(self, verb: str) -> None:
         """Raise UsageError for a value that cannot be used."""
         if self.data is None:
             raise UsageError(verb, "--data is missing; expected a data set by name, a folder or an archive")
-        _at_least(verb, self, img_size=1, workers=0, max_broken=0)
+        _at_least(verb, self, img_size=1, workers=0, max_broken=0, train_images=1, memory_share=0)
         if self.img_size is not None:
             check_memory(f"an image of --img-size {self.img_size}", 3 * self.img_size**2)
         if self.data in NAMED_DATA and self.img_size is not None:
             raise UsageError(verb, f"invalid --img-size={self.img_size} with --data {self.data}; expected none, since "
                                    "its images are in memory at their own size")  # fmt: skip
+        if self.data in NAMED_DATA and self.train_images is not None:
+            raise UsageError(verb, f"invalid --train-images={self.train_images} with --data {self.data}; expected "
+                                   "none, since its images have no file names")  # fmt: skip
 
     @property
     def cache_folder(self) -> Path:

@@ -33,7 +33,7 @@ from kernelbank.train.run_weights import write_weights
 from kernelbank.train.runs import OUTPUTS, Log, RunFolder
 from kernelbank.train.signals import StopRequest, stop_on_signal
 from kernelbank.train.sources import enlargement, initial_weights, model_spec, open_dataset
-from kernelbank.train.tracking import tracking
+from kernelbank.train.tracking import Track, tracking
 
 IDENTITY = ("model", "start", "data", "recipe", "seed", "linear_form")
 """The fields of run.json that a resumed run must share with the run in its folder."""
@@ -57,7 +57,7 @@ def begin_record(
         study=study, row=row, model=spec, recipe=json.loads(json.dumps(asdict(recipe))), data=data.identity, seed=seed,
         code=CodeIdentity.here(), machine=machine,
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=multiply_adds(model, spec, data.img_size),
+        macs=multiply_adds(model, spec, data.img_size), images=data.images,
     )  # fmt: skip
 
 
@@ -69,6 +69,22 @@ class Hooks:
     on_epoch: Callable[[EpochResult, bool], None] | None = None
     on_step: Callable[[StepReport], None] | None = None
     stop: Callable[[], bool] | None = None
+
+    def tracked(self, track: Track | None) -> Hooks:
+        """These hooks, which also tell `track` the numbers of every epoch that was trained here."""
+        if track is None:
+            return self
+        count = 0
+
+        def on_epoch(result: EpochResult, restored: bool) -> None:
+            nonlocal count
+            count += 1
+            if self.on_epoch:
+                self.on_epoch(result, restored)
+            if not restored:
+                track({name: value for name, value in asdict(result).items() if value is not None}, count)
+
+        return replace(self, on_epoch=on_epoch)
 
 
 def train_and_test(
@@ -203,7 +219,7 @@ class Session:
 
     def _train(self) -> int:
         options, engine, recipe = self.options, self.engine, self.recipe
-        data = open_dataset(options.model, options.source, recipe.crop_pct, engine, self.console)
+        data = open_dataset(options.model, options.source, recipe, engine, self.console)
         spec = model_spec(options.model, options.weights, options.source, data, "train")
         spec = replace(
             spec, dropout=replace(spec.dropout, drop_path_rate=recipe.drop_path or spec.dropout.drop_path_rate)
@@ -268,7 +284,7 @@ class Session:
         processes = f"{world} processes, {options.hardware.parallel}" if world > 1 else "one process"
         where = f"{engine.device.type}, {processes}, {engine.accelerator.mixed_precision.replace('no', 'float32')}"
         mixer = f" mixer {record.mixer!r}" if record.mixer else ""
-        for note in [*notes, *enlargement(data, options.source)]:
+        for note in [*notes, *data.notes, *enlargement(data, options.source)]:
             shown.say(note)
         shown.say(f"{record.model.name}{mixer}: {record.params / 1e6:.2f} M parameters, {record.macs / 1e9:.3g} G "
                   "multiply-adds")  # fmt: skip
