@@ -186,4 +186,4 @@ def test_the_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stop:
         main(["study", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stop.value.code == 0 and f"Passes over the training images. (default: {digits_recipe().epochs})" in text
+    assert stop.value.code == 0 and f"The number of passes over the training images. (default: {digits_recipe().epochs})" in text

@@ -49,7 +49,7 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in by_epoch(chosen)]
         epochs, index = range(1, len(centre) + 1), others.index(label) if label in others else None
         colour = "black" if index is None else PALETTE[index % len(PALETTE)]
-        style = "-" if index is None else DASHES[index // len(PALETTE)]
+        style = "-" if index is None else DASHES[index // len(PALETTE) % len(DASHES)]
         panel.plot(epochs, centre, color=colour, linestyle=style, linewidth=2.4 if index is None else 1.5)
         low, high = ([c + sign * s for c, s in zip(centre, spread, strict=True)] for sign in (-1, 1))
         panel.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
