@@ -42,6 +42,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.commands.compare:main",
         "compare runs: convergence curves, and differences with confidence intervals over seeds",
     ),
+    "explain": (
+        "kernelbank.commands.explain:main",
+        "show which kernels a model selects on your own pictures: a page that works offline, and a table",
+    ),
 }
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -67,24 +67,21 @@ def writable_folder(path: Path) -> Path:
 
 
 @contextmanager
-def sole_user(folder: Path, outputs: Iterable[str] = ()) -> Iterator[None]:
+def sole_user(folder: Path, outputs: Iterable[str] = (), part: str | None = None) -> Iterator[None]:
     """Lock `folder` against other processes, and delete the temporary files that killed processes left in it.
 
     `outputs` are glob patterns, below `folder`, of the files that `replace_file` writes there; only their temporary
-    files are deleted. The lock ends with the process, however it ends.
+    files are deleted. With a `part`, the folder is shared with the users of other parts, and nothing is deleted. The
+    lock ends with the process, however it ends.
 
-    Raises: InputError: If another process has locked the folder.
+    Raises: InputError: If another process has locked the folder, or the part.
     """
-    with (folder / ".lock").open("a") as lock:
-        if sys.platform != "win32":  # Windows has no flock: two writers at once stay possible
-            import fcntl  # noqa: PLC0415
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"invalid out={folder}: it is in use by another run; expected another folder"
-                ) from None
+    with ExitStack() as stack:
+        stack.enter_context(_locked(folder / ".lock", folder, shared=part is not None))
+        if part is not None:
+            stack.enter_context(_locked(folder / f".lock-{part}", folder, shared=False))
+            yield
+            return
         for pattern in outputs:
             for left in folder.glob(f"{pattern}.*{TEMPORARY}"):
                 if _STALE.search(left.name) and left.is_file() and not left.is_symlink():
@@ -92,15 +89,36 @@ def sole_user(folder: Path, outputs: Iterable[str] = ()) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _locked(path: Path, folder: Path, shared: bool) -> Iterator[None]:
+    """Hold the lock at `path`. Raises InputError, naming `folder`."""
+    with path.open("a") as lock:
+        if sys.platform != "win32":  # Windows has no flock: two writers at once stay possible
+            import fcntl  # noqa: PLC0415
+
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"invalid out={folder}: it is in use by another run; expected another folder"
+                ) from None
+        yield
+
+
 def read_json(path: Path) -> object:
-    """The JSON document at `path`.
+    """Return the JSON document at `path`.
 
     Raises:
-        ValueError: If the file is not JSON in UTF-8, or is nested too deeply. OSError if it cannot be read.
+        ValueError: If the file is not JSON in UTF-8, is nested too deeply or does not fit in memory.
+        OSError: If it cannot be read or is not a regular file.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError(f"{path} is not a regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
+    except MemoryError:
+        raise ValueError("a document that does not fit in memory") from None
     except UnicodeDecodeError:
         raise ValueError("expected JSON in UTF-8") from None

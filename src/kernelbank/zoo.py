@@ -1,7 +1,7 @@
 """The models with a name: sizes, mixers and the published figures they stand beside. Imports no torch.
 
-``import kernelbank.models`` registers `MODELS` with timm; `SMALL` are for images of 8 x 8 pixels and are named in
-``kernelbank train`` and ``study`` alone.
+``import kernelbank.models`` registers `MODELS` with timm; `SMALL` are for images of 8 x 8 pixels, `THUMBNAIL` for
+images of 32 x 32, and both are named in ``kernelbank train`` and ``study`` alone.
 """
 
 from __future__ import annotations
@@ -97,7 +97,22 @@ SMALL: Mapping[str, ModelSpec] = MappingProxyType({
 })  # fmt: skip
 """For images of 8 x 8 pixels: one stage (ViT) and two stages (Swin)."""
 
-NAMED: Mapping[str, ModelSpec] = MappingProxyType({**MODELS, **SMALL})
+# Sizes for CIFAR-10 on a CPU: 64 positions in both, so that a run is minutes and a study is hours.
+_PLAIN32 = ViTTrunk(
+    patch_size=(4, 4), embed_dim=64, depth=4, num_heads=4, class_token=False, pos_embed="learn", global_pool="avg"
+)
+_HIERARCHICAL32 = SwinTrunk(patch_size=(4, 4), embed_dim=48, depths=(2, 2), num_heads=(3, 6))
+
+THUMBNAIL: Mapping[str, ModelSpec] = MappingProxyType({
+    "plain32": ModelSpec(trunk=_PLAIN32, mixer="vit", mlp="ffn", img_size=(32, 32), num_classes=10, name="plain32"),
+    "hierarchical32": ModelSpec(
+        trunk=_HIERARCHICAL32, mixer="swin support=window(4, alternate)", mlp="ffn", img_size=(32, 32), num_classes=10,
+        name="hierarchical32",
+    ),
+})  # fmt: skip
+"""For images of 32 x 32 pixels: one stage (ViT) and two stages (Swin)."""
+
+NAMED: Mapping[str, ModelSpec] = MappingProxyType({**MODELS, **SMALL, **THUMBNAIL})
 
 _PUBLISHED = {
     **{f"vit_kb_{size}_patch16_224": f"DeiT-{letter}" for size, (_, letter) in _DEIT.items()},

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,27 @@ def test_cifar10_is_split_and_pinned(tmp_path: Path) -> None:
     labels = np.array(data.train.source.labels)
     assert (np.bincount(labels[data.val.rows]) == 500).all()
     assert not set(data.val.rows) & set(data.train.rows)
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="no cifar10.tar.xz: say where it is in KERNELBANK_CIFAR10")
+def test_cifar10_by_its_name(tmp_path: Path) -> None:
+    loading = Loading(size=(3, 32, 32), workers=0)
+    data = open_data(f"cifar10/{CIFAR.absolute()}", loading, cache=tmp_path / "cache")
+    assert data.identity == replace(open_data(str(CIFAR), loading, cache=tmp_path / "cache").identity, name="cifar10")
+    (tmp_path / "cache" / "cifar10.tar.xz").symlink_to(CIFAR.absolute())
+    assert open_data("cifar10", loading, cache=tmp_path / "cache").sha256 == data.sha256
+
+
+def test_what_is_not_cifar10_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, loading = pictures(tmp_path / "pictures"), Loading(size=(3, 16, 16), workers=0)
+    with pytest.raises(InputError, match=r"pictures is not CIFAR-10: it has 24 training, 24 validation, 0 test images"):
+        open_data(f"cifar10/{folder}", loading, cache=tmp_path)
+    with pytest.raises(InputError, match=r"cifar10 is not there: .*cifar10\.tar\.xz does not exist; expected"):
+        open_data("cifar10", loading, cache=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder.rename("cifar10")  # a folder of this name is a path, as every other
+    assert len(open_data("cifar10", loading, cache=tmp_path).train) == 24
+    monkeypatch.setattr("kernelbank.data.cifar10.COUNTS", {"training": 24, "validation": 24, "test": 0})
+    monkeypatch.setattr("kernelbank.data.cifar10.CLASSES", 2)
+    with pytest.raises(InputError, match=r"its first image is \(24, 20\); expected \(32, 32\)"):
+        open_data(f"cifar10/{tmp_path / 'cifar10'}", loading, cache=tmp_path)

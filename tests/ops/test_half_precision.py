@@ -9,6 +9,7 @@ from strategies import Host
 
 from kernelbank import use_path
 from kernelbank.ops.paths import pointwise
+from kernelbank.ops.paths.closed_form import Affine, affine
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import read_pipeline
 
@@ -46,12 +47,22 @@ def test_the_chunked_path_is_finite_where_the_plain_path_is(activation: str, sco
 
 
 @pytest.mark.parametrize(
-    "text", ["relu2,count", "relu2,scale(-3)", "cube,count", "cube,scale(-3)", "exp,count", "exp,scale(-0.5)", "gelu,count", "log_count,sigmoid"]
+    "text",
+    [
+        "relu2,count",
+        "relu2,scale(-3)",
+        "cube,count",
+        "cube,scale(-3)",
+        "exp,count",
+        "exp,scale(-0.5)",
+        "gelu,count",
+        "log_count,sigmoid",
+    ],
 )
 def test_a_gain_inside_is_the_same_function(text: str) -> None:
     steps = pointwise.pointwise(read_pipeline(text), 6, 5)
     assert steps is not None
-    before = pointwise.affine(read_pipeline("log_count"), 6, 5) if text.startswith("log") else pointwise.Affine()
+    before = affine(read_pipeline("log_count"), 6, 5) if text.startswith("log") else Affine()
     s, name = torch.randn(50, dtype=torch.float64), steps.name
     gain = {"count": 1 / 6, "scale(-3)": -3.0, "scale(-0.5)": -0.5}.get(text.rpartition(",")[2], 1.0)
     f = pointwise.POINTWISE[name]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from kernelbank.analysis.cost import model_cost
 from kernelbank.cli import main
 from kernelbank.data.load import load
 from kernelbank.errors import InputError
@@ -22,17 +23,23 @@ from kernelbank.records import RunRecord
 from kernelbank.studies import run as runs
 from kernelbank.studies import runner, session
 from kernelbank.studies.catalogue import STUDIES
-from kernelbank.studies.run import Run, grid
+from kernelbank.studies.designs import DESIGNS
+from kernelbank.studies.run import Conditions, Run, grid
+from kernelbank.studies.runner import Crew
+from kernelbank.studies.study import changed, named_host
 from kernelbank.train.checkpoint import Progress, State, save
 from kernelbank.train.engine import Engine
 from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipes import digits_recipe
+from kernelbank.train.request import DataOptions
+from kernelbank.train.session import Hooks
 
+DIGITS = Conditions(source=DataOptions(data="digits"), hardware=Hardware(device="cpu"))
 WORDS = ["study", "softmax", "--models", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
 
 
 def study(folder: Path, *words: str) -> int:
-    return main([*WORDS, "--out", str(folder), "--workers", "1", *words])
+    return main([*WORDS, "--out", str(folder), "--jobs", "1", *words])
 
 
 def numbers(folder: Path) -> dict[str, object]:
@@ -58,7 +65,8 @@ def test_outputs(whole: Path) -> None:
     assert {record.row for record in records} == {"softmax", "relu"}
     for record in records:
         assert len(record.epochs) == 2 and record.test_top1 is not None and record.failure is None
-        assert record.recipe["epochs"] == 2 and record.machine.threads == 1 and record.macs > 1e5
+        assert record.recipe["epochs"] == 2 and record.machine.threads == 1
+        assert record.macs == model_cost(record.model).macs
     assert not list((whole / "checkpoints").iterdir())
     assert (whole / "study.png").read_bytes().startswith(b"\x89PNG")
     document, text = json.loads((whole / "table.json").read_text()), (whole / "table.md").read_text()
@@ -101,8 +109,8 @@ def test_a_broken_record_is_named_set_aside_and_repeated(whole: Path, capfd: pyt
     ],
 )
 def test_a_record_of_another_run_or_a_part_is_set_aside(tmp_path: Path, change: dict[str, object], said: str) -> None:
-    run, data = some_runs()[1], load("digits")
-    record = runs.execute(replace(run, recipe=replace(run.recipe, epochs=2)), data, folder_of(tmp_path), ignore)
+    run = some_runs()[1]
+    record = runs.execute(run, DIGITS, folder_of(tmp_path), Hooks())
     path, told = run.record_path(tmp_path), list[str]()
     assert runner.finished([run], tmp_path, told.append) == {run: record} and not told
     document = json.loads(path.read_text())
@@ -114,24 +122,20 @@ def test_a_record_of_another_run_or_a_part_is_set_aside(tmp_path: Path, change: 
 
 
 def folder_of(path: Path) -> Path:
-    (path / "records").mkdir()
+    runner.make_folders(path)
     return path
 
 
-def ignore(*_: object) -> None:
-    pass
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("taken", ["records", ".lock", "checkpoints"])
 def test_a_path_that_is_taken_is_one_line(
-    tmp_path: Path, taken: str, workers: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, taken: str, jobs: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if taken == ".lock":
         (tmp_path / taken).mkdir()
     else:
         (tmp_path / taken).write_text("")
-    assert study(tmp_path, "--workers", workers) == 2
+    assert study(tmp_path, "--jobs", jobs) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(f"kernelbank: error: {tmp_path / taken}: ") and "Traceback" not in last
 
@@ -139,11 +143,11 @@ def test_a_path_that_is_taken_is_one_line(
 def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) -> None:
     runs_of = some_runs()[:2]
     for run in runs_of:
-        run.checkpoint_path(tmp_path).parent.mkdir(exist_ok=True)
+        folder_of(tmp_path)
         state = State(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Progress())
         save(run.checkpoint_path(tmp_path), {}, state, Engine(Hardware(device="cpu")))
     with pytest.raises(InputError, match="belongs to another run"):
-        runner.run_all(runs_of, tmp_path, 2, lambda event: None)
+        runner.run_all(runs_of, DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
 
 
 def test_a_worker_is_born_deaf_to_ctrl_c() -> None:
@@ -164,7 +168,7 @@ def test_records_of_other_code_are_pointed_out(whole: Path, capsys: pytest.Captu
 
 
 def test_a_killed_study_ends_with_the_same_numbers(whole: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "kernelbank", *WORDS, "--out", str(tmp_path), "--workers", "2"]
+    words = [sys.executable, "-m", "kernelbank", *WORDS, "--out", str(tmp_path), "--jobs", "2"]
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **path_env()}
     )
@@ -187,6 +191,39 @@ def test_a_killed_study_ends_with_the_same_numbers(whole: Path, tmp_path: Path) 
     assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.broken"))
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_sigterm_stops_a_study_with_checkpoints(whole: Path, tmp_path: Path, jobs: str) -> None:
+    words = [sys.executable, "-m", "kernelbank", *WORDS, "--out", str(tmp_path), "--jobs", jobs]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **path_env()}, text=True
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("checkpoints/*.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "the same command goes on from here" in told and "Traceback" not in told
+    kept = list(tmp_path.glob("checkpoints/*.safetensors")) + list(tmp_path.glob("records/*.json"))
+    assert kept and len(list(tmp_path.glob("records/*.json"))) < 2
+    assert study(tmp_path) == 0
+    assert numbers(tmp_path) == numbers(whole)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_train_every_run_together(whole: Path, tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kernelbank", *WORDS]
+    done = subprocess.run([sys.executable, *words, "--out", str(tmp_path)], check=False, capture_output=True, text=True,
+                          env={**os.environ, **path_env(), "OMP_NUM_THREADS": "1"}, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 runs, 0 finished before") == 1 and done.stdout.count("table.md") == 1
+    found = {path.name: RunRecord.load(path) for path in (tmp_path / "records").iterdir()}
+    alone = {path.name: RunRecord.load(path) for path in (whole / "records").glob("*.json")}
+    assert found.keys() == alone.keys() and {record.machine.processes for record in found.values()} == {2}
+    for name, record in found.items():
+        assert record.epochs[-1].train_loss == pytest.approx(alone[name].epochs[-1].train_loss, rel=1e-3)
+
+
 def path_env() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -204,8 +241,8 @@ def test_a_diverged_run_is_recorded_and_shown(
 ) -> None:
     real = runs.build
 
-    def build(run: Run, data: object) -> object:
-        model = real(run, data)  # type: ignore[arg-type]
+    def build(run: Run) -> object:
+        model = real(run)
         if run.row == "relu":
             model.head.weight.data.fill_(float("nan"))
         return model
@@ -236,7 +273,7 @@ def test_a_crash_of_a_worker_is_reported(tmp_path: Path) -> None:
     (run,) = some_runs()[:1]
     broken = replace(run, model=replace(run.model, mixer="vit kernel=two_step(7)"))
     with pytest.raises(runner.WorkerError, match="expected a multiple of 7, the number of heads") as caught:
-        runner.run_all([broken, broken], tmp_path, 2, lambda event: None)
+        runner.run_all([broken, broken], DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
     assert "Traceback" in caught.value.detail and "\n" not in str(caught.value)
 
 
@@ -256,8 +293,11 @@ def test_a_failed_worker_is_told_in_the_command(
 
 
 def some_runs() -> tuple[Run, ...]:
-    return grid(STUDIES["softmax"](), models=("plain", "hierarchical"), rows=("softmax", "relu"), seeds=(0, 1),
-                recipe=digits_recipe(2), data=load("digits").identity)  # fmt: skip
+    study, hosts = STUDIES["softmax"](), []
+    for name, cells in DESIGNS["digits"].hosts.items():
+        host = named_host(name, cells)
+        hosts.append(({row: changed(host, study.row(row)) for row in ("softmax", "relu")}, load("digits").identity))
+    return grid(study, hosts=hosts, seeds=(0, 1), recipe=digits_recipe(2))
 
 
 def test_keys_are_readable_and_tell_runs_apart() -> None:

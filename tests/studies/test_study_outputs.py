@@ -19,6 +19,7 @@ from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.progress import _Tally, reporter
 from kernelbank.studies.run import Run
 from kernelbank.studies.runner import EpochDone, Note, RunDone
+from kernelbank.studies.study import changed, named_host
 from kernelbank.train.recipes import digits_recipe
 from kernelbank.zoo import SMALL
 
@@ -27,7 +28,7 @@ STUDY = STUDIES["softmax"]()
 
 def record(row: str, seed: int, top1: list[float], test: float | None, failure: str | None = None) -> RunRecord:
     return RunRecord(
-        study="softmax", row=row, model=STUDY.model("plain", STUDY.row(row)), recipe={"epochs": len(top1)},
+        study="softmax", row=row, model=changed(named_host("plain"), STUDY.row(row)), recipe={"epochs": len(top1)},
         data=DataIdentity("digits", "0", 1077, 360, 360), seed=seed, code=CodeIdentity.here(),
         machine=MachineIdentity.here(1), params=58500, macs=940_000,
         epochs=tuple(EpochResult(1.0, 1.0, value, 0.1) for value in top1), test_loss=test, test_top1=test,
@@ -126,7 +127,7 @@ def test_epochs_from_a_checkpoint_say_nothing_about_the_time_left(monkeypatch: p
 
 def test_the_position_row_says_what_it_is() -> None:
     what = STUDIES["depthwise"]().row("position").what
-    assert "over the whole grid in both models" in what and "drawn and biased as a convolution" in what
+    assert "over the whole grid of every stage" in what and "drawn and biased as a convolution" in what
 
 
 @pytest.mark.parametrize("missing", ["timm", "sklearn", "matplotlib", "torchvision"])
@@ -147,8 +148,16 @@ def test_a_missing_extra_is_one_line(
         (["softmax", "--rows", "relu", "relu"], "--rows: relu is given twice"),
         (["softmax", "--seeds", "0", "1", "0"], "--seeds: 0 is given twice"),
         (["softmax", "--seeds", "-1"], "invalid --seed=-1; expected 0 to"),
-        (["softmax", "--epochs", "0"], "invalid --epochs=0; expected a whole number >= 1"),
-        (["softmax", "--workers", "0"], "invalid --workers=0; expected a whole number >= 1"),
+        (["softmax", "--epochs", "0"], "recipe: invalid epochs=0; expected a whole number >= 1"),
+        (["softmax", "--jobs", "0"], "invalid --jobs=0; expected a whole number >= 1"),
+        (["softmax", "--shard", "5/4"], "invalid --shard=5/4; expected K/N with 1 <= K <= N"),
+        (["softmax", "--design", "cifar"], "unknown design 'cifar'; did you mean 'cifar10'"),
+        (["softmax", "--quick", "--design", "cifar10"], "--quick and --design cifar10 exclude each other"),
+        (["softmax", "--data", "{file}"], "--recipe is missing; expected one of"),
+        (["softmax", "--data", "{file}", "--recipe", "paper"], "--models is missing"),
+        (["softmax", "--data", "{file}", "--recipe", "paper", "--models", "plain", "--warmup-epochs", "9", "--epochs",
+          "8"], "invalid warmup_epochs=9; expected less than epochs=8"),
+        (["softmax", "--model-args", "depth"], "invalid --model-args 'depth'; expected NAME=VALUE"),
         (["softmax", "--out", "{file}"], "cannot be written to"),
         (["softmax", "--out", ""], "invalid --out=''; expected the name of a folder"),
         (["softmax", "--rows"], "invalid --rows without values"),
@@ -156,8 +165,8 @@ def test_a_missing_extra_is_one_line(
         (["softmax", "--seeds", "a"], "--seeds: invalid value 'a'; expected INT [INT ...]\n"),
         (["softmx"], "softmx"),
         ([], ""),
-        (["softmax", "--models", "flat"], "flat"),
-        (["softmax", "--data", "cifar"], "cifar"),
+        (["softmax", "--models", "flat"], "unknown model 'flat'"),
+        (["softmax", "--design", "cifar10"], "--data is missing"),
         (["softmax", "--epoch", "3"], "--epochs"),
     ],
 )  # fmt: skip
@@ -177,4 +186,7 @@ def test_the_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stop:
         main(["study", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stop.value.code == 0 and f"Epochs of every run. (default: {digits_recipe().epochs})" in text
+    assert (
+        stop.value.code == 0
+        and f"The number of passes over the training images. (default: {digits_recipe().epochs})" in text
+    )

@@ -64,8 +64,10 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def use(monkeypatch: pytest.MonkeyPatch, kind: type[Kept]) -> None:
     import accelerate.tracking
 
+    import kernelbank.commands.study
     import kernelbank.commands.train
 
+    monkeypatch.setattr(kernelbank.commands.study, "require", lambda *_: None)
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [LoggerType.WANDB])
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", kind)
     monkeypatch.setattr(kernelbank.commands.train, "require", lambda *_: None)
@@ -80,6 +82,17 @@ def test_a_tracker_is_told_settings_and_epochs_and_is_closed(tmp_path: Path) -> 
     assert start["id"] == json.loads((out / "run.json").read_text())["id"] and start["dir"] == out
     assert settings["model"] == "plain" and settings["lr"] == 0.004 and settings["betas"] == "[0.9, 0.999]"
     assert first[0] == 1 and second[0] == 2 and 0 < second[1]["val_top1"] <= 100
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_study_tells_every_run(tmp_path: Path) -> None:
+    words = ["study", "softmax", "--models", "plain", "--rows", "softmax", "relu", "--seeds", "3", "--epochs", "2"]
+    assert main([*words, "--jobs", "1", "--tracker", "wandb", "--out", str(tmp_path)]) == 0
+    assert [what for what, _ in TOLD] == ["start", "settings", "epoch", "epoch", "finish"] * 2
+    first, second = ([told for what, told in TOLD if what == wanted] for wanted in ("start", "settings"))
+    assert [told["row"] for told in second] == ["softmax", "relu"] and {told["seed"] for told in second} == {3}
+    assert len({told["id"] for told in first}) == 2 and all(told["dir"].is_dir() for told in first)
+    assert [told[0] for what, told in TOLD if what == "epoch"] == [1, 2, 1, 2]
 
 
 def test_a_tracker_that_cannot_start_is_one_line_and_leaves_no_run(
@@ -97,7 +110,7 @@ def test_a_tracker_that_fails_on_the_way_does_not_end_a_run(
 ) -> None:
     use(monkeypatch, Cut)
     assert main([*WORDS, "--out", str(tmp_path / "run"), "--tracker", "wandb"]) == 0
-    assert "a tracker did not take epoch 1 (ConnectionError: the line is cut)" in capsys.readouterr().err
+    assert "a tracker failed in epoch 1 (ConnectionError: the line is cut)" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra tensorboard is not installed")

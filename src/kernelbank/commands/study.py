@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from kernelbank.commands.options import read_options
-from kernelbank.data.load import NAMED_DATA, check_name
+from kernelbank.commands.recipes import option_value, starting_recipe, tell_scaled_warmup
+from kernelbank.data.load import NAMED_DATA
 from kernelbank.errors import UsageError, require
 from kernelbank.studies.catalogue import STUDIES
+from kernelbank.studies.designs import DESIGNS, Design, find_design
+from kernelbank.studies.shard import WHOLE, Shard
 from kernelbank.studies.study import Study
 from kernelbank.text import suggest
-from kernelbank.train.recipes import DIGITS_EPOCHS, digits_recipe
-from kernelbank.train.request import check_seed
+from kernelbank.train.hardware import Hardware
+from kernelbank.train.recipe import Recipe
+from kernelbank.train.recipes import RECIPES, digits_recipe
+from kernelbank.train.request import TRACKERS, DataOptions, ModelOptions, check_seed
 
-SEEDS, QUICK_SEEDS, QUICK_EPOCHS = (0, 1, 2), (0, 1), 8
+NEEDED = ("timm", "sklearn", "matplotlib", "torchvision", "accelerate")
 
 
 def _shown(metavar: str, default: str) -> Any:
@@ -28,49 +33,113 @@ def _shown(metavar: str, default: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Run a study of the paper: a grid of specs, trained with one recipe and compared over seeds. Finished runs are not
-    repeated: an interrupted study goes on with the same command."""
+    """Run a study of the paper: rows that change cells of a host model's mixers, trained with one recipe and compared
+    over seeds. Finished runs are not repeated: an interrupted study goes on with the same command. Under torchrun every
+    run is trained by all processes."""
 
-    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(STUDIES))]
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(STUDIES))] = ""
     """softmax: what softmax does in attention. depthwise: the kernel bank with depth-wise kernels. assumptions: the
     choices that the paper leaves open."""
-    out: Annotated[str | None, _shown("FOLDER", "runs/STUDY")] = None
+    out: Annotated[str | None, _shown("FOLDER", "runs/STUDY, runs/STUDY-DESIGN")] = None
     """Where the run records, table.md, table.json and study.png go."""
-    seeds: Annotated[tuple[int, ...] | None, _shown("INT ...", " ".join(map(str, SEEDS)))] = None
-    """Seeds of the runs."""
-    epochs: Annotated[int | None, _shown("INT", str(DIGITS_EPOCHS))] = None
-    """Epochs of every run."""
-    rows: Annotated[tuple[str, ...] | None, _shown("LABEL ...", "all")] = None
+    design: Annotated[str | None, _shown("|".join(DESIGNS), "digits without --data")] = None
+    """What the options below are where they are not given: hosts, rows, seeds, recipe, data."""
+    models: Annotated[tuple[str, ...] | None, _shown("MODEL ...", "the design's")] = None
+    """The host models: models of ours, or ViTs and Swins of timm."""
+    model_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Arguments of the hosts' constructors, values as JSON: patch_size=4 depth=6."""
+    rows: Annotated[tuple[str, ...] | None, _shown("LABEL ...", "the design's, or all")] = None
     """Rows to run."""
-    models: Annotated[tuple[str, ...] | None, _shown("MODEL ...", "all")] = None
-    """Models to run: plain, hierarchical."""
-    data: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(NAMED_DATA)}}}")] = next(iter(NAMED_DATA))
-    """Data set."""
+    seeds: Annotated[tuple[int, ...] | None, _shown("INT ...", "the design's, or 0 1 2")] = None
+    """Seeds of the runs."""
     quick: bool = False
-    """A short version of less than a minute: four rows, two seeds, eight epochs, in runs/STUDY-quick."""
-    workers: Annotated[int | None, _shown("INT", "2, or 1 on one core")] = None
-    """Runs at a time, each in a process with one thread; the numbers do not depend on it."""
+    """The design quick: four rows, two seeds, eight epochs of digits in less than a minute."""
+    dry_run: bool = False
+    """Print rows, parameters, multiply-adds and estimated hours, from a few timed steps, and stop."""
+    jobs: Annotated[int | None, _shown("INT", "one on each GPU; on a CPU 2, or 1 on one core")] = None
+    """Runs at a time, each in a process of its own; the numbers do not depend on it."""
+    shard: Annotated[str | None, _shown("K/N", "all runs")] = None
+    """Run share K of N of the runs, for a scheduler; shards write into one folder."""
+    on: Annotated[str | None, _shown("ray|ray://HOST:PORT", "this machine")] = None
+    """Run on a Ray cluster, a task for each run: the one that Ray finds, or the one at an address."""
     json: bool = False
     """Print the table as JSON."""
+    tracker: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...], tyro.conf.arg(metavar="|".join(TRACKERS))
+    ] = ()
+    """Also log every run to these, through Accelerate."""
+    source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
+    recipe: Annotated[str, tyro.conf.arg(metavar="|".join(RECIPES))] = ""
+    """The recipe that the options below start from."""
+    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
+    settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=digits_recipe)
 
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError before anything runs."""
-    options = read_options(Options, "study", argv)
+    options, design = read(argv)
     study = _study(options.study)
-    _check(options, study)
-    require("study", "train,report", "timm", "sklearn", "matplotlib", "torchvision", "accelerate")
-    folder = Path(options.out or f"runs/{study.name}{'-quick' * options.quick}")
-    recipe = digits_recipe(options.epochs or QUICK_EPOCHS) if options.epochs or options.quick else digits_recipe()
-    report = import_module("kernelbank.report.study")  # torch, timm and scikit-learn take seconds to import
-    setup = report.Setup(
-        models=options.models or study.models,
-        rows=options.rows or (study.quick if options.quick else tuple(row.label for row in study.rows)),
-        seeds=options.seeds or (QUICK_SEEDS if options.quick else SEEDS),
-        data=options.data, recipe=recipe, workers=options.workers,
-    )  # fmt: skip
-    code: int = report.run(study, setup, folder, options.json)
+    _check(options, study, design)
+    require("study", "train,report", *NEEDED)
+    for name in options.tracker:
+        require(f"tracker {name}", name, name)
+    if options.on is not None:
+        require(f"--on {options.on}", "ray", "ray")
+    tell_scaled_warmup("study", argv, options.recipe, options.settings)
+    session = import_module("kernelbank.studies.session")  # torch, timm and scikit-learn take seconds to import
+    run = import_module("kernelbank.studies.run")
+    setup = session.Setup(
+        hosts=tuple((name, design.hosts.get(name, "")) for name in options.models or design.hosts),
+        model_args=options.model_args,
+        rows=options.rows or design.rows.get(study.name, study.labels),
+        seeds=options.seeds or design.seeds,
+        recipe=options.settings,
+        conditions=run.Conditions(source=options.source, hardware=options.hardware, trackers=options.tracker),
+        jobs=options.jobs,
+        cluster=options.on,
+        shard=WHOLE if options.shard is None else Shard.parse(options.shard),
+    )
+    if options.dry_run:
+        code: int = import_module("kernelbank.report.dry_run").show(study, setup, options.json)
+        return code
+    folder = Path(options.out or f"runs/{_name(study, options)}")
+    code = import_module("kernelbank.report.study").run(study, setup, folder, options.json)
     return code
+
+
+NO_DESIGN = Design(what="as the options say", hosts={}, seeds=(0, 1, 2), recipe="")
+
+
+def read(argv: list[str]) -> tuple[Options, Design]:
+    """The options, with the defaults of the design and of the recipe that `argv` names, and the design. Raises
+    UsageError and InputError."""
+    data, name = option_value(argv, "--data"), option_value(argv, "--design")
+    if name is None and ("--quick" in argv or data is None or data in NAMED_DATA):
+        name = "quick" if "--quick" in argv else "digits"
+    design = NO_DESIGN if name is None else find_design(name)
+    recipe = option_value(argv, "--recipe")
+    default = Options(
+        design=name,
+        recipe=recipe or design.recipe,
+        settings=_settings(argv, recipe, design),
+        source=DataOptions(data=design.data, train_images=design.train_images),
+        hardware=Hardware(device="cpu") if (data or design.data) in NAMED_DATA else Hardware(),
+    )
+    return read_options(Options, "study", argv, default), design
+
+
+def _settings(argv: list[str], recipe: str | None, design: Design) -> Recipe:
+    """The recipe by name as published, else the design's with its changes."""
+    if recipe is not None:
+        return starting_recipe(argv, recipe)
+    return starting_recipe(argv, design.recipe, design.changes) if design.recipe else digits_recipe()
+
+
+def _name(study: Study, options: Options) -> str:
+    """The study's folder below runs/: one for each design."""
+    if options.design == "digits":
+        return study.name
+    return f"{study.name}-{options.design or Path(options.source.data or '').name}"
 
 
 def _study(name: str) -> Study:
@@ -80,25 +149,32 @@ def _study(name: str) -> Study:
     return STUDIES[name]()
 
 
-def _check(options: Options, study: Study) -> None:
+def _check(options: Options, study: Study, design: Design) -> None:
     """Raise UsageError, naming the option, its value and what is expected."""
-    check_name(options.data)
+    if options.quick and options.design != "quick":
+        raise UsageError("study", f"--quick and --design {options.design} exclude each other; expected one of them")
     if options.out is not None and not options.out.strip():
         raise UsageError("study", f"invalid --out={options.out!r}; expected the name of a folder")
-    labels = [row.label for row in study.rows]
-    for name, given, known in (("--seeds", options.seeds, None), ("--rows", options.rows, labels),
-                               ("--models", options.models, study.models)):  # fmt: skip
-        if given is None:
-            continue
-        if not given:
-            raise UsageError("study", f"invalid {name} without values; expected at least one, or no {name} for all")
-        if twice := [value for value in given if given.count(value) > 1]:
+    for name, given in (("--seeds", options.seeds), ("--rows", options.rows), ("--models", options.models)):
+        if given is not None and not given:
+            raise UsageError("study", f"invalid {name} without values; expected at least one, or no {name}")
+        if twice := [value for value in given or () if (given or ()).count(value) > 1]:
             raise UsageError("study", f"{name}: {twice[0]} is given twice")
-        if known and (unknown := [str(value) for value in given if value not in known]):
-            raise UsageError("study", f"{name}: unknown {name[2:-1]} {unknown[0]!r} of study {study.name}"
-                                      f"{suggest(unknown[0], known)}; expected {', '.join(known)}")  # fmt: skip
-    for name, value in (("--epochs", options.epochs), ("--workers", options.workers)):
-        if value is not None and value < 1:
-            raise UsageError("study", f"invalid {name}={value}; expected a whole number >= 1")
+    if unknown := [label for label in options.rows or () if label not in study.labels]:
+        near = suggest(unknown[0], study.labels)
+        raise UsageError("study", f"--rows: unknown row {unknown[0]!r} of study {study.name}{near}; expected "
+                                  f"{', '.join(study.labels)}")  # fmt: skip
+    options.source.check("study")
+    if not options.recipe:
+        raise UsageError("study", f"--recipe is missing; expected one of {', '.join(RECIPES)}, or --design")
+    if not options.models and not design.hosts:
+        raise UsageError("study", "--models is missing; expected the host models, or --design")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError("study", f"invalid --jobs={options.jobs}; expected a whole number >= 1")
+    ModelOptions(model_args=options.model_args).arguments("study")
     for seed in options.seeds or ():
         check_seed("study", seed)
+    if options.shard is not None:
+        Shard.parse(options.shard)
+    if options.on is not None and options.on != "ray" and not options.on.startswith("ray://"):
+        raise UsageError("study", f"invalid --on={options.on}; expected ray or ray://HOST:PORT")

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kernelbank.commands.options import read_options
+from kernelbank.commands.recipes import option_value, starting_recipe, tell_scaled_warmup
 from kernelbank.errors import require
-from kernelbank.train.recipes import published, with_origins
+from kernelbank.train.recipes import with_origins
 from kernelbank.train.request import TrainOptions
 
 NEEDED = ("timm", "torchvision", "accelerate", "safetensors", "sklearn")
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError before anything runs."""
     options = read(argv)
     options.check()
+    tell_scaled_warmup("train", argv, options.recipe, options.settings)
     if options.show:
         _show_recipe(options)
         return 0
@@ -32,20 +34,9 @@ def main(argv: list[str]) -> int:
 
 def read(argv: list[str]) -> TrainOptions:
     """The options, with the defaults of the recipe that `argv` names. Raises UsageError and InputError."""
-    name = _value(argv, "--recipe")
-    if name is None:
-        return read_options(TrainOptions, "train", argv)
-    return read_options(TrainOptions, "train", argv, TrainOptions(recipe=name, settings=published(name).recipe))
-
-
-def _value(argv: list[str], option: str) -> str | None:
-    """The value of `option` in `argv`; None without one."""
-    for word, following in zip(argv, [*argv[1:], None], strict=False):
-        if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
+    name = option_value(argv, "--recipe") or "paper"
+    default = TrainOptions(recipe=name, settings=starting_recipe(argv, name))
+    return read_options(TrainOptions, "train", argv, default)
 
 
 def _show_recipe(options: TrainOptions) -> None:

@@ -1,9 +1,10 @@
-"""A data set of images in files from its splits, with a validation split held out where there is none."""
+"""Assemble a data set of images in files from its splits, and hold out a validation split if it has none."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from kernelbank.data.images import FileSplit, Loading, held_out
 from kernelbank.errors import InputError
 
 VALIDATION = 0.1
-"""The share of the training images that is held out where a data set has no validation split."""
+"""The fraction of the training images that is held out if a data set has no validation split."""
 
 
 def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: str | None = None) -> Dataset:
-    """The data set of `split` (train, val, test; None where there is none). `digest` is the SHA-256 of its archive; by
-    default that of the names and labels of its training images. Raises InputError without a train split."""
+    """Return the data set whose splits `split` gives (train, val and test; None for one that does not exist). `digest`
+    is the SHA-256 of its archive, by default that of the names and labels of its training images. Raises InputError if
+    there is no train split."""
     train, val, test = (split(which) for which in ("train", "val", "test"))
     if train is None:
         raise InputError(f"data: {name} has no train split")
@@ -40,4 +42,24 @@ def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: s
         num_classes=len(train.classes),
         in_chans=loading.size[0],
         img_size=loading.size[1:],
+        images="files",
     )
+
+
+def with_fewer(data: Dataset, count: int) -> Dataset:
+    """`data` with `count` training images, as many of every class as it has a share of them, those whose names have the
+    lowest SHA-256: a smaller number takes a part of what a larger one takes. Raises InputError for more than there are.
+    """
+    split = data.train
+    assert isinstance(split, FileSplit)  # data sets in memory have no names; the options refuse them
+    if count > len(split):
+        raise InputError(f"invalid train_images={count} of {data.name}; expected at most {len(split)}")
+    names = [split.source.name(int(row)) for row in split.rows]
+    labels = np.asarray(split.source.labels)[split.rows]
+    digests = np.array([hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest() for name in names])
+    position = np.empty(len(names))  # the k-th of the n images of its class stands at (k + 1/2) / n
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        position[members[np.argsort(digests[members], kind="stable")]] = (np.arange(len(members)) + 0.5) / len(members)
+    chosen = np.sort(np.argsort(position, kind="stable")[:count])
+    return replace(data, train=FileSplit(split.source, split.rows[chosen], split.loading))

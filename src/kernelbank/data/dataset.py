@@ -1,10 +1,10 @@
-"""What a data set is to the training loop: splits that give batches, and an identity."""
+"""The interface between data sets and the training loop: splits that yield batches, and an identity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,19 +15,19 @@ from kernelbank.data.order import Share
 from kernelbank.records import DataIdentity
 
 UNREADABLE = -1
-"""The label of an image that could not be read, in evaluation: it is left out of every count."""
+"""The label of an image that could not be read, in evaluation. It is not counted."""
 
 
 class Split(Protocol):
-    """Images and labels in a fixed order. `broken` names the images that could not be read so far."""
+    """Images and labels in a fixed order. `broken` are the names of the images that could not be read so far."""
 
     broken: dict[int, str]
 
     def __len__(self) -> int: ...
 
     def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `shares`: images (B, C, H, W) and labels (B), augmented unless `augment` is None. What is
-        random about an image follows from its seed in the share alone."""
+        """Yield the batches of `shares`: images (B, C, H, W) and labels (B), augmented unless `augment` is None. The
+        augmentation of an image depends only on its seed in the share."""
 
 
 class TensorSplit:
@@ -41,7 +41,7 @@ class TensorSplit:
         return len(self.labels)
 
     def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split`; of the augmentation, `shift` is what images in memory know."""
+        """See `Split`. Images in memory support `shift` only."""
         for share in shares:
             rows = torch.from_numpy(share.rows)
             images = self.images[rows]
@@ -53,7 +53,9 @@ class TensorSplit:
 @dataclass(frozen=True)
 class Dataset:
     """A data set whose splits never change. `sha256` pins them: it is over the raw arrays split by split, over the
-    archive that images were unpacked from, or over the files' names and labels."""
+    archive that images were unpacked from, or over the files' names and labels. `images` says where training images are
+    augmented: one by one as they are read from files, or by the batch on the device; None for a data set in memory.
+    `notes` are lines for the user."""
 
     name: str
     sha256: str
@@ -63,21 +65,26 @@ class Dataset:
     num_classes: int
     in_chans: int
     img_size: tuple[int, int]
+    images: Literal["files", "device"] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> DataIdentity:
-        """What a run record keeps of the data."""
+        """The identity of the data in a run record."""
         test = 0 if self.test is None else len(self.test)
         return DataIdentity(self.name, self.sha256, len(self.train), len(self.val), test)
 
 
 def shifted(images_NCHW: Tensor, most: int, seeds: Tensor) -> Tensor:
-    """Every image moved by -most..most pixels per axis, each by its own seed; the edge is repeated."""
+    """Shift every image by -most to most pixels per axis, according to its seed. The edge is repeated."""
     count, _, height, width = images_NCHW.shape
     padded = F.pad(images_NCHW, (most,) * 4, mode="replicate")
     ways = 2 * most + 1
     dy, dx = seeds % ways, seeds // ways % ways
-    rows = dy[:, None] + torch.arange(height)  # (N, H): the rows of the padded image that each image keeps
-    columns = dx[:, None] + torch.arange(width)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    device = images_NCHW.device
+    rows = dy[:, None] + torch.arange(height, device=device)  # (N, H): of the padded image
+    columns = dx[:, None] + torch.arange(width, device=device)
+    picked = padded.permute(0, 2, 3, 1)[
+        torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]
+    ]
     return picked.permute(0, 3, 1, 2).contiguous()

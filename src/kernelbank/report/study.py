@@ -12,29 +12,30 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kernelbank.files import replace_text, sole_user, writable_folder
+from kernelbank.files import replace_text
 from kernelbank.records import RunRecord
 from kernelbank.report import study_table as tables
 from kernelbank.report.study_figure import draw
 from kernelbank.studies import session
-from kernelbank.studies.session import Setup
+from kernelbank.studies.session import Interrupted, Setup
 from kernelbank.studies.study import Study
-
-OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.safetensors")
-"""The files of a study below its folder."""
 
 
 def run(study: Study, setup: Setup, folder: Path, as_json: bool) -> int:
-    """Run what is missing, write the files and print the table; return the exit code. Raises InputError,
-    WorkerError."""
-    writable_folder(folder)
+    """Run what is missing, write the files and print the table; return the exit code. A shard, and a process that is
+    not the first of a torchrun, leave the table to the whole study. Raises InputError, WorkerError."""
     try:
-        with sole_user(folder, OUTPUTS):
-            records = session.run(study, setup, folder)
-            _write(study, records, folder)
-    except KeyboardInterrupt:
+        records = session.run(study, setup, folder)
+    except KeyboardInterrupt as stop:
         print(f"interrupted: the same command goes on from here (run records in {folder})", file=sys.stderr)
-        return 130
+        return stop.exit_code if isinstance(stop, Interrupted) else 130
+    if setup.shard.name is not None:
+        print(f"shard {setup.shard.name}: {len(records)} runs recorded in {folder}/records; once every shard is done, "
+              "the same command without --shard writes the table", file=sys.stderr)  # fmt: skip
+        return 0
+    if not records:
+        return 0
+    _write(study, records, folder)
     if as_json:
         print(json.dumps(tables.document(study, records), indent=2, allow_nan=False))
     else:
@@ -51,15 +52,16 @@ def _write(study: Study, records: list[RunRecord], folder: Path) -> None:
 def _show(study: Study, records: list[RunRecord], folder: Path) -> None:
     """The table, one part per model, and its notes."""
     console, rows = Console(highlight=False), tables.tabulate(study, records)
+    columns = tables.columns_of(records)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     for model in dict.fromkeys(row.model for row in rows):
         cells = [tables.cells_of(row, study) for row in rows if row.model == model]
-        wide = _table(model, tables.COLUMNS, cells)
+        wide = _table(model, columns, cells)
         fits = console.measure(wide, options=console.options.update(max_width=10_000)).maximum <= console.width
         # where it is too wide for the terminal, the changed cells are below the label
         stacked = [(f"{label}\n{_indented(changed)}", *rest) for label, changed, *rest in cells]
-        console.print(wide if fits else _table(model, (tables.COLUMNS[0], *tables.COLUMNS[2:]), stacked))
+        console.print(wide if fits else _table(model, (columns[0], *columns[2:]), stacked))
         console.print()
     for note in tables.notes(study, records, rows):
         console.print(f"- {note}", markup=False)

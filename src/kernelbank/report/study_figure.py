@@ -21,7 +21,7 @@ _BEYOND = 103.0
 
 def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
     """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
-    models = [name for name in study.models if any(record.model.name == name for record in records)]
+    models = list(dict.fromkeys(record.model.name for record in records))
     figure = new_figure(1.0 + 5.6 * len(models), 5.0)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     panels[0].set_yscale("function", functions=(_stretch, _shrink))
@@ -49,7 +49,7 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
         spread = [stdev(values) if len(values) > 1 else 0.0 for values in by_epoch(chosen)]
         epochs, index = range(1, len(centre) + 1), others.index(label) if label in others else None
         colour = "black" if index is None else PALETTE[index % len(PALETTE)]
-        style = "-" if index is None else DASHES[index // len(PALETTE)]
+        style = "-" if index is None else DASHES[index // len(PALETTE) % len(DASHES)]
         panel.plot(epochs, centre, color=colour, linestyle=style, linewidth=2.4 if index is None else 1.5)
         low, high = ([c + sign * s for c, s in zip(centre, spread, strict=True)] for sign in (-1, 1))
         panel.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)

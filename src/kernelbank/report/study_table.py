@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from kernelbank.records import CodeIdentity, RunRecord
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES
+from kernelbank.spec.text import words
 from kernelbank.studies.study import Study
 from kernelbank.train.recipe import stated
 
@@ -48,7 +49,7 @@ def tabulate(study: Study, records: Sequence[RunRecord]) -> tuple[TableRow, ...]
         cells.setdefault((record.model.name, record.row), []).append(record)
     return tuple(
         _row(study, cells[model, row.label], cells.get((model, study.baseline), []))
-        for model in study.models
+        for model in dict.fromkeys(record.model.name for record in records)
         for row in study.rows
         if (model, row.label) in cells
     )
@@ -60,14 +61,13 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
     test = [record.test_top1 for record in done if record.test_top1 is not None]
     curve, goal = mean_curve(records), mean_curve(baseline)
     reached = [epoch for epoch, value in enumerate(curve, 1) if goal and value >= goal[-1]]
-    specs = tuple(stage.mixer for stage in first.model.stages)
-    baseline_specs = study.model(first.model.name, study.row(study.baseline)).stages
+    specs = specs_of(first)
     return TableRow(
         model=first.model.name,
         row=first.row,
         what=study.row(first.row).what,
         mixer=first.mixer,
-        changed=_changed(specs, tuple(stage.mixer for stage in baseline_specs)),
+        changed=_changed(specs, specs_of(baseline[0])) if baseline else _stated(study, first.row, specs),
         roles=tuple(role for role in ROLES if any(role in spec.roles for spec in specs)),
         params=first.params,
         macs=first.macs,
@@ -78,6 +78,11 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         epochs_to_baseline=reached[0] if reached else None,
         failures=tuple(f"seed {record.seed}: {record.failure}" for record in records if record.failure),
     )
+
+
+def specs_of(record: RunRecord) -> tuple[MixerSpec, ...]:
+    """The specs of the record's mixers: one where all stages share it, else one per stage."""
+    return tuple(MixerSpec.parse(text) for text in record.mixer.split("|"))
 
 
 def mean_curve(records: Sequence[RunRecord]) -> list[float]:
@@ -93,8 +98,22 @@ def by_epoch(records: Sequence[RunRecord]) -> list[tuple[float, ...]]:
 
 def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
     """The cells that differ from the baseline; where stages differ among themselves, their values by stage."""
+    count = max(len(specs), len(baseline))
+    specs, baseline = (each * (count if len(each) == 1 else 1) for each in (specs, baseline))
     by_stage = [spec.diff(base) for spec, base in zip(specs, baseline, strict=True)]
-    names = dict.fromkeys(name for differing in by_stage for name in differing)
+    return _texts(specs, dict.fromkeys(name for differing in by_stage for name in differing))
+
+
+def _stated(study: Study, label: str, specs: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
+    """The cells that the study states for the row and not, or otherwise, for the baseline: where no record of the
+    baseline says what its host has."""
+    row, baseline = (
+        dict(word.split("=", 1) for word in words(study.row(each).cells)) for each in (label, study.baseline)
+    )
+    return _texts(specs, [name for name, text in row.items() if baseline.get(name) != text])
+
+
+def _texts(specs: tuple[MixerSpec, ...], names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     values = {name: [spec.text[name] for spec in specs] for name in names}
     return tuple((name, texts[0] if len(set(texts)) == 1 else " | ".join(texts)) for name, texts in values.items())
 
@@ -102,22 +121,35 @@ def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> t
 # ---- text ----------------------------------------------------------------------------------------------------
 
 COLUMNS = ("row", "changed cells", "roles", "params", "MACs", "test top-1", "to baseline")
-RIGHT = ("params", "MACs", "test top-1", "to baseline")
+RIGHT = ("params", "MACs", "test top-1", "val top-1", "to baseline")
 LEGEND = "roles: N normalisation, C communication between kernels, L non-linearity, derived from the activation"
 
 
+def columns_of(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """`COLUMNS`, with the validation split's top-1 for data without a test split."""
+    return COLUMNS if records[0].data.test else tuple(name.replace("test", "val") for name in COLUMNS)
+
+
 def cells_of(row: TableRow, study: Study) -> tuple[str, ...]:
-    """The row as texts under `COLUMNS`."""
+    """The row as texts under `columns_of`."""
     changed = " ".join(f"{name}={text}" for name, text in row.changed)
     marks = "".join(letter if role in row.roles else "·" for letter, role in zip("NCL", ROLES, strict=True))
-    top1 = "diverged" if row.test_top1 is None else f"{row.test_top1:.1f}"
+    accuracy = row.val_top1 if row.test_top1 is None else row.test_top1
+    top1 = "diverged" if accuracy is None else f"{accuracy:.1f}"
     if row.test_top1_sd is not None:
         top1 += f" ± {row.test_top1_sd:.1f}"
-    if row.failures and row.test_top1 is not None:
+    if row.failures and accuracy is not None:
         top1 += f" ({len(row.failures)} of {len(row.seeds)} diverged)"
     label = f"{row.row} (baseline)" if row.row == study.baseline else row.row
     reached = "-" if row.epochs_to_baseline is None else str(row.epochs_to_baseline)
-    return (label, changed or "-", marks, f"{row.params / 1e3:.1f} K", f"{row.macs / 1e6:.2f} M", top1, reached)
+    return (label, changed or "-", marks, *sizes_of(row.params, row.macs), top1, reached)
+
+
+def sizes_of(params: int, macs: int) -> tuple[str, str]:
+    """Parameters in thousands and multiply-adds in millions, large ones in millions and billions."""
+    small = params < 1e6
+    return (f"{params / 1e3:.1f} K" if small else f"{params / 1e6:.2f} M",
+            f"{macs / 1e6:.2f} M" if macs < 1e8 else f"{macs / 1e9:.3f} G")  # fmt: skip
 
 
 def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
@@ -126,7 +158,10 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     runs, seeds = len(records), sorted({record.seed for record in records})
     recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
     yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {first.mlp}; {recipe}"
-    yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
+    if first.data.test:
+        yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
+    else:
+        yield "val top-1: mean over seeds of the validation split after the last epoch, in per cent; no test split"
     yield LEGEND
     yield EPOCHS_TO_BASELINE
     if not any(row.row == study.baseline for row in rows):
@@ -134,7 +169,7 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     for row in rows:
         for failure in row.failures:
             yield f"diverged: {row.model} {row.row}, {failure}"
-    images = f"{first.data.test} test images"
+    images = f"{first.data.test} test images" if first.data.test else f"{first.data.val} validation images"
     if top1:
         error = 100 * math.sqrt(mean(top1) * (100 - mean(top1)) / 1e4 / first.data.test)
         images += f": a standard error of {error:.1f} points at {mean(top1):.0f} %, beside the spread over seeds"
@@ -146,10 +181,10 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
 
 def markdown(study: Study, records: Sequence[RunRecord]) -> str:
     """The study as Markdown: its questions, a table per model, notes, the figure."""
-    rows = tabulate(study, records)
+    rows, columns = tabulate(study, records), columns_of(records)
     lines = [f"# {study.title}", "", *(f"- {question}" for question in study.questions), ""]
     for model in dict.fromkeys(row.model for row in rows):
-        lines += [f"## {model}", "", _line(COLUMNS), _line(["---:" if name in RIGHT else "---" for name in COLUMNS])]
+        lines += [f"## {model}", "", _line(columns), _line(["---:" if name in RIGHT else "---" for name in columns])]
         lines += [_line(cells_of(row, study)) for row in rows if row.model == model]
         lines.append("")
     lines += ["Rows:", "", *(f"- `{row.row}`: {row.what}" for row in {row.row: row for row in rows}.values()), ""]

@@ -14,7 +14,7 @@ from kernelbank.files import replace_file
 # Okabe and Ito's palette, which people with any common colour vision deficiency can tell apart; black is the baseline.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 COLOURS = ("black", *PALETTE)
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (7, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX"
 
 

@@ -94,6 +94,7 @@ class _Bars:
 
 def outcome(record: RunRecord) -> str:
     """The end of a run in words."""
-    if record.test_top1 is None:
+    if record.failure is not None:
         return f"diverged: {record.failure}"
-    return f"validation {record.epochs[-1].val_top1:.1f}, test {record.test_top1:.1f} ({record.seconds:.1f} s)"
+    test = "" if record.test_top1 is None else f", test {record.test_top1:.1f}"
+    return f"validation {record.epochs[-1].val_top1:.1f}{test} ({record.seconds:.1f} s)"

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import current_thread, main_thread
 
-from kernelbank.data.dataset import Dataset
-from kernelbank.data.load import load
 from kernelbank.errors import InputError, WorkerError
 from kernelbank.files import set_aside
 from kernelbank.records import EpochResult, RecordError, RunRecord
-from kernelbank.studies.run import Run, execute
+from kernelbank.studies.run import Conditions, Run, execute
+from kernelbank.train.loop import Stopped
+from kernelbank.train.session import Hooks
+from kernelbank.train.signals import StopRequest
+
+POLL = 0.5
+"""Seconds between two looks at whether the study was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def _check(record: RunRecord, run: Run, path: Path) -> None:
         return
     if len(record.epochs) != run.recipe.epochs:
         raise RecordError(f"{path} holds {len(record.epochs)} of {run.recipe.epochs} epochs and no failure")
-    numbers = {"test_loss": record.test_loss, "test_top1": record.test_top1}
+    tested = {"test_loss": record.test_loss, "test_top1": record.test_top1}
+    numbers = tested if record.data.test else {}
     for index, epoch in enumerate(record.epochs):
         measured = {name: value for name, value in asdict(epoch).items() if value is not None}
         numbers |= {f"epochs[{index}].{name}": value for name, value in measured.items()}
@@ -103,62 +108,99 @@ def _check(record: RunRecord, run: Run, path: Path) -> None:
         raise RecordError(f"{path} has a {wild[0]} of {numbers[wild[0]]} and no failure")
 
 
-def run_all(runs: Sequence[Run], folder: Path, workers: int, sink: Sink) -> None:
-    """Execute `runs` and send what happens to `sink`: in this process for one worker, else in spawned ones.
+@dataclass(frozen=True)
+class Crew:
+    """How many processes run at a time, and the GPU of each where there are GPUs (what CUDA_VISIBLE_DEVICES takes)."""
 
-    Raises WorkerError when a worker crashed or was killed; what was recorded stays.
+    jobs: int = 1
+    gpus: tuple[str, ...] = ()
+
+
+def run_all(
+    runs: Sequence[Run], conditions: Conditions, folder: Path, crew: Crew, sink: Sink,
+    stop: Callable[[], bool] | None = None,
+) -> None:  # fmt: skip
+    """Execute `runs` and send what happens to `sink`: in this process for one job, else in spawned ones.
+
+    Raises:
+        WorkerError: If a worker crashed or was killed; what was recorded stays.
+        Stopped: Once `stop()` is true and every running run has its checkpoint.
     """
-    for name in ("records", "checkpoints"):
-        (folder / name).mkdir(exist_ok=True)
-    if min(workers, len(runs)) > 1:
-        _run_spawned(deque(runs), folder, min(workers, len(runs)), sink)
+    if min(crew.jobs, len(runs)) > 1:
+        _run_spawned(deque(runs), conditions, folder, crew, sink, stop or (lambda: False))
         return
     with _warnings_to(sink):
         for run in runs:
-            _run_one(run, folder, sink)
+            _run_one(run, conditions, folder, sink, stop)
 
 
-def _run_one(run: Run, folder: Path, sink: Sink) -> None:
-    record = execute(run, _dataset(run.data.name), folder, lambda *result: sink(EpochDone(run, *result)))
-    sink(RunDone(run, record))
+def make_folders(folder: Path) -> None:
+    """The folders of run records and checkpoints below `folder`."""
+    for name in ("records", "checkpoints"):
+        (folder / name).mkdir(exist_ok=True)
 
 
-@cache
-def _dataset(name: str) -> Dataset:
-    return load(name)
+def _run_one(
+    run: Run, conditions: Conditions, folder: Path, sink: Sink, stop: Callable[[], bool] | None = None
+) -> None:
+    hooks = Hooks(lambda *result: sink(EpochDone(run, *result)), stop=stop)
+    sink(RunDone(run, execute(run, conditions, folder, hooks)))
 
 
 # ---- worker processes --------------------------------------------------------------------------------------
 
 
-def _run_spawned(pending: deque[Run], folder: Path, workers: int, sink: Sink) -> None:
+def _run_spawned(
+    pending: deque[Run], conditions: Conditions, folder: Path, crew: Crew, sink: Sink, stop: Callable[[], bool]
+) -> None:
     """A worker has one pipe and takes one run at a time. Either end learns from the pipe that the other died."""
     context = get_context("spawn")
-    crew: dict[Connection, BaseProcess] = {}
+    workers: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(workers):
+        for index in range(min(crew.jobs, len(pending))):
             ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_serve, args=(theirs, folder), daemon=True)
+            gpu = crew.gpus[index % len(crew.gpus)] if crew.gpus else None
+            # not daemons: they have processes of their own, which read images
+            process: BaseProcess = context.Process(target=_serve, args=(theirs, conditions, folder, gpu))
             with _interrupts_ignored():  # a worker inherits it: Ctrl-C while it imports is not its own
                 process.start()
             theirs.close()
-            crew[ours] = process
+            workers[ours] = process
             _send(ours, process, pending.popleft())
-        while crew:
-            for pipe in wait(list(crew)):
+        while workers:
+            for pipe in wait(list(workers), timeout=POLL):
                 assert isinstance(pipe, Connection)
-                event = _receive(pipe, crew[pipe])
+                event = _receive(pipe, workers[pipe])
                 sink(event)
-                if isinstance(event, RunDone) and pending:
-                    _send(pipe, crew[pipe], pending.popleft())
+                if isinstance(event, RunDone) and pending and not stop():
+                    _send(pipe, workers[pipe], pending.popleft())
                 elif isinstance(event, RunDone):
                     pipe.close()
-                    crew.pop(pipe).join()
+                    workers.pop(pipe).join()
+            if stop():
+                _stop(workers)
+                raise Stopped("stopped: every running run has its checkpoint")
     finally:
-        for pipe, process in crew.items():
-            process.terminate()
+        for pipe, process in workers.items():
+            process.kill()
             process.join()
             pipe.close()
+
+
+def _stop(workers: dict[Connection, BaseProcess]) -> None:
+    """Ask every worker to stop after its update, with a checkpoint, and wait for it."""
+    for process in workers.values():
+        process.terminate()
+    for pipe, process in list(workers.items()):
+        while process.is_alive():
+            if pipe.poll(POLL):
+                try:
+                    pipe.recv()  # epochs that end in between, so that the pipe never fills
+                except (EOFError, OSError):
+                    break
+        pipe.close()
+        process.join()
+        workers.pop(pipe)
 
 
 @contextmanager
@@ -197,18 +239,24 @@ def _ended(process: BaseProcess) -> WorkerError:
     return WorkerError(f"a worker process ended by itself (exit code {process.exitcode})")
 
 
-def _serve(pipe: Connection, folder: Path) -> None:
-    """A worker: runs until its parent closes the pipe, whether by intent or by dying."""
+def _serve(pipe: Connection, conditions: Conditions, folder: Path, gpu: str | None) -> None:
+    """A worker: runs until its parent closes the pipe, whether by intent or by dying, or asks it to stop."""
+    request = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    signal.signal(signal.SIGTERM, lambda number, _: setattr(request, "signal", number))
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     with _warnings_to(pipe.send):
-        while True:
+        while not request():
             try:
+                if not pipe.poll(POLL):
+                    continue
                 run: Run = pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):
                 return
             try:
-                _run_one(run, folder, pipe.send)
-            except BrokenPipeError:
+                _run_one(run, conditions, folder, pipe.send, request)
+            except (BrokenPipeError, Stopped):
                 return
             except (InputError, OSError) as error:
                 pipe.send(InputFailure(error))

@@ -3,56 +3,171 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 
+import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from kernelbank.data.load import load
+from kernelbank.data.dataset import Dataset
 from kernelbank.errors import WorkerError
-from kernelbank.records import RunRecord
+from kernelbank.files import sole_user, writable_folder
+from kernelbank.model import ModelSpec
+from kernelbank.records import DataIdentity, RunRecord
+from kernelbank.studies.hosts import host_model, with_rows
 from kernelbank.studies.progress import reporter
-from kernelbank.studies.run import grid
-from kernelbank.studies.runner import finished, run_all
+from kernelbank.studies.run import Conditions, Run, dataset, grid
+from kernelbank.studies.runner import Crew, finished, make_folders, run_all
+from kernelbank.studies.shard import WHOLE, Shard
 from kernelbank.studies.study import Study
+from kernelbank.train.engine import Engine
+from kernelbank.train.loop import Stopped
 from kernelbank.train.recipe import Recipe
+from kernelbank.train.signals import StopRequest, stop_on_signal
+from kernelbank.train.sources import enlargement
 
-WORKERS = 2
+JOBS = 2
+OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.safetensors")
+"""The files of a study below its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What of a study is run: models, rows and seeds of its grid, on which data, by which recipe, with how many runs at
-    a time (None: two, or one on one core)."""
+    """What of a study is run: its hosts (model and cells changed in it, constructor's arguments of all), rows and
+    seeds, by which recipe, under which conditions; how many runs at a time (None: one on each GPU; on a CPU two, or
+    one on one core), or on which Ray cluster (its address), and which shard of the runs."""
 
-    models: tuple[str, ...]
+    hosts: tuple[tuple[str, str], ...]
     rows: tuple[str, ...]
     seeds: tuple[int, ...]
-    data: str
     recipe: Recipe
-    workers: int | None = None
+    conditions: Conditions
+    model_args: tuple[str, ...] = ()
+    jobs: int | None = None
+    cluster: str | None = None
+    shard: Shard = field(default_factory=lambda: WHOLE)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host model with the cells of every row, by label, and the data as it sees them."""
+
+    models: dict[str, ModelSpec]
+    data: Dataset
+
+    @property
+    def rows(self) -> tuple[dict[str, ModelSpec], DataIdentity]:
+        """The models and the identity of the data."""
+        return self.models, self.data.identity
+
+
+class Interrupted(KeyboardInterrupt):
+    """The study was asked to stop by a signal, and stopped with checkpoints."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
 
 
 def run(study: Study, setup: Setup, folder: Path) -> list[RunRecord]:
-    """Run what is missing in `folder`; return the run records of the whole grid, in its order. Raises WorkerError."""
-    console = Console(stderr=True)
-    notify = _printer(console)
-    data = load(setup.data).identity
-    runs = grid(study, models=setup.models, rows=setup.rows, seeds=setup.seeds, recipe=setup.recipe, data=data)
-    done = finished(runs, folder, notify)
-    missing = [run for run in runs if run not in done]
-    notify(f"study {study.name}: {len(runs)} runs, {len(done)} finished before, records in {folder}")
+    """Run what is missing in `folder`; return the run records of the whole grid, in its order; those of a shard are its
+    own, and a process that is not the first of a torchrun returns none. Raises InputError, Interrupted, WorkerError."""
+    engine = Engine(setup.conditions.hardware)
+    console = Console(stderr=True, quiet=not engine.main)
+    notify = printer(console)
+    hosts = [host.rows for host in open_hosts(study, setup, notify)]
+    runs = setup.shard.of(grid(study, hosts=hosts, seeds=setup.seeds, recipe=setup.recipe))
+    with _locked(folder, setup.shard, engine):
+        missing = _missing(runs, folder, engine, notify)
+        notify(f"study {study.name}{setup.shard}: {len(runs)} runs, {len(runs) - len(missing)} finished before, "
+               f"records in {folder}")  # fmt: skip
+        with stop_on_signal(notify) as request, reporter(console, len(missing), setup.recipe.epochs) as sink:
+            _run_missing(missing, setup, folder, sink, request)
+        return [RunRecord.load(run.record_path(folder)) for run in runs] if engine.main else []
+
+
+def open_hosts(study: Study, setup: Setup, notify: Callable[[str], None]) -> list[Host]:
+    """The hosts with their rows, each built once without memory, and the data. Raises InputError and SpecError."""
+    rows = [row for row in study.rows if row.label in setup.rows]
+    hosts = []
+    for name, cells in setup.hosts:
+        conditions, recipe = setup.conditions, setup.recipe
+        data = dataset(name, conditions, recipe)
+        model = host_model(name, setup.model_args, conditions.source, data, recipe)
+        for note in (*data.notes, *enlargement(data, conditions.source)):
+            notify(note)
+        hosts.append(Host(with_rows(model, cells, rows), data))
+    return hosts
+
+
+@contextmanager
+def _locked(folder: Path, shard: Shard, engine: Engine) -> Iterator[None]:
+    """The folder, made and locked by the first process while the context is open."""
+    if not engine.main:
+        engine.wait()
+        yield
+        return
+    writable_folder(folder)
+    with sole_user(folder, OUTPUTS, shard.name):
+        make_folders(folder)
+        engine.wait()
+        yield
+
+
+def _missing(runs: Sequence[Run], folder: Path, engine: Engine, notify: Callable[[str], None]) -> list[Run]:
+    """The runs without a record, as the first process finds them."""
+    found = [run.key for run in finished(runs, folder, notify)] if engine.main else []
+    if engine.part.world > 1:
+        shared = [found]
+        broadcast_object_list(shared)
+        found = shared[0]
+    return [run for run in runs if run.key not in set(found)]
+
+
+def _run_missing(
+    missing: list[Run], setup: Setup, folder: Path, sink: Callable[..., None], request: StopRequest
+) -> None:
+    crew = crew_for(setup)
     try:
-        with reporter(console, len(missing), setup.recipe.epochs) as sink:
-            run_all(missing, folder, setup.workers or min(WORKERS, os.cpu_count() or 1), sink)
+        if setup.cluster is not None:
+            run_on_ray = import_module("kernelbank.studies.cluster").run_on_ray  # an extra
+            run_on_ray(missing, setup.conditions, folder, setup.cluster, sink, request)
+        else:
+            run_all(missing, shared_out(setup.conditions, crew), folder, crew, sink, request)
     except WorkerError as error:
         again = "finished runs are recorded, and the same command goes on from there"
         raise WorkerError(f"{error}; {again}", error.detail) from None
-    return [RunRecord.load(run.record_path(folder)) for run in runs]
+    except Stopped:
+        raise Interrupted(request.exit_code) from None
 
 
-def _printer(console: Console) -> Callable[[str], None]:
+def crew_for(setup: Setup) -> Crew:
+    """The processes of a study on this machine: one under torchrun, which starts its own; one on each GPU; else two on
+    a CPU, or one on one core."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return Crew()
+    count = torch.cuda.device_count() if setup.conditions.hardware.device == "auto" else 0
+    if not count:
+        return Crew(setup.jobs or min(JOBS, os.cpu_count() or 1))
+    named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    return Crew(setup.jobs or count, tuple(named or map(str, range(count)))[:count])
+
+
+def shared_out(conditions: Conditions, crew: Crew) -> Conditions:
+    """`conditions` with the cores shared out to the processes that read images of each run."""
+    if conditions.source.workers is not None:
+        return conditions
+    cores = min(8, max(1, (os.cpu_count() or 1) // crew.jobs))
+    return replace(conditions, source=replace(conditions.source, workers=cores))
+
+
+def printer(console: Console) -> Callable[[str], None]:
+    """A function that prints lines on `console`."""
+
     def notify(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 

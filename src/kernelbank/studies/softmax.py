@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernelbank.studies.study import Study, activation_rows
 
 # label, activation, what it isolates. Every one of the eight subsets of the three roles has a row.
-ROWS = (
+ROLE_ROWS = (
     ("softmax", "softmax", "all three roles: exp is not linear, l1 normalises and lets the kernels communicate"),
     ("identity", "identity,count", "no role: the two steps fuse into one linear kernel (1/n keeps the scale)"),
     ("relu", "relu,count", "non-linearity alone, as ConvNets have it"),
@@ -21,11 +21,36 @@ ROWS = (
 )
 
 
-def softmax() -> Study:
-    """Twelve pipelines in `vit_relpos` and in `swin` with windows of half the 4 x 4 grid.
+# Without the division by the number of kernels: whether this scale, which is not a role, does the work.
+RAW_ROWS = (
+    ("identity-raw", "identity", "no role and no scale"),
+    ("relu-raw", "relu", "non-linearity alone, without a scale"),
+    ("exp-raw", "exp", "softmax's non-linearity, without a scale"),
+)
+# With the rows above: normalisation (none, batchnorm, rmsnorm) by communication (no, yes) by non-linearity (identity,
+# relu, exp). An rmsnorm over the kernels lets them communicate, over the positions it does not.
+FACTORIAL_ROWS = (
+    ("center-exp", "center,exp,count", "communication and softmax's non-linearity"),
+    ("batchnorm-relu", "batchnorm,relu,count", "normalisation by batch statistics and non-linearity"),
+    ("batchnorm-exp", "batchnorm,exp,count", "normalisation by batch statistics and softmax's non-linearity"),
+    ("center-batchnorm", "center,batchnorm,count", "communication, and normalisation by batch statistics"),
+    ("rmsnorm-positions", "rmsnorm@positions,count", "normalisation alone: over the positions that see a kernel"),
+    ("layernorm-relu", "layernorm,relu,count", "all three roles: LayerNorm over kernels, then ReLU"),
+    ("layernorm-exp", "layernorm,exp,count", "all three roles: LayerNorm over kernels, then exp"),
+)
+ABSOLUTE_ROWS = (
+    ("softmax-absolute", "softmax", "softmax with the positions of the host's trunk alone"),
+    ("relu-absolute", "relu,count", "ReLU with the positions of the host's trunk alone"),
+    ("layernorm-absolute", "layernorm,count", "LayerNorm with the positions of the host's trunk alone"),
+)
 
-    The design is a full factorial over the three roles that section 5.2 names (the role columns of the table are
-    derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
+
+def softmax() -> Study:
+    """Pipelines with relative positions, and three with the positions of the host's trunk alone.
+
+    The first twelve are a full factorial over the three roles that section 5.2 names (the role columns of the table
+    are derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
+    The others drop the division by the number of kernels, or tell kinds of normalisation and non-linearity apart.
     """
     return Study(
         name="softmax",
@@ -35,6 +60,5 @@ def softmax() -> Study:
             "With relative positions, can ReLU or LayerNorm replace it, and do they converge faster?",
         ),
         baseline="softmax",
-        rows=activation_rows(ROWS),
-        quick=("softmax", "identity", "relu", "layernorm"),
+        rows=activation_rows(ROLE_ROWS + RAW_ROWS + FACTORIAL_ROWS) + activation_rows(ABSOLUTE_ROWS, position="none"),
     )

@@ -1,34 +1,61 @@
-"""What a study is: rows of specs in each of its models, one of them the baseline, and questions. Imports no torch."""
+"""What a study is: rows that change cells of a host model's mixers, one of them the baseline, and questions. Imports
+no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
-from kernelbank.model import ModelSpec
+from kernelbank.errors import SpecError
+from kernelbank.model import ModelSpec, by_stage
+from kernelbank.spec import MixerSpec, Window
 from kernelbank.zoo import find
 
-WINDOW = "support=window(2, alternate)"
-"""Swin's windows on the 4 x 4 grid of the hierarchical model: half of it."""
+Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row: its label, what it isolates, and its mixer as text in each model, by the model's name."""
+    """One row: its label, what it isolates, and the cells that it changes in the mixers of a host model.
+
+    Two words stand for what depends on the host, stage by stage: ``{window}`` for its own windows, or windows of half
+    its grid where it has none, and ``{extent}`` for the number of offsets along the longer side of its grid, 2 n - 1.
+    """
 
     label: str
     what: str
-    mixers: Mapping[str, str]
+    cells: str
+
+    def cells_at(self, mixer: MixerSpec, grid: Grid) -> str:
+        """The cells in a stage whose host mixer is `mixer`, on a `grid` of (H, W) positions."""
+        side = max(grid)
+        own = isinstance(mixer.support, Window)
+        window = mixer.text["support"] if own else f"window({max(2, -(-side // 2))}, alternate)"
+        return self.cells.format(window=window, extent=2 * side - 1)
+
+    def mixers(self, stages: Sequence[tuple[MixerSpec, Grid]]) -> str:
+        """The text of the mixers of this row in a host with `stages` of (mixer, grid).
+
+        Raises:
+            SpecError: If the cells cannot be built together with the host's others, which stay as they are.
+        """
+        return by_stage([str(self._mixer(mixer, grid)) for mixer, grid in stages])
+
+    def _mixer(self, host: MixerSpec, grid: Grid) -> MixerSpec:
+        cells = self.cells_at(host, grid)
+        mixer = MixerSpec.parse(cells, host)
+        if mixer.resets:
+            reset = mixer.resets[0]
+            raise SpecError(f"invalid {cells} in a host with {reset.field}={reset.old}; expected cells that fit it")
+        return mixer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid of rows x models and the questions that it answers. `quick` are the labels of the short version.
+    """Rows that are compared with one of them, the baseline, in any host model, and the questions that they answer.
 
     Raises:
-        SpecError: If a mixer is not a spec.
-        ValueError: If labels are not unique, or do not include the baseline and the quick rows.
+        ValueError: If labels are not unique, or do not include the baseline.
     """
 
     name: str
@@ -36,39 +63,45 @@ class Study:
     questions: tuple[str, ...]
     baseline: str
     rows: tuple[StudyRow, ...]
-    quick: tuple[str, ...]
-    mlp: str = "ffn"
 
     def __post_init__(self) -> None:
-        labels = [row.label for row in self.rows]
-        if len(set(labels)) < len(labels) or not {self.baseline, *self.quick} <= set(labels):
-            raise ValueError(f"study {self.name}: labels must be unique and include the baseline and the quick rows")
-        for row in self.rows:
-            for model in row.mixers:
-                self.model(model, row)
+        if len(set(self.labels)) < len(self.labels) or self.baseline not in self.labels:
+            raise ValueError(f"study {self.name}: labels must be unique and include the baseline")
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The names of the models that the rows have mixers for."""
-        return tuple(dict.fromkeys(model for row in self.rows for model in row.mixers))
-
-    def model(self, name: str, row: StudyRow) -> ModelSpec:
-        """The model `name` with the mixer of `row`, its specs as they print themselves."""
-        return replace(find(name), mixer=row.mixers[name], mlp=self.mlp).canonical()
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the rows, in order."""
+        return tuple(row.label for row in self.rows)
 
     def row(self, label: str) -> StudyRow:
         """The row of this label."""
         return next(row for row in self.rows if row.label == label)
 
 
-def activation_rows(rows: Iterable[tuple[str, str, str]]) -> tuple[StudyRow, ...]:
-    """Rows from (label, activation, what it isolates), in `vit_relpos` and in `swin` with `WINDOW`."""
-    return tuple(
-        StudyRow(label, what, both(f"vit_relpos activation={steps}", f"swin {WINDOW} activation={steps}"))
-        for label, steps, what in rows
-    )
+def changed(host: ModelSpec, row: StudyRow) -> ModelSpec:
+    """`host`, a model of ours, with the cells of `row` in its mixers; its specs as they print themselves.
+
+    Raises:
+        SpecError: If the cells cannot be built together in one of its stages, or for a stock model of timm.
+    """
+    return replace(host, mixer=row.mixers([(stage.mixer, stage.grid) for stage in host.stages])).canonical()
 
 
-def both(plain: str, hierarchical: str) -> Mapping[str, str]:
-    """The mixers of a row in the two models."""
-    return MappingProxyType({"plain": plain, "hierarchical": hierarchical})
+def named_host(name: str, cells: str = "") -> ModelSpec:
+    """The model `name` of the zoo, with `cells` changed in its mixers before any row. Raises SpecError."""
+    host = find(name).canonical()
+    return changed(host, StudyRow("", "", cells)) if cells else host
+
+
+def activation_rows(rows: Iterable[tuple[str, str, str]], position: str = "relative") -> tuple[StudyRow, ...]:
+    """Rows from (label, activation, what it isolates), each with the given `position`."""
+    return tuple(StudyRow(label, what, f"position={position} activation={steps}") for label, steps, what in rows)
+
+
+def holds(host: ModelSpec, row: StudyRow) -> bool:
+    """Whether `row` can be built in `host`, a model of ours."""
+    try:
+        changed(host, row)
+    except SpecError:
+        return False
+    return True

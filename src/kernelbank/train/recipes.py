@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -152,10 +153,20 @@ DIGITS_EPOCHS = 12
 
 def digits_recipe(epochs: int = DIGITS_EPOCHS) -> Recipe:
     """The recipe `digits` for any number of epochs; the warm-up takes two of them where there are three."""
-    return Recipe(
-        epochs=epochs, batch_size=48, lr=4e-3, lr_batch=48, lr_rule="fixed", weight_decay=0.05, drop_last=False,
-        warmup_epochs=min(2, epochs - 1), warmup_lr=4e-5, clip_grad=1.0, temperature_epochs=0,
+    recipe = Recipe(
+        epochs=DIGITS_EPOCHS, batch_size=48, lr=4e-3, lr_batch=48, lr_rule="fixed", weight_decay=0.05, drop_last=False,
+        warmup_epochs=2, warmup_lr=4e-5, clip_grad=1.0, temperature_epochs=0,
     )  # fmt: skip
+    return with_epochs(recipe, epochs)
+
+
+def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
+    """`recipe` for another number of epochs. A warm-up that no longer fits takes its share of them, rounded up, and
+    leaves at least one epoch after it. Raises InputError for a number below 1."""
+    warmup = recipe.warmup_epochs
+    if warmup >= epochs >= 1:
+        warmup = min(math.ceil(warmup * epochs / recipe.epochs), epochs - 1)
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup)
 
 
 RECIPES: dict[str, Callable[[], Published]] = {

@@ -1,0 +1,117 @@
+"""Images decoded once into one array of whole grey levels, kept in a file that processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from kernelbank.data.archive import Progress
+from kernelbank.data.images import FileSplit, Loading, opened
+from kernelbank.files import read_json, replace_file, replace_text
+
+Pixels = NDArray[np.uint8]
+_VERSION = 1
+
+
+class UnequalSizes(ValueError):
+    """The images of a split are not all of one size."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a split, (N, C, H, W), and which of its rows could not be read; those are zero."""
+
+    pixels: Pixels
+    broken: tuple[int, ...]
+
+
+def decoded(split: FileSplit, size: tuple[int, int] | None, cache: Path, progress: Progress | None) -> Decoded:
+    """The images of `split`: as they are in their files, all (H, W) of `size`, or as evaluation sees them for None.
+
+    They are kept below `cache`, where the files tell whether they have changed, and read from there without a copy.
+
+    Raises:
+        UnequalSizes: If an image has another size.
+    """
+    state = split.source.state()
+    if state is None:
+        return _decode(split, size, progress)
+    loading = split.loading
+    how = [_VERSION, state, split.rows.tolist(), size, loading.size, loading.crop_pct]
+    name = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
+    pixels, marker = cache / f"decoded-{name}.npy", cache / f"decoded-{name}.json"
+    if (kept := _kept(pixels, marker, len(split))) is not None:
+        return kept
+    found = _decode(split, size, progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    replace_file(pixels, lambda beside: _write(beside, found.pixels))
+    replace_text(marker, json.dumps({"broken": found.broken}) + "\n")
+    return _kept(pixels, marker, len(split)) or found
+
+
+def _write(path: Path, pixels: Pixels) -> None:
+    with path.open("wb") as file:
+        np.save(file, pixels)
+
+
+def _kept(pixels: Path, marker: Path, count: int) -> Decoded | None:
+    """What lies in the cache; None where there is nothing, or it is damaged."""
+    try:
+        broken = cast("dict[str, Any]", read_json(marker))["broken"]
+        array = np.load(pixels, mmap_mode="c")
+        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != count:
+            return None
+        return Decoded(array, tuple(int(row) for row in broken))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _decode(split: FileSplit, size: tuple[int, int] | None, progress: Progress | None) -> Decoded:
+    channels = split.loading.size[0]
+    height, width = split.loading.size[1:] if size is None else size
+    see = _seen(split.loading) if size is None else np.asarray
+    pixels = np.zeros((len(split), channels, height, width), np.uint8)
+    broken = []
+    for row, at in enumerate(split.rows.tolist()):
+        image = opened(split.source, at, channels)
+        if image is None:
+            broken.append(row)
+        elif size is not None and image.size != (width, height):
+            raise UnequalSizes(f"{split.source.name(at)} is {image.height} x {image.width}, not {height} x {width}")
+        else:
+            pixels[row] = _channels_first(see(image))
+        if progress is not None and (row % 500 == 0 or row + 1 == len(split)):
+            progress(row + 1, len(split))
+    return Decoded(pixels, tuple(broken))
+
+
+def _channels_first(pixels: Any) -> Pixels:
+    array = np.asarray(pixels)
+    if array.ndim == 2:
+        return array[None]
+    return array.transpose(2, 0, 1) if array.shape[-1] in (1, 3) and array.shape[0] not in (1, 3) else array
+
+
+def _seen(loading: Loading) -> Callable[[Image.Image], Any]:
+    """timm's transform in evaluation up to whole grey levels."""
+    return create_transform(loading.size, is_training=False, interpolation="bicubic", crop_pct=loading.crop_pct,
+                            use_prefetcher=True)  # fmt: skip
+
+
+def replacements(count: int, broken: Sequence[int], tries: int) -> NDArray[np.int64]:
+    """The row that stands for every row in training: itself, or for an unreadable one the next of the `tries - 1` after
+    it that can be read; -1 where there is none."""
+    rows, unreadable = np.arange(count), set(broken)
+    for row in broken:
+        after = ((row + step) % count for step in range(1, tries))
+        rows[row] = next((other for other in after if other not in unreadable), -1)
+    return rows
