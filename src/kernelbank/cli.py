@@ -42,6 +42,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.commands.compare:main",
         "compare runs: convergence curves, and differences with confidence intervals over seeds",
     ),
+    "report": (
+        "kernelbank.commands.report:main",
+        "write one HTML page from run records: the verdicts on the paper's claims, tables and curves",
+    ),
 }
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""

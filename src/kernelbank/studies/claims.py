@@ -167,7 +167,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1", "Normalisation matters",
         "Pipelines that normalise the scores end higher than the same pipelines without normalisation.",
-        "5.2", "softmax",
+        "section 5.2", "softmax",
         (ClaimPart(factor("normalised − not, over four pairs", NORMALISED), ACCURACY, "superiority"),),
         favours=("division by the number of kernels (count) does not count as normalisation here", _ONE_RATE),
     ),
@@ -175,7 +175,7 @@ CLAIMS: tuple[Claim, ...] = (
         "C1b", "Normalisation matters, with count as one",
         "Division by the number of kernels (count) already gives what normalisation gives: pipelines without any scale "
         "end lower.",
-        "5.2, another reading", "softmax",
+        "section 5.2, another reading", "softmax",
         (ClaimPart(factor("with count − without, over three pairs", COUNTED), ACCURACY, "superiority"),),
         favours=("a pipeline without any scale changes the scale of the mixer's output at the start, and one learning "
                  "rate for all favours the rows it was chosen on",),
@@ -183,7 +183,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C2", "It need not be softmax",
         "A normalised pipeline other than softmax ends no lower than softmax.",
-        "5.2", "softmax",
+        "section 5.2", "softmax",
         tuple(ClaimPart(versus(row, "softmax"), ACCURACY, "non-inferiority") for row in NOT_SOFTMAX),
         needs="any",
         favours=("any of four pipelines may show it; Holm's correction pays for the choice",),
@@ -192,7 +192,7 @@ CLAIMS: tuple[Claim, ...] = (
         "C3", "ReLU converges faster",
         "With relative position, ReLU in the place of softmax reaches the validation target in fewer epochs, and its "
         "curve lies higher.",
-        "5.2 and abstract", "softmax", _faster("relu"), favours=_FASTER,
+        "section 5.2 and abstract", "softmax", _faster("relu"), favours=_FASTER,
     ),
     Claim(
         "C3b", "LayerNorm converges faster",
@@ -203,7 +203,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C4", "They end no lower",
         "With relative position, ReLU and LayerNorm end no lower than softmax.",
-        "5.2 and abstract", "softmax",
+        "section 5.2 and abstract", "softmax",
         tuple(ClaimPart(versus(row, "softmax"), ACCURACY, "non-inferiority") for row in ("relu", "layernorm")),
         favours=("a loss of less than a point counts as none",),
     ),
@@ -211,7 +211,7 @@ CLAIMS: tuple[Claim, ...] = (
         "C5", "Depth-wise self-attention costs less and is as good",
         "Depth-wise self-attention ends no lower than softmax attention, with fewer parameters, fewer multiply-adds "
         "and less measured time.",
-        "5.3 and abstract", "depthwise",
+        "section 5.3 and abstract", "depthwise",
         (ClaimPart(versus("dwsa", "softmax"), ACCURACY, "non-inferiority"),
          ClaimPart(versus("dwsa", "softmax"), PARAMS, "superiority"),
          ClaimPart(versus("dwsa", "softmax"), MACS, "superiority"),
@@ -222,7 +222,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C6a", "The relative position helps depth-wise self-attention",
         "Gate and positional term together end higher than the gate alone.",
-        "5.3", "depthwise",
+        "section 5.3", "depthwise",
         (ClaimPart(versus("dwsa", "gate"), ACCURACY, "superiority"),),
         favours=("the gate alone mixes no positions, so that a backbone of it depends on its trunk to do so",),
     ),
@@ -243,7 +243,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C7", "The temperature matters little",
         "A temperature of 1/4, 1/2, 2 or 4 changes softmax by less than a point.",
-        "5.2 (tau is a parameter)", "assumptions",
+        "section 5.2, where tau is a parameter", "assumptions",
         tuple(ClaimPart(versus(f"softmax-{row}", "softmax"), ACCURACY, "equivalence")
               for row in ("colder", "cold", "warm", "warmer")),
         favours=("the temperature is fixed; the model may rescale its queries to undo it",),
@@ -251,7 +251,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C8", "The replacement depends on relative position",
         "ReLU and LayerNorm gain more on softmax with relative positions than with absolute ones.",
-        "5.2", "softmax",
+        "section 5.2", "softmax",
         tuple(ClaimPart(interaction(row, "softmax", "absolute"), ACCURACY, "superiority")
               for row in ("relu", "layernorm")),
         favours=("a difference of differences has twice the spread of a difference: few seeds decide nothing",),
