@@ -1,5 +1,8 @@
-"""What `kernelbank.dynamize` does to a model at the start and after ten steps: ``python benchmarks/dynamize.py FOLDER``
-writes record.json, and table.md made of it: the tables of docs/dynamize.md. One thread, random weights, a minute."""
+"""Compare models before and after `kernelbank.dynamize`, and their experts after ten steps of training.
+
+``python benchmarks/dynamize.py FOLDER`` writes record.json and, from it, table.md, the tables of docs/dynamize.md. It
+uses one thread and random weights, and takes a minute.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from torch import Tensor, nn
 import kernelbank
 from kernelbank.files import replace_text
 from kernelbank.nn.dynamic_conv import DynamicConv2d
-from kernelbank.records import CodeIdentity, Machine
+from kernelbank.nn.edit.dynamize import DynamizeReport
+from kernelbank.records import CodeIdentity, MachineIdentity
 
 COLD = "dconv mix=predict(softmax, tau=30, r=4)"
 MODELS = (
@@ -28,8 +32,8 @@ MODELS = (
 )  # fmt: skip
 
 
-def alive(model: nn.Module) -> nn.Module:
-    """Every scale drawn in 0.5 to 1.5: a branch that starts at zero would hide differences."""
+def with_random_scales(model: nn.Module) -> nn.Module:
+    """Draw every scale in 0.5 to 1.5, since a branch that starts at zero would hide differences."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("gamma") or (parameter.ndim == 1 and name.endswith("weight")):
@@ -44,12 +48,14 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def start(name: str, text: str) -> dict[str, Any]:
-    """The outputs of a model and of its dynamic twin, in float32, float64 and float64 training."""
+    """Compare the outputs of a model and of its dynamic copy, in float32, in float64, and in float64 and training."""
     torch.manual_seed(0)
-    model = alive(timm.create_model(name)).eval()
+    model = with_random_scales(timm.create_model(name)).eval()
     twin, images = kernelbank.dynamize(copy.deepcopy(model), text), torch.randn(2, 3, 128, 128)
+    report = twin.dynamized
+    assert isinstance(report, DynamizeReport)
     found: dict[str, Any] = {
-        "model": name, "text": text, "turned": len(twin.dynamized.turned), "convolutions": len(twin.dynamized.lines),
+        "model": name, "text": text, "turned": len(report.converted), "convolutions": len(report.outcomes),
         "parameters": [sum(p.numel() for p in net.parameters()) for net in (model, twin)],
         "float32": difference(model(images), twin(images)),
     }  # fmt: skip
@@ -58,8 +64,8 @@ def start(name: str, text: str) -> dict[str, Any]:
     return found | {"training": difference(model.train()(images), twin.train()(images))}
 
 
-def apart(text: str, routed: bool = True) -> dict[str, Any]:
-    """ResNet-18's experts after ten steps: the distance of two over the norm of one, over every convolution."""
+def train_experts(text: str, routed: bool = True) -> dict[str, Any]:
+    """Train ResNet-18 for ten steps and return the distances of its experts, relative to their norm."""
     torch.manual_seed(0)
     net = timm.create_model("resnet18", num_classes=10, zero_init_last=False)
     net = kernelbank.dynamize(net, text).train()
@@ -81,13 +87,13 @@ def apart(text: str, routed: bool = True) -> dict[str, Any]:
 
 
 def distances(convs: list[DynamicConv2d]) -> list[float]:
-    """Every pair of every convolution's experts."""
-    flat = [conv.weight.detach().flatten(1) for conv in convs]
+    """The distance of every pair of experts of every convolution over their mean norm."""
+    flat = [conv.weight.detach().flatten(1) for conv in convs if conv.weight is not None]
     return [float(d) for experts in flat for d in torch.pdist(experts) / experts.norm(dim=1).mean()]
 
 
 def table(record: dict[str, Any]) -> Iterator[str]:
-    """The record as Markdown."""
+    """The results as Markdown."""
     yield "| model | text | turned | parameters, M | float32 | float64 | float64, training |"
     yield "|---|---|---|---|---|---|---|"
     for found in record["start"]:
@@ -106,9 +112,10 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "machine": asdict(Machine.here(1)), "code": asdict(CodeIdentity.here()), "timm": timm.__version__,
+        "machine": asdict(MachineIdentity.here(1)), "code": asdict(CodeIdentity.here()), "timm": timm.__version__,
         "start": [start(*model) for model in MODELS],
-        "experts": [apart(COLD), apart(COLD, routed=False), apart("dconv"), apart("condconv bank=static(4)")],
+        "experts": [train_experts(COLD), train_experts(COLD, routed=False), train_experts("dconv"),
+                    train_experts("condconv bank=static(4)")],
     }  # fmt: skip
     replace_text(folder / "record.json", json.dumps(record, indent=1) + "\n")
     replace_text(folder / "table.md", "\n".join(table(record)) + "\n")

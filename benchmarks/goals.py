@@ -1,8 +1,8 @@
-"""The speed goals as one command a row: ``python benchmarks/goals.py ROW``; no ROW lists them, ``all`` runs them.
+"""Measure the speed goals: ``python benchmarks/goals.py ROW``. Without a ROW the rows are listed; ``all`` runs them.
 
-Every row is measured by the library's own benchmark code: candidates take turns in one process, the ratio is taken
-round by round, and no verdict is given when its quartiles are too far apart. Runs on the CPU with torch's own number
-of threads. ``--rounds N`` and ``--out FOLDER`` (one JSON a row) are the only options.
+The rows are measured with the code of `kernelbank benchmark`: candidates take turns in one process, the ratio is taken
+per round, and there is no verdict if its quartiles are too far apart. Runs on the CPU with torch's default number of
+threads. Options: ``--rounds N`` and ``--out FOLDER``, which writes one JSON file per row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kernelbank.ops.machine import machine
 from kernelbank.ops.paths import LINEAR_PATHS, POSITION_PATHS, associated, pointwise
 from kernelbank.ops.plan import plan
 from kernelbank.ops.position import matrix, spread
-from kernelbank.records import CodeIdentity, Machine
+from kernelbank.records import CodeIdentity, MachineIdentity
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.inventory import inventory
 
@@ -40,7 +40,7 @@ WINDOWED = "dwsa_window"
 
 @dataclass(frozen=True)
 class Ratio:
-    """`other` is to be at least `goal` times as fast as `base`."""
+    """The goal that `other` is at least `goal` times as fast as `base`."""
 
     base: str
     other: str
@@ -49,7 +49,7 @@ class Ratio:
 
 
 LINEARS = 1.8
-"""The probe's gain from which the rows that stand on linears bind."""
+"""The gain in the probe from which the goals that depend on fast linear layers apply."""
 
 MODELS: dict[str, tuple[Ratio, ...]] = {
     "same-model": (Ratio(DEIT, OUR_DEIT, 1.85), Ratio(DEIT, f"accelerate {DEIT}", 1.85), Ratio(SWIN, OUR_SWIN, 1.85)),
@@ -77,7 +77,7 @@ MODELS: dict[str, tuple[Ratio, ...]] = {
 
 @dataclass(frozen=True)
 class Core:
-    """The operator alone, without static convs: q, k, v by head, and the setting that plan is asked about."""
+    """The operator without its linear layers: q, k and v per head, and the context that the plan is made for."""
 
     text: str
     side: int
@@ -91,15 +91,15 @@ class Core:
         return lambda: F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def sdpa_with_table(self) -> Callable[[], Tensor]:
-        """The same with the record's table as its additive mask."""
+        """The same with the relative position bias as an additive mask."""
         q, k, v = self._tensors()
-        s, params = self._setting()
+        s, params = self._context()
         mask = matrix(params, s.geo)
         return lambda: F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def products(self) -> Callable[[], Tensor]:
-        """The two matrix products of any attention with an N x N map and nothing between them, the map in memory that
-        is used again: what no form with these products can beat."""
+        """The two matrix products of attention with an N x N map and nothing between them, the map in a buffer that is
+        reused: a bound for every form with these products."""
         q, k, v = (t.contiguous().flatten(0, 1) for t in self._tensors())
         heads = 2 if self.side > 14 else self.heads
         room, o = q.new_empty(heads, self.side**2, self.side**2), torch.empty_like(q)
@@ -114,9 +114,9 @@ class Core:
         return run
 
     def ours(self) -> Callable[[], Tensor]:
-        """The record's own operator."""
+        """The operator of the spec."""
         q, k, v = self._tensors()
-        s, params = self._setting()
+        s, params = self._context()
         if self.text.startswith("dwsa"):
             q, k = (t.transpose(1, 2).flatten(2) for t in (q, k))
             return lambda: torch.addcmul(spread(k, params, s), q, k.mean(1, keepdim=True))
@@ -126,11 +126,11 @@ class Core:
         return lambda: attend(q, bank, params, s).transpose(1, 2).flatten(2)
 
     def plan(self) -> str:
-        """What plan would choose."""
-        s, _ = self._setting()
+        """The plan, as text."""
+        s, _ = self._context()
         return str(plan(s, Call(self.batch * self.side**2), machine()))
 
-    def _setting(self) -> tuple[Context, dict[str, Tensor]]:
+    def _context(self) -> tuple[Context, dict[str, Tensor]]:
         spec = MixerSpec.parse(self.text)
         params = {e.name: torch.randn(e.shape) for e in inventory(spec, self.dim, self.heads, (self.side, self.side))}
         bare = Context(spec, self.dim, self.heads, geometry(spec, (self.side, self.side), 0))
@@ -167,24 +167,24 @@ CORES: dict[str, tuple[tuple[Core, float], ...]] = {
 SIDES = (28, 40, 56, 80, 112, 128)
 GROWING = ("dwsa", "identity_attention", "layernorm_attention")
 GROWTH = 1.35
-"""The largest exponent that is wanted of GROWING."""
+"""The goal for the exponent of GROWING: at most this."""
 ROWS = (*MODELS, *CORES, "growth")
 
 
 def run_models(row: str, rounds: int) -> list[dict[str, object]]:
-    """The ratios of one row; subjects of one site take turns together."""
+    """Measure the ratios of one row. Subjects at the same site take turns."""
     found = []
     for site in dict.fromkeys(ratio.site for ratio in MODELS[row]):
         wanted = [ratio for ratio in MODELS[row] if ratio.site == site]
         names = dict.fromkeys(name for ratio in wanted for name in (ratio.base, ratio.other))
         taken = interleave({name: Runner(read(name), site).step for name in names}, rounds)
         for ratio in wanted:
-            found.append(_said(ratio.base, ratio.other, ratio.goal, taken[ratio.base], taken[ratio.other]))
+            found.append(_result(ratio.base, ratio.other, ratio.goal, taken[ratio.base], taken[ratio.other]))
     return found
 
 
 def run_cores(row: str, rounds: int) -> list[dict[str, object]]:
-    """The operators of one row against SDPA."""
+    """Measure the operators of one row against SDPA."""
     found = []
     for core, goal in CORES[row]:
         candidates = {"SDPA": core.sdpa(), "ours": core.ours()}
@@ -196,14 +196,14 @@ def run_cores(row: str, rounds: int) -> list[dict[str, object]]:
             taken = interleave(candidates, rounds)
         name = f"{core.text} {core.side}x{core.side} batch {core.batch}"
         print(f"     {name}: {core.plan()}")
-        found.append(_said("SDPA", name, goal, taken["SDPA"], taken["ours"]))
+        found.append(_result("SDPA", name, goal, taken["SDPA"], taken["ours"]))
         for other in [name for name in taken if name not in ("SDPA", "ours")]:
-            found.append(_said(other, name, None, taken[other], taken["ours"]))
+            found.append(_result(other, name, None, taken[other], taken["ours"]))
     return found
 
 
 def run_growth(rounds: int) -> list[dict[str, object]]:
-    """Exponent in N and peak memory by N, batch 1, 96 channels in 3 heads."""
+    """Measure the exponent in N, and the peak memory for each N, at batch 1 and 96 channels in 3 heads."""
     found: list[dict[str, object]] = []
     for text in (*GROWING, "sdpa"):
         seconds, peaks = [], []
@@ -215,27 +215,27 @@ def run_growth(rounds: int) -> list[dict[str, object]]:
                 peaks.append(peak_memory(run))
         power = exponent([side**2 for side in SIDES], seconds)
         memory = [None if peak is None else round(peak / 2**20, 1) for peak in peaks]
-        said = "    " if text == "sdpa" else "met " if power <= GROWTH else "MISS"
-        print(f"{said} {text}: N^{power:.2f} (goal <= {GROWTH}), ms "
+        outcome = "    " if text == "sdpa" else "met " if power <= GROWTH else "MISS"
+        print(f"{outcome} {text}: N^{power:.2f} (goal <= {GROWTH}), ms "
               f"{[round(value * 1e3, 2) for value in seconds]}, peak MiB {memory}")  # fmt: skip
         found.append({"subject": text, "exponent": power, "sides": SIDES, "seconds": seconds, "peak_mib": memory})
     return found
 
 
-def _said(base: str, other: str, goal: float | None, slow: list[float], fast: list[float]) -> dict[str, object]:
+def _result(base: str, other: str, goal: float | None, slow: list[float], fast: list[float]) -> dict[str, object]:
     ratio = ratios(slow, fast)
     met = "    " if goal is None else "met " if ratio.median >= goal else "MISS"
-    said = verdict(ratio)
-    quiet = "" if not said.startswith("none") else f"  [{said}]"
+    text = verdict(ratio)
+    quiet = "" if not text.startswith("none") else f"  [{text}]"
     wanted = "" if goal is None else f" goal {goal}"
     print(f"{met} {ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]{wanted}: {other}  against  {base}"
           f"  ({median(slow) * 1e3:.1f} / {median(fast) * 1e3:.1f} ms){quiet}", flush=True)  # fmt: skip
-    return {"base": base, "other": other, "goal": goal, "ratio": asdict(ratio), "verdict": said,
+    return {"base": base, "other": other, "goal": goal, "ratio": asdict(ratio), "verdict": text,
             "seconds": {"base": asdict(Distribution.of(slow)), "other": asdict(Distribution.of(fast))}}  # fmt: skip
 
 
 def main() -> int:
-    """Measure the rows that are named; returns the exit code."""
+    """Measure the rows that are named and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, "all", []], help="what to measure")
     parser.add_argument("--rounds", type=int, default=11)
@@ -246,7 +246,8 @@ def main() -> int:
         return 0
     print(machine().describe())
     binding = machine().gain("mkldnn", 1576) >= LINEARS
-    print(f"rows that stand on linears {'bind' if binding else 'do not bind: the probe gains less than 1.8x here'}")
+    outcome = "apply" if binding else f"do not apply, since their gain in the probe is below {LINEARS}"
+    print(f"goals that depend on fast linear layers {outcome}")
     for row in ROWS if "all" in options.rows else options.rows:
         print(f"-- {row}")
         found = (
@@ -256,7 +257,7 @@ def main() -> int:
         )  # fmt: skip
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
-            record = {"row": row, "machine": asdict(Machine.here(torch.get_num_threads())),
+            record = {"row": row, "machine": asdict(MachineIdentity.here(torch.get_num_threads())),
                       "probe": machine().describe(), "code": asdict(CodeIdentity.here()), "found": found}  # fmt: skip
             replace_text(options.out / f"{row}.json", json.dumps(record, indent=2) + "\n")
     return 0

@@ -1,4 +1,5 @@
-"""The goals table as Markdown from the records of `goals.py`: ``python benchmarks/goals_table.py records/speed``."""
+"""Print the table of the speed goals as Markdown, from the files of `goals.py`:
+``python benchmarks/goals_table.py records/speed``."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 
 def lines(folder: Path) -> Iterator[str]:
-    """One line for each ratio, with its quartiles; growth exponents after them."""
+    """A line for each ratio with its quartiles, then a line for each growth exponent."""
     yield "| row | is measured | against | ms | ratio [quartiles] | wanted | |"
     yield "|---|---|---|---|---|---|---|"
     growth = []

@@ -1,7 +1,7 @@
-"""What the training loop costs over a bare PyTorch loop with the same model, optimiser and loader.
+"""Measure the overhead of the training loop over a plain PyTorch loop with the same model, optimiser and loader.
 
-``python benchmarks/loop_overhead.py --rounds 15``: every round trains the same epoch with both, in turn, in alternating
-order; the ratio of a round is ours over bare. Goal: at most 1.05. Prints one JSON object.
+``python benchmarks/loop_overhead.py --rounds 15`` trains the same epoch with both in every round, in alternating order.
+The ratio is the time of our loop over that of the plain one; the goal is at most 1.05. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import kernelbank.models  # noqa: F401  (registers ours with timm)
 from kernelbank.data.dataset import Dataset, TensorSplit
 from kernelbank.data.order import Part, epoch_rows, updates
-from kernelbank.records import Machine
+from kernelbank.records import MachineIdentity
 from kernelbank.train.engine import Engine
 from kernelbank.train.loop import _Run
 from kernelbank.train.optimiser import build_optimiser
@@ -33,16 +33,16 @@ from kernelbank.train.recipes import published
 
 @dataclass
 class Options:
-    """A benchmark of the loop."""
+    """Measure the overhead of the training loop."""
 
     model: str = "vit_kb_test_patch16_64"
     """A model of timm's or ours."""
     size: int = 64
     """Height and width of the images."""
     batch: int = 32
-    """Images of an update."""
+    """Images per update."""
     steps: int = 12
-    """Updates of an epoch."""
+    """Updates per epoch."""
     rounds: int = 15
     """Epochs with each loop."""
     threads: int = 1
@@ -50,7 +50,7 @@ class Options:
 
 
 def bare(model: nn.Module, data: Dataset, recipe: Recipe, device: torch.device) -> float:
-    """Seconds of an epoch in the shortest loop there is."""
+    """The seconds of an epoch in a minimal loop."""
     optimiser = build_optimiser(model, recipe)
     rows = epoch_rows(len(data.train), 1, 0, 0)
     shares = [u.shares[0] for u in updates(rows, rows, recipe.batch_size, recipe.batch_size, True, Part())]
@@ -70,7 +70,7 @@ def bare(model: nn.Module, data: Dataset, recipe: Recipe, device: torch.device) 
 
 
 def ours(model: nn.Module, data: Dataset, recipe: Recipe, engine: Engine) -> float:
-    """Seconds of the same epoch in ours, without evaluation and checkpoint, which a bare loop has not."""
+    """The seconds of the same epoch in our loop, without the evaluation and the checkpoint, which the other lacks."""
     run = _Run(model, data, recipe, 0, engine, None)
     begun = perf_counter()
     run.train_epoch(0, None, None)
@@ -78,7 +78,7 @@ def ours(model: nn.Module, data: Dataset, recipe: Recipe, engine: Engine) -> flo
 
 
 def main(options: Options) -> None:
-    """Run and print."""
+    """Run the rounds and print the result."""
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
     count = options.batch * options.steps
@@ -105,7 +105,8 @@ def main(options: Options) -> None:
         "model": options.model, "batch": options.batch, "steps": options.steps, "rounds": options.rounds,
         "ratio_median": round(median(ratios), 4), "ratio_quartiles": [round(low, 4), round(high, 4)],
         "milliseconds_a_step": {name: round(1e3 * median(s) / options.steps, 3) for name, s in seconds.items()},
-        "device": str(engine.device), "machine": vars(Machine.here(options.threads)), "load": os.getloadavg()[0],
+        "device": str(engine.device), "machine": vars(MachineIdentity.here(options.threads)),
+        "load": os.getloadavg()[0],
     }, indent=1))  # fmt: skip
 
 

@@ -1,5 +1,7 @@
-"""Where the time goes: ``python benchmarks/operators.py SUBJECT ...``, a subject as `kernelbank benchmark` takes it.
-Prints, a subject, the share and the milliseconds of torch's operators in one forward pass."""
+"""Profile subjects: ``python benchmarks/operators.py SUBJECT ...``, with subjects as `kernelbank benchmark` takes them.
+
+Prints the share and the milliseconds of torch's operators in one forward pass of each subject.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ SHOWN = 12
 
 
 def lines(subject: str, site: Site) -> Iterator[str]:
-    """The operators that take the most time themselves, of PASSES passes after two to warm up."""
+    """The operators that take the most time themselves, over PASSES passes after two for warm-up."""
     runner = Runner(read(subject), site)
     for _ in range(2):
         runner.step()

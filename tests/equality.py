@@ -12,24 +12,32 @@ from kernelbank.spec import MixerSpec
 Run = dict[str, Tensor]
 
 
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers on the default device, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
+    return drawn.to(torch.get_default_device())
+
+
 def build(spec: MixerSpec, host: Host, seed: int = 0, dtype: torch.dtype = torch.float64) -> Mixer:
     """A mixer with every parameter and statistic random."""
     mixer = Mixer(spec, host.dim, host.num_heads, host.grid, prefix=host.prefix, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         for name, tensor in mixer.tensors().items():
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
             tensor.copy_(0.5 + drawn.abs() if "running_var" in name else drawn / 2)
     return mixer
 
 
 def draw(mixer: Mixer, batch: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Random tokens and a random gradient of the output, in the mixer's dtype."""
+    """Random tokens and a random gradient of the output, in the mixer's dtype and on its device."""
     count = mixer.prefix + mixer.grid[0] * mixer.grid[1]
-    generator = torch.Generator().manual_seed(seed)
-    dtype = next((p.dtype for p in mixer.parameters()), torch.float64)
-    x, g = (torch.randn(batch, count, mixer.dim, generator=generator, dtype=torch.float64) for _ in range(2))
-    return x.to(dtype), g.to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    like = next(mixer.parameters(), torch.empty(0, dtype=torch.float64))
+    shape = (batch, count, mixer.dim)
+    x, g = (torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for _ in range(2))
+    return x.to(like), g.to(like)
 
 
 def run(mixer: Mixer, path: str, x: Tensor, upstream: Tensor, mask: Tensor | None = None) -> Run:

@@ -17,13 +17,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Lower layers first; a module imports its own layer's package or lower layers, never higher ones. The text of a
 # spec names rows, so the rows (plain text) stand below the grammar that reads them.
 LAYERS = [
-    {"errors", "text", "schema"}, {"files"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"}, {"records"}, {"ops"}, {"nn"},
+    {"errors", "text", "schema"}, {"files", "memory", "terminal"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"},
+    {"records"}, {"ops"}, {"nn"},
     {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"}, {"benchmark"},
+    {"explanation"},
     {"commands"}, {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-TORCH_FREE = {"errors", "files", "text", "schema", "atlas", "spec", "model", "zoo", "records", "cli"}
+TORCH_FREE = {
+    "errors", "files", "memory", "terminal", "text", "schema", "atlas", "spec", "model", "zoo", "records", "cli",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -89,8 +93,8 @@ def test_public_things_are_documented_and_typed(path: Path) -> None:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
+    for node in ast.walk(tree):  # pointers and tiles of Triton's kernels have no types in Python
+        if isinstance(node, ast.FunctionDef) and "jit" not in {ast.unparse(d) for d in node.decorator_list}:
             missing = [
                 a.arg
                 for a in node.args.args + node.args.kwonlyargs
@@ -111,25 +115,34 @@ PROJECT = ROOT.parents[1]
 IDIOMS = (
     r"is not legal", r"; legal:", r"\b(one|a number|a kernel) an? (head|position|query|channel|image|cell|window)\b",
     r"\ba (number|kernel|table|weight|path|row) a (head|position|query|channel|image)\b", r"\bdesign \d",
-    r"systems\.md", r"(?<!docs/)\bperformance\.md, section", r"record's text",
+    r"systems\.md", r"(?<!docs/)\bperformance\.md, section", r"record's text", r"\brecords? (as text|of a mixer)\b",
+    r"\bimages a second\b", r"\bevery path says\b", r"\bthe fastest linears\b",
 )  # fmt: skip
 """What no reader outside this project would understand, and references to documents that are not in the repository."""
 PLAIN_FILES = (
-    *(ROOT / "spec").glob("*.py"), *(ROOT / "analysis").glob("*.py"),
-    *(ROOT / name for name in ("atlas.py", "cli.py", "errors.py", "files.py", "text.py", "model.py", "zoo.py")),
-    *(ROOT / "studies" / f"{name}.py" for name in ("claims", "intervals", "measures", "trained_run", "verdicts")),
-    *(ROOT / "report" / "page").glob("*.py"),
-    *(ROOT / "report" / f"{name}.py" for name in ("plots", "sections", "summary")),
-    ROOT / "commands" / "atlas.py", ROOT / "commands" / "options.py", PROJECT / "README.md",
-    *(PROJECT / "docs" / name for name in ("operator.md", "assumptions.md", "backbones.md", "studies.md")),
+    *FILES, *sorted((PROJECT / "benchmarks").glob("*.py")), *sorted((PROJECT / "docs").glob("*.md")),
+    PROJECT / "README.md", PROJECT / "CHANGELOG.md",
 )  # fmt: skip
-"""The files that are held to it. To be widened to all of src and docs as they become clean."""
 
 
 @pytest.mark.parametrize("path", PLAIN_FILES, ids=lambda p: str(p.relative_to(PROJECT)))
 def test_the_prose_is_plain(path: Path) -> None:
     text = path.read_text()
     assert not [match[0] for idiom in IDIOMS for match in re.finditer(idiom, text)]
+
+
+def test_a_word_names_one_thing() -> None:
+    """These words are the name of one class in the package."""
+    words = {"Row", "Site", "Machine", "Line", "Group", "Rule", "Source", "Proof", "Verdict", "Spec", "Record"}
+    names = [name for path in FILES for node in ast.parse(path.read_text()).body for name in defined(node)]
+    assert not [word for word in words if names.count(word) > 1]
+
+
+def defined(node: ast.stmt) -> list[str]:
+    """The names of the class or the variables that a statement defines."""
+    if isinstance(node, ast.ClassDef):
+        return [node.name]
+    return [t.id for t in node.targets if isinstance(t, ast.Name)] if isinstance(node, ast.Assign) else []
 
 
 def test_nothing_unfinished_or_local_is_committed() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import kernelbank
 from kernelbank import cli
-from kernelbank.analysis.proofs import Verdict
+from kernelbank.analysis.proofs import ProofResult
 from kernelbank.atlas import ROWS
 from kernelbank.commands.atlas import Options
 from kernelbank.text import one_line, printable
@@ -236,7 +236,7 @@ def test_debug_shows_the_traceback(argv: list[str]) -> None:
 def proofs(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     errors = {"one": 0.0, "two": 1e-12}
     monkeypatch.setattr("kernelbank.analysis.prove.PROOFS", errors)
-    monkeypatch.setattr("kernelbank.analysis.prove.prove", lambda name: Verdict(name, "a = b", errors[name]))
+    monkeypatch.setattr("kernelbank.analysis.prove.prove", lambda name: ProofResult(name, "a = b", errors[name]))
     return errors
 
 

@@ -152,7 +152,7 @@ def test_shapes_and_operations_are_counted_on_the_meta_device(row: str) -> None:
     ("vit_kb_test_patch16_64", "vit activation=relu,count position=relative"), ("vit_dwsa_test_patch16_64", "dwsa"),
     ("swin_kb_test_patch4_window7_64", "dwnet | dwnet | swin | swin activation=layernorm,count"),
 ])  # fmt: skip
-def test_saved_and_reloaded_with_its_records(name: str, mixer: str, tmp_path: Path) -> None:
+def test_saved_and_reloaded_with_its_specs(name: str, mixer: str, tmp_path: Path) -> None:
     model = make(name, mixer=mixer, mlp="ffn activation=relu", num_classes=4).eval()
     model.set_input_size((96, 64))
     x = torch.randn(1, 3, 96, 64)

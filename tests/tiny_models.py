@@ -18,8 +18,8 @@ STAGES: dict[str, Any] = {
 
 def drawn(model: nn.Module, std: float = 0.2) -> Any:
     """`model` in eval mode with every parameter drawn anew, norms and biases too."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=std, generator=generator)
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator, device="cpu"))
     return model.eval()

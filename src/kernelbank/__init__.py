@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kernelbank.explanation.capture import explain
     from kernelbank.nn.accelerate import accelerate
     from kernelbank.nn.edit.dynamize import dynamize
     from kernelbank.nn.edit.replace import replace_mixers
@@ -22,6 +23,7 @@ __all__ = [
     "SpecError",
     "accelerate",
     "dynamize",
+    "explain",
     "from_timm",
     "load",
     "mix",
@@ -36,6 +38,7 @@ _HOMES = {
     "SpecError": "kernelbank.spec",
     "accelerate": "kernelbank.nn.accelerate",
     "dynamize": "kernelbank.nn.edit.dynamize",
+    "explain": "kernelbank.explanation.capture",
     "from_timm": "kernelbank.weights.from_timm",
     "load": "kernelbank.weights.load",
     "mix": "kernelbank.ops.plan",

@@ -46,6 +46,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.commands.report:main",
         "write one HTML page from run records: the verdicts on the paper's claims, tables and curves",
     ),
+    "explain": (
+        "kernelbank.commands.explain:main",
+        "show which kernels a model selects on your own pictures: a page that works offline, and a table",
+    ),
 }
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""

@@ -93,14 +93,19 @@ def sole_user(folder: Path, outputs: Iterable[str] = ()) -> Iterator[None]:
 
 
 def read_json(path: Path) -> object:
-    """The JSON document at `path`.
+    """Return the JSON document at `path`.
 
     Raises:
-        ValueError: If the file is not JSON in UTF-8, or is nested too deeply. OSError if it cannot be read.
+        ValueError: If the file is not JSON in UTF-8, is nested too deeply or does not fit in memory.
+        OSError: If it cannot be read or is not a regular file.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError(f"{path} is not a regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
+    except MemoryError:
+        raise ValueError("a document that does not fit in memory") from None
     except UnicodeDecodeError:
         raise ValueError("expected JSON in UTF-8") from None

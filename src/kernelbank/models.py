@@ -1,7 +1,7 @@
 """timm entry points: ``import kernelbank.models`` registers every model of the atlas, nothing else does.
 
 ``timm.create_model("vit_kb_small_patch16_224", mixer="vit activation=relu,count position=relative", mlp="ffn")``:
-`mixer` and `mlp` are records as text, so that a saved configuration and a pushed model hold them.
+`mixer` and `mlp` are specs as text, so that a saved configuration and a pushed model hold them.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
         translate(state, f"{path}.", mixer.spec, mixer.entries)
     source = _source_grid(state, model)
     for path, mixer, grid in model.mixers_on(source):
-        held = {entry.name: state[f"{path}.{entry.name}"] for entry in mixer.entries
+        tensors = {entry.name: state[f"{path}.{entry.name}"] for entry in mixer.entries
                 if f"{path}.{entry.name}" in state}  # fmt: skip
         before, after = Placement(mixer.spec, grid, mixer.prefix), Placement(mixer.spec, mixer.grid, mixer.prefix)
-        moved = move_all(held, mixer.entries, before, after)
+        moved = move_all(tensors, mixer.entries, before, after)
         state |= {f"{path}.{name}": tensor for name, tensor in moved.items()}
     return vision_transformer.checkpoint_filter_fn(state, model) if isinstance(model, PlainBackbone) else state
 
@@ -84,9 +84,9 @@ def _explains(grid: Grid, state: Mapping[str, Tensor], model: Backbone) -> bool:
         return False
     return all(
         f"{path}.{entry.name}" not in state or state[f"{path}.{entry.name}"].shape == entry.shape
-        for path, mixer, there in model.mixers_on(grid)
+        for path, mixer, own_grid in model.mixers_on(grid)
         if not isinstance(mixer.spec.support, Window)
-        for entry in inventory(mixer.spec, mixer.dim, mixer.num_heads, there, mixer.prefix, mixer.qk_norm)
+        for entry in inventory(mixer.spec, mixer.dim, mixer.num_heads, own_grid, mixer.prefix, mixer.qk_norm)
     )
 
 

@@ -1,8 +1,8 @@
-"""RunRecord: one training run as numbers, with everything that identifies it, in one JSON file. Imports no torch.
+"""`RunRecord`: the results of one training run and what identifies it, in one JSON file. Imports no torch.
 
-A run record is strict: an unknown, missing or mistyped field is an error, and so is a file that was cut. Percentages
-and losses are stored unrounded; a number that is not finite is stored as "nan", "inf" or "-inf", so that the file is
-plain JSON everywhere.
+Run records are read strictly: unknown, missing or mistyped fields are errors, and so are truncated files. Percentages
+and losses are stored unrounded. Numbers that are not finite are stored as "nan", "inf" or "-inf", so that the file is
+valid JSON for every reader.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ RECORD_VERSION = 2
 
 
 class RecordError(InputError):
-    """A file that is not a run record; the message names the file and what is wrong with it."""
+    """A file that is not a run record. The message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: the mean training loss of its images, the validation loss, top-1 and top-5 (per cent) after it, how
-    long all took, the last learning rate, the top-1 of the averaged weights if there are any, and how many training
-    images could not be read so far, and how long it waited for images."""
+    """The results of one epoch.
+
+    They are the mean training loss, the validation loss, top-1 and top-5 (per cent) after the epoch, the duration in
+    seconds with validation, the last learning rate, the top-1 of the averaged weights if there are any, the number of
+    training images that could not be read so far, and the seconds spent waiting for images.
+    """
 
     train_loss: float
     val_loss: float
@@ -52,7 +55,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """Which data: the SHA-256 is over the raw arrays in the order of the splits, so it pins the split too."""
+    """The identity of a data set. The SHA-256 is that of `Dataset.sha256`, which covers the splits."""
 
     name: str
     sha256: str
@@ -63,7 +66,8 @@ class DataIdentity:
 
 @dataclass(frozen=True)
 class CodeIdentity:
-    """Which code: package version, SHA-256 over the package's ``*.py`` files, git commit if it is a checkout."""
+    """The identity of the code: the version of the package, the SHA-256 of its ``*.py`` files, and the git commit if it
+    is a checkout."""
 
     version: str
     sources: str
@@ -80,7 +84,7 @@ class CodeIdentity:
 
 
 def _commit(folder: Path) -> str | None:
-    """HEAD, only where git tracks this very package (an installed copy may lie inside somebody's checkout)."""
+    """Return HEAD if git tracks this package; an installed copy may be inside another checkout."""
     try:
         for arguments in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
             done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True, text=True)
@@ -90,9 +94,23 @@ def _commit(folder: Path) -> str | None:
 
 
 @dataclass(frozen=True)
+class GpuSettings:
+    """What decides a GPU's numbers besides the device: the versions of CUDA and cuDNN, how products and convolutions of
+    float32 are computed ("tf32", "ieee", or "none" for torch's default), whether cuDNN times its algorithms and takes
+    the fastest, and whether algorithms are deterministic."""
+
+    cuda: str | None
+    cudnn: int | None
+    matmul_precision: str
+    conv_precision: str
+    cudnn_benchmark: bool
+    deterministic: bool
+
+
+@dataclass(frozen=True)
 class MachineIdentity:
-    """Where a run was computed: processor, cores, versions, the threads of torch, the accelerator if there was one, and
-    how many processes shared the work."""
+    """Where a run was computed: processor, cores, versions, the threads of torch, the accelerator if there was one, how
+    many processes shared the work, and the settings of a GPU."""
 
     cpu: str
     cores: int
@@ -101,12 +119,15 @@ class MachineIdentity:
     threads: int
     accelerator: str | None = None
     processes: int = 1
+    settings: GpuSettings | None = None
 
     @staticmethod
-    def here(threads: int, accelerator: str | None = None, processes: int = 1) -> MachineIdentity:
+    def here(
+        threads: int, accelerator: str | None = None, processes: int = 1, settings: GpuSettings | None = None
+    ) -> MachineIdentity:
         """The running machine."""
         versions = version("torch"), platform.python_version()
-        return MachineIdentity(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes)
+        return MachineIdentity(_cpu(), os.cpu_count() or 1, *versions, threads, accelerator, processes, settings)
 
 
 def _cpu() -> str:
@@ -177,12 +198,13 @@ class RunRecord:
         return json.dumps(self.to_document(), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the run record: the file at `path` is whole or was never there."""
+        """Write the run record to `path`, completely or not at all."""
         replace_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:
-        """The run record at `path`. Raises RecordError for a file that is damaged, foreign, or of another version."""
+        """Read the run record at `path`. Raises RecordError for a file that is damaged, of another version, or not a
+        run record."""
         try:
             return cls.from_document(read_json(path))
         except (OSError, ValueError) as error:
@@ -190,7 +212,7 @@ class RunRecord:
 
     @classmethod
     def from_document(cls, document: object) -> RunRecord:
-        """The run record of a JSON object. Raises ValueError naming the field that is wrong."""
+        """Read the run record of a JSON object. Raises ValueError naming the invalid field."""
         if not isinstance(document, Mapping):
             raise ValueError(f"expected a JSON object, got {type(document).__name__}")
         values = dict(document)
@@ -203,7 +225,7 @@ class RunRecord:
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a run record as version 1 stated them: the model by its name and the sizes of its trunk."""
+    """Return the fields of a run record of version 1, which stated the model by its name and the sizes of its trunk."""
     try:
         name, sizes = values.pop("skeleton"), dict(values.pop("sizes"))
         mixer, mlp, digits = values.pop("mixer"), values.pop("mlp"), values["data"]["name"] == "digits"

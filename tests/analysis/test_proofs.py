@@ -19,7 +19,9 @@ def test_identity_holds(name: str) -> None:
 
 def test_an_error_above_the_tolerance_fails() -> None:
     wrong = proofs.error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.1]))
-    assert not proofs.Verdict("x", "1 = 1.1", wrong).holds and not proofs.Verdict("x", "nan", float("nan")).holds
+    assert (
+        not proofs.ProofResult("x", "1 = 1.1", wrong).holds and not proofs.ProofResult("x", "nan", float("nan")).holds
+    )
 
 
 @pytest.mark.parametrize("spoil", [torch.nan, torch.inf, 1e-6])

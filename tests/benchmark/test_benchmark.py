@@ -1,4 +1,4 @@
-"""kernelbank benchmark: the arithmetic of its verdicts, and the verb end to end on mixers of eight channels."""
+"""kernelbank benchmark: the arithmetic of its verdicts, and the command end to end on mixers of eight channels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_exponent_is_the_power() -> None:
     assert exponent(sizes, [3e-6 * n**1.5 for n in sizes]) == pytest.approx(1.5)
 
 
-def test_a_record_its_json_and_its_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_and_the_figure_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, figure = tmp_path / "run.json", tmp_path / "run.svg"
     code = run("vit", "dwsa @linear,hybrid", *SMALL, "--grid", "2", "3", "4", "--memory", "--out", str(out),
                "--figure", str(figure))  # fmt: skip
@@ -57,11 +57,11 @@ def test_training_and_half_precision(options: list[str], capsys: pytest.CaptureF
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
 
 
-def test_a_model_with_another_record_and_a_stock_model_accelerated() -> None:
+def test_a_model_with_other_mixers_and_an_accelerated_stock_model() -> None:
     site = Site(1, 32)
     for text in ("vit_tiny_patch16_224 : dwsa", "accelerate vit_tiny_patch16_224", "vit_kb_tiny_patch16_224 : dwsa"):
         runner = Runner(read(text), site)
-        assert runner.step().shape == (1, 1000) and runner.macs() > 1e6
+        assert runner.step().shape == (1, 1000) and runner.macs > 1e6 and runner.path_macs() > 1e6
     taken = Runner(read("accelerate vit_tiny_patch16_224"), site).module
     assert any(type(m).__name__ == "AcceleratedLinear" for m in taken.modules())
 
@@ -72,16 +72,17 @@ def test_explain_prints_the_plan_and_every_verdict(capsys: pytest.CaptureFixture
     assert all(word in shown for word in ("chosen", "unsupported", "hybrid", "dense", "it runs kernel two_step"))
     assert run("--explain", "vit", "--json", "--train") == 0
     (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert plan["spec"] == "vit"
     assert {v["path"]: v["reason"] for v in plan["verdicts"]}["mkldnn"].endswith("no derivative")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "nothing to measure"),
+        ([], "a subject is missing"),
         (["vit", "--rounds", "0"], "invalid --rounds 0; expected"),
         (["vit", "--batch", "0"], "invalid --batch (0,); expected"),
-        (["vit", "vit"], "named twice"),
+        (["vit", "vit"], "given twice"),
         (["vit @convs"], "unknown path 'convs'; did you mean 'conv'"),
         (["resnet5"], "unknown model or spec 'resnet5'"),
         (["vit activation=relux"], "relux"),
@@ -92,7 +93,7 @@ def test_explain_prints_the_plan_and_every_verdict(capsys: pytest.CaptureFixture
         (["vit", "--out", "nowhere/run.json"], "there is no folder nowhere"),
         (["vit", "--figure", "run.gif"], "cannot write run.gif"),
         (["vit", "--dim", "7"], "expected a multiple of 6, the number of heads"),
-        (["--explain", "vit", "dwsa"], "takes one record"),
+        (["--explain", "vit", "dwsa"], "takes one spec"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -103,7 +104,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in error and "Traceback" not in error
 
 
-def test_a_forced_path_that_cannot_serve_names_those_that_can() -> None:
+def test_the_error_of_a_forced_path_names_the_paths_that_support_the_spec() -> None:
     with pytest.raises(InputError, match=r"paths that do: .*vectorised"):
         check(read("dwsa @sdpa"), Site(1, 2, 8, 2))
     with torch.no_grad():

@@ -124,7 +124,7 @@ def test_timms_info_says_the_splits(folder: Path, tmp_path: Path) -> None:
               for name, found in (("train", ["pets-train-00.tar", "pets-train-02.tar"]), ("extra", ["no.tar"]),
                                   ("validation", ["pets-train-01.tar"]))}  # fmt: skip
     (folder / "_info.json").write_text(json.dumps({"splits": splits}))
-    with pytest.raises(InputError, match=r"_info\.json names no\.tar, which is not there"):
+    with pytest.raises(InputError, match=r"_info\.json names no\.tar, which does not exist"):
         opened(folder, tmp_path)
     del splits["extra"]
     (folder / "_info.json").write_text(json.dumps({"splits": splits}))
@@ -255,10 +255,10 @@ def other_labels(path: Path) -> None:
         (packed, r"shard .*pets-train-00\.tar is not a whole tar file, uncompressed"),
         (twice, r"pets-train-00\.tar holds 0003\.cls twice"),
         (empty, r"pets holds no shard; expected wds/FOLDER with train-0000\.tar"),
-        (unnamed, r"more-00\.tar names no split, other shards do; expected one of train, training, val"),
+        (unnamed, r"more-00\.tar names no split, others do; expected one of train, training, val"),
         (no_train, r"wds/.*pets has no train split, only val; expected wds/FOLDER"),
         (other_classes, r"pets val has 3 classes, the train split 2: 1 unknown \(7\)"),
-        (no_info, r"_info\.json does not say splits with filenames \(KeyError"),
+        (no_info, r"_info\.json states no splits with filenames \(KeyError"),
         (other_labels, r"invalid alt_label='label'; expected labels in \.cls"),
     ],
 )  # fmt: skip

@@ -323,7 +323,7 @@ def test_channels_last_in_and_out(text: str) -> None:
 def test_autocast_predicts_and_generates_in_float32(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = DynamicConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=4), text), torch.randn(2, 4, 6, 6)
     expected = module(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         y, (weight, _) = module(x), module.kernels(x)
         assert y.dtype == torch.bfloat16 and weight.dtype == torch.float32
         assert torch.allclose(weight, module.kernels(x.bfloat16())[0], atol=1e-2)
@@ -382,7 +382,7 @@ def test_pruned_and_parametrised_weights_are_what_they_compute_to() -> None:
         ("dcomv", "unknown row 'dcomv'; did you mean 'dconv'"),
     ],
 )
-def test_records_that_cannot_state_a_convolution(text: str, message: str) -> None:
+def test_specs_that_cannot_state_a_convolution(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         DynamicConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=4), text)
 

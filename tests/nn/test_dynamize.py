@@ -110,7 +110,7 @@ def test_survey_changes_nothing_and_says_the_same() -> None:
     assert dynamize(net, "dconv") is net and report(net) == beforehand
 
 
-def test_records_follow_each_convolution() -> None:
+def test_specs_follow_each_convolution() -> None:
     net = dynamize(create_model("test_efficientnet"), "condconv")
     for name, module in dynamic(net).items():
         assert module.spec.size == module.kernel_size[0] == module.weight.shape[-1], name
@@ -229,10 +229,10 @@ def test_fx_features_meta_and_autocast() -> None:
     assert maps["map"].ndim == 4
     with torch.device("meta"):
         empty = dynamize(create_model("test_resnet", num_classes=3), "dconv")
-    empty.to_empty(device="cpu").load_state_dict(net.state_dict(), strict=True)
+    empty.to_empty(device=x.device).load_state_dict(net.state_dict(), strict=True)
     assert torch.equal(empty.eval()(x), net(x))
     expected = net(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         assert torch.allclose(net(x).float(), expected, atol=0.1)
 
 

@@ -12,6 +12,7 @@ import peft
 import pytest
 import timm
 import torch
+from equality import normal
 from timm.models import FeatureGraphNet
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class Plus(nn.Module):
 
 
 def tokens(mixer: Mixer, batch: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, mixer.prefix + mixer.grid[0] * mixer.grid[1], mixer.dim, generator=generator)
+    count = mixer.prefix + mixer.grid[0] * mixer.grid[1]
+    return normal(batch, count, mixer.dim, seed=1, dtype=torch.float32)
 
 
 def equal_to_defined(mixer: Mixer, weights: dict[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Geometry against its sentences in design 1.3, position by position."""
+"""Geometry against the sentences that define it, position by position."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_neighborhood_always_holds_all_it_can(grid: tuple[int, int]) -> None:
 
 
 def test_regions_of_a_shifted_window_have_the_published_sizes() -> None:
-    """systems.md 5.5: 14 x 14 in windows of 7 shifted by 3 holds regions of 49, 28, 21, 16, 12 and 9."""
+    """14 x 14 in windows of 7 shifted by 3 holds regions of 49, 28, 21, 16, 12 and 9."""
     assert set(visibility(Window(7, 3), (14, 14), 0).sum(1).tolist()) == {49, 28, 21, 16, 12, 9}
 
 

@@ -9,6 +9,7 @@ from strategies import Host
 
 from kernelbank import use_path
 from kernelbank.ops.paths import pointwise
+from kernelbank.ops.paths.closed_form import Affine, affine
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import read_pipeline
 
@@ -51,7 +52,7 @@ def test_the_chunked_path_is_finite_where_the_plain_path_is(activation: str, sco
 def test_a_gain_inside_is_the_same_function(text: str) -> None:
     steps = pointwise.pointwise(read_pipeline(text), 6, 5)
     assert steps is not None
-    before = pointwise.affine(read_pipeline("log_count"), 6, 5) if text.startswith("log") else pointwise.Affine()
+    before = affine(read_pipeline("log_count"), 6, 5) if text.startswith("log") else Affine()
     s, name = torch.randn(50, dtype=torch.float64), steps.name
     gain = {"count": 1 / 6, "scale(-3)": -3.0, "scale(-0.5)": -0.5}.get(text.rpartition(",")[2], 1.0)
     f = pointwise.POINTWISE[name]

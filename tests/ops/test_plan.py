@@ -1,4 +1,4 @@
-"""Forced paths: what they are called, what they refuse, and that they end with their block."""
+"""Forced paths: what they are called, what they do not support, and that they end with their block."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def chosen(text: str, grid: tuple[int, int], dim: int = 384, heads: int = 6, m: 
         ("involution", (14, 14), "shifts", None),
     ],
 )
-def test_a_plan_by_record_and_grid(text: str, grid: tuple[int, int], mixer: str, position: str | None) -> None:
+def test_a_plan_by_spec_and_grid(text: str, grid: tuple[int, int], mixer: str, position: str | None) -> None:
     made = chosen(text, grid)
     assert (made.mixer.path, made.position and made.position.path) == (mixer, position)
     assert all(choice.reason for choice in (made.mixer, made.linear))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from equality import normal
 from torch import Tensor
 
 from kernelbank import MixerSpec
@@ -14,7 +15,7 @@ from kernelbank.ops import geometry as geometries
 from kernelbank.ops.context import Call, Context
 from kernelbank.ops.geometry import Geometry, axis_visibility, visibility
 from kernelbank.ops.machine import Machine
-from kernelbank.ops.paths import MIXER_PATHS, windows
+from kernelbank.ops.paths import MIXER_PATHS, triton, windows
 from kernelbank.ops.paths.toeplitz import dense
 from kernelbank.spec import Support, support
 from kernelbank.spec.axes import All, Neighborhood, Own, Window
@@ -46,8 +47,8 @@ def _new_supports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def seen(value: Support, length: int) -> tuple[tuple[int, ...], ...]:
         return value.coordinates(length) if isinstance(value, (Strided, Uneven)) else support.seen(value, length)
 
-    monkeypatch.setattr(geometries, "seen", seen)
-    monkeypatch.setattr(windows, "seen", seen)
+    for module in (geometries, windows, triton):
+        monkeypatch.setattr(module, "seen", seen)
     yield
     windows._group.cache_clear()
 
@@ -55,10 +56,9 @@ def _new_supports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def context(text: str, value: Support, grid: tuple[int, int], prefix: int) -> tuple[Context, dict[str, Tensor]]:
     spec = MixerSpec.parse(text)
     sides = grid if spec.position == "relative" else None
-    generator = torch.Generator().manual_seed(0)
     params = {
-        entry.name: torch.randn(entry.shape, generator=generator, dtype=torch.float64).mul_(0.5).requires_grad_()
-        for entry in inventory(spec, 8, 2, grid, prefix)
+        entry.name: normal(*entry.shape, seed=number).mul_(0.5).requires_grad_()
+        for number, entry in enumerate(inventory(spec, 8, 2, grid, prefix))
     }
     return Context(spec, 8, 2, Geometry(value, grid, prefix, sides), position=dense), params
 

@@ -115,7 +115,7 @@ def test_weights_take_a_new_head_and_another_resolution(folder: Path, tmp_path: 
     second = ["--data", str(more), "--img-size", "64", "--out", str(tmp_path / "second")]
     assert main(["train", "vit_kb_test_patch16_64", *SMALL, *second, *weights]) == 0
     told = capsys.readouterr().err
-    assert "head.weight: [2, " in told and "[3, " in told and "here: new" in told
+    assert "head.weight: [2, " in told and "[3, " in told and "in the model: new" in told
     record = RunRecord.load(tmp_path / "second" / "record.json")
     assert record.model.img_size == (64, 64) and record.mixer == "vit_relpos"
 
@@ -329,9 +329,9 @@ def test_another_recipe_model_or_run_is_not_resumed(trained: Path, capsys: Captu
     assert "holds a run; expected --resume to go on with it" in failing(capsys, *words)
     (trained / "record.json").rename(trained / "record.aside")
     try:
-        assert "its recipe.lr is 0.004, not 0.1" in failing(capsys, *words, "--resume", "--lr", "0.1")
-        assert "its seed is 0, not 4" in failing(capsys, *words, "--resume", "--seed", "4")
-        assert "its model.mixer is vit_relpos, not vit" in failing(capsys, *words, "--resume", "--mixer", "vit")
+        assert "its recipe.lr is 0.004; expected 0.1" in failing(capsys, *words, "--resume", "--lr", "0.1")
+        assert "its seed is 0; expected 4" in failing(capsys, *words, "--resume", "--seed", "4")
+        assert "its model.mixer is vit_relpos; expected vit" in failing(capsys, *words, "--resume", "--mixer", "vit")
     finally:
         (trained / "record.aside").rename(trained / "record.json")
     assert RunRecord.load(trained / "record.json").failure is None
@@ -418,9 +418,7 @@ def test_a_checkpoint_that_is_cut_falls_back_on_the_one_before(trained: Path, tm
     path = out / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
     assert main(["train", "--resume", "--out", str(out)]) == 0
-    assert (
-        "is not a checkpoint (SafetensorError), set aside as checkpoint.safetensors.broken" in capsys.readouterr().err
-    )
+    assert ", set aside as checkpoint.safetensors.broken" in capsys.readouterr().err
     assert (out / "weights.safetensors").read_bytes() == (trained / "weights.safetensors").read_bytes()
 
 

@@ -106,9 +106,9 @@ def test_a_broken_checkpoint_is_set_aside_and_the_run_restarts(
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     train(model(), tiny_data(), RECIPE, seed=3, checkpoint=path)
-    with pytest.raises(InputError, match=r"run\.safetensors belongs to another run: its seed is 3, not 4"):
+    with pytest.raises(InputError, match=r"run\.safetensors belongs to another run: its seed is 3; expected 4"):
         train(model(), tiny_data(), RECIPE, seed=4, checkpoint=path)
-    with pytest.raises(InputError, match=r"its recipe\.lr is 0\.01, not 0\.5"):
+    with pytest.raises(InputError, match=r"its recipe\.lr is 0\.01; expected 0\.5"):
         train(model(), tiny_data(), replace(RECIPE, lr=0.5), seed=3, checkpoint=path)
 
 

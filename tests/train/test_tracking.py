@@ -97,7 +97,7 @@ def test_a_tracker_that_fails_on_the_way_does_not_end_a_run(
 ) -> None:
     use(monkeypatch, Cut)
     assert main([*WORDS, "--out", str(tmp_path / "run"), "--tracker", "wandb"]) == 0
-    assert "a tracker did not take epoch 1 (ConnectionError: the line is cut)" in capsys.readouterr().err
+    assert "a tracker failed in epoch 1 (ConnectionError: the line is cut)" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="the extra tensorboard is not installed")

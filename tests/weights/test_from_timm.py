@@ -176,7 +176,7 @@ def test_a_model_whose_mixers_were_replaced_becomes_a_backbone(kind: Any, argume
     ({"embed_norm_layer": nn.LayerNorm}, r"patch_embed\.norm: invalid embed_norm_layer=LayerNorm"),
     ({"attn_layer": "diff"}, "attention=DiffAttention"),
 ])  # fmt: skip
-def test_what_our_skeletons_do_not_have_is_named(more: dict[str, Any], match: str) -> None:
+def test_what_our_trunks_do_not_have_is_named(more: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         from_timm(VisionTransformer(**PLAIN | more))
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kernelbank.spec import Dynamic, MixerSpec, Pool, Project
-from kernelbank.spec.inventory import Grid, bank_size, groups, heads, taps
+from kernelbank.spec import Dynamic, Pool, Project
+from kernelbank.spec.inventory import Grid, SizedSpec, bank_size, taps
 from kernelbank.spec.support import selections, visible_pairs, visible_range
 
 
 @dataclass(frozen=True)
-class Host:
+class Host(SizedSpec):
     """A spec at `dim` channels, `num_heads` heads and an H x W `grid` after `prefix` tokens, with its counts."""
 
-    spec: MixerSpec
-    dim: int
-    num_heads: int
     grid: Grid
     prefix: int
 
@@ -24,16 +21,6 @@ class Host:
     def tokens(self) -> int:
         """T, the number of positions: P + H W."""
         return self.prefix + math.prod(self.grid)
-
-    @property
-    def heads(self) -> int:
-        """h, the number of heads."""
-        return heads(self.spec, self.dim, self.num_heads)
-
-    @property
-    def groups(self) -> int:
-        """The groups of a one-step kernel."""
-        return groups(self.spec, self.dim, self.num_heads)
 
     @property
     def kernels(self) -> int:

@@ -32,7 +32,7 @@ PIPELINES = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProofResult:
     """The outcome for one identity: its statement and the largest error, relative to 1 + the largest value. A tolerance
     of 0 asks for bit-equality."""
 
@@ -56,12 +56,12 @@ class Identity:
     tolerance: float = TOLERANCE
 
 
-def prove(name: str) -> Verdict:
+def prove(name: str) -> ProofResult:
     """Check one identity of `PROOFS` on fixed random inputs. Raises: KeyError: If it is unknown."""
     identity = PROOFS[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return Verdict(name, identity.statement, identity.error(), identity.tolerance)
+        return ProofResult(name, identity.statement, identity.error(), identity.tolerance)
 
 
 # ---- random mixers and inputs ----------------------------------------------------------------------------

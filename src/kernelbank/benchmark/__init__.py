@@ -1,1 +1,1 @@
-"""Models and records side by side: what they cost on this machine, measured in turns."""
+"""Measure the time and memory of models and specs on this machine. All of them take turns in one process."""

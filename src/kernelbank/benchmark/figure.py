@@ -1,16 +1,17 @@
-"""Images a second against resolution, one line a subject."""
+"""Plot images per second against resolution, with one curve per subject."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernelbank.benchmark.measure import Row
+from kernelbank.benchmark.measure import Measurement
 from kernelbank.report.style import COLOURS, MARKERS, new_figure, write_figure
 
 
-def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Both axes logarithmic, bars from quartile to quartile. The file's ending says its format."""
+def draw(rows: Sequence[Measurement], title: str, path: Path) -> None:
+    """Draw `rows` to `path`, whose suffix gives the format. Both axes are logarithmic; error bars span the
+    quartiles."""
     figure = new_figure(7.5, 5.0)
     panel = figure.subplots()
     for index, text in enumerate(dict.fromkeys(row.subject for row in rows)):

@@ -1,4 +1,4 @@
-"""Subjects measured side by side, and what was found as plain data."""
+"""Measure subjects side by side and return the results as plain data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from kernelbank.benchmark.timing import Distribution, exponent, gemm_ceiling, in
 
 
 @dataclass(frozen=True)
-class Row:
-    """One subject at one site. `ratio` is against the first subject of the run at the same site."""
+class Measurement:
+    """The measurement of one subject at one site.
+
+    `seconds` are per call. `ratio` is the speed relative to the first subject of the run at the same site, and
+    `verdict` states what it supports. `macs` are the multiply-adds of one image in closed form. `ceiling_fraction` is
+    the rate of the multiply-adds on the paths that ran, over that of the fastest linear layer. `peak_bytes` is the peak
+    memory of one call, or None if it was not measured.
+    """
 
     subject: str
     site: Site
@@ -29,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Growth:
-    """How the seconds of a subject grow with its positions: seconds ~ positions^exponent."""
+    """The growth of a subject's time with the number of positions: seconds ~ positions^exponent."""
 
     subject: str
     exponent: float
@@ -37,43 +43,44 @@ class Growth:
 
 
 def measure(
-    subjects: Sequence[Subject], sites: Sequence[Site], rounds: int, memory: bool, said: Callable[[str], None]
-) -> tuple[list[Row], float]:
-    """Every subject at every site, in turns; also the multiply-adds a second of the fastest linear."""
+    subjects: Sequence[Subject], sites: Sequence[Site], rounds: int, memory: bool, notify: Callable[[str], None]
+) -> tuple[list[Measurement], float]:
+    """Measure every subject at every site, in turns. Returns the rows and the multiply-adds per second of the fastest
+    linear layer. `notify` is called with a line for each site."""
     half = sites[0].half
     ceiling = gemm_ceiling(torch.bfloat16 if half else torch.float32)
     rows = []
     for site in sites:
-        said(f"batch {site.batch}, side {site.side}")
+        notify(f"batch {site.batch}, side {site.side}")
         runners = {subject.text: Runner(subject, site) for subject in subjects}
-        taken = interleave({text: runner.step for text, runner in runners.items()}, rounds)
-        base = taken[subjects[0].text]
+        seconds = interleave({text: runner.step for text, runner in runners.items()}, rounds)
+        base = seconds[subjects[0].text]
         for text, runner in runners.items():
-            rows.append(_row(text, site, taken[text], base, runner, ceiling, memory))
+            rows.append(_row(text, site, seconds[text], base, runner, ceiling, memory))
     return rows, ceiling
 
 
 def _row(
     text: str, site: Site, seconds: list[float], base: list[float], runner: Runner, ceiling: float, memory: bool
-) -> Row:
-    ratio, macs = ratios(base, seconds), runner.macs()
-    work = macs * site.batch * (3 if site.train else 1)
-    return Row(
+) -> Measurement:
+    ratio = ratios(base, seconds)
+    work = runner.path_macs() * site.batch * (3 if site.train else 1)
+    return Measurement(
         subject=text,
         site=site,
         seconds=Distribution.of(seconds),
         ratio=ratio,
         verdict="base" if seconds is base else verdict(ratio),
         images_per_second=site.batch / median(seconds),
-        macs=macs,
+        macs=runner.macs,
         ceiling_fraction=work / median(seconds) / ceiling,
         peak_bytes=peak_memory(runner.step) if memory else None,
     )
 
 
-def growths(rows: Sequence[Row]) -> list[Growth]:
-    """The fitted exponent of every subject measured at three sides or more, in positions (side squared)."""
-    found = []
+def growths(rows: Sequence[Measurement]) -> list[Growth]:
+    """Fit the exponent of every subject that was measured at three or more sides. Positions are the side squared."""
+    results = []
     for text in dict.fromkeys(row.subject for row in rows):
         mine = [row for row in rows if row.subject == text]
         sides = sorted({row.site.side for row in mine})
@@ -81,5 +88,5 @@ def growths(rows: Sequence[Row]) -> list[Growth]:
             continue
         batch = mine[0].site.batch
         points = {row.site.side: row.seconds.median for row in mine if row.site.batch == batch}
-        found.append(Growth(text, exponent([s * s for s in sides], [points[s] for s in sides]), tuple(sides)))
-    return found
+        results.append(Growth(text, exponent([s * s for s in sides], [points[s] for s in sides]), tuple(sides)))
+    return results

@@ -1,4 +1,4 @@
-"""``kernelbank benchmark`` from its options to its table and its record."""
+"""Run ``kernelbank benchmark``: measure or explain, print a table, and write the results as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kernelbank.benchmark.measure import Growth, Row, growths, measure
+from kernelbank.benchmark.measure import Growth, Measurement, growths, measure
 from kernelbank.benchmark.subjects import Site, Subject, check, read
 from kernelbank.errors import UsageError
 from kernelbank.files import replace_text
@@ -30,7 +30,8 @@ RECORD_VERSION = 1
 
 
 def run(options: Any) -> int:
-    """Measure, or explain; return the exit code. `options` are those of the verb. Raises InputError and SpecError."""
+    """Measure the subjects or explain the plan, and return the exit code. `options` are those of the verb. Raises
+    InputError and SpecError."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     return _explain(options) if options.explain else _measure(options)
@@ -41,25 +42,25 @@ def run(options: Any) -> int:
 
 def _explain(options: Any) -> int:
     if len(options.subject) != 1:
-        raise UsageError("benchmark", "--explain takes one record")
+        raise UsageError("benchmark", "--explain takes one spec")
     spec = MixerSpec.parse(options.subject[0]).at_block(1)
-    here, shown = machine(), list[dict[str, Any]]()
+    profile, plans = machine(), list[dict[str, Any]]()
     for side in options.grid:
         for batch in options.batch:
             check_host(options.dim, options.heads, (side, side), 0)
             s = Context(spec, options.dim, options.heads, geometry(spec, (side, side), 0), options.train)
             call = Call(batch * side * side, dtype=_dtype(options), grad=options.train,
                         autocast=options.train and options.bf16)  # fmt: skip
-            said = [asdict(v) for v in verdicts(s, call, here)]
-            shown.append({"record": str(spec), "grid": side, "batch": batch, "plan": str(plan(s, call, here)),
-                          "verdicts": said})  # fmt: skip
+            verdicts_of_paths = [asdict(v) for v in verdicts(s, call, profile)]
+            plans.append({"spec": str(spec), "grid": side, "batch": batch, "plan": str(plan(s, call, profile)),
+                          "verdicts": verdicts_of_paths})  # fmt: skip
     if options.json:
-        print(json.dumps({"machine": here.describe(), "plans": shown}, indent=2))
+        print(json.dumps({"machine": profile.describe(), "plans": plans}, indent=2))
         return 0
     console = _console()
-    console.print(here.describe(), soft_wrap=True)
-    for one in shown:
-        title = f"{one['record']} on {one['grid']} x {one['grid']}, batch {one['batch']}"
+    console.print(profile.describe(), soft_wrap=True)
+    for one in plans:
+        title = f"{one['spec']} on {one['grid']} x {one['grid']}, batch {one['batch']}"
         table = Table("part", "path", "verdict", "reason", title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for v in one["verdicts"]:
             style = {"chosen": "bold green", "unsupported": "dim"}.get(v["verdict"], "")
@@ -83,13 +84,13 @@ def _console() -> Console:
 def _measure(options: Any) -> int:
     subjects = [read(text) for text in options.subject]
     if len({subject.model is None for subject in subjects}) > 1:
-        raise UsageError("benchmark", "models and records alone are not comparable: name one kind")
+        raise UsageError("benchmark", "models and single mixers are not comparable; expected subjects of one kind")
     sites = _sites(options, subjects)
     for subject in subjects:
         check(subject, sites[0])
-    rows, ceiling = measure(subjects, sites, options.rounds, options.memory, _say)
-    found = growths(rows)
-    record = _record(options, rows, found, ceiling)
+    rows, ceiling = measure(subjects, sites, options.rounds, options.memory, _print_progress)
+    growth = growths(rows)
+    record = _record(options, rows, growth, ceiling)
     if options.out is not None:
         replace_text(options.out, json.dumps(record, indent=2) + "\n")
     if options.figure is not None:
@@ -97,12 +98,12 @@ def _measure(options: Any) -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        _show(rows, found, ceiling, options)
+        _show(rows, growth, ceiling, options)
     return 0
 
 
 def _sites(options: Any, subjects: list[Subject]) -> list[Site]:
-    """The sweep: every batch at every side."""
+    """The sites to measure: every batch size at every side."""
     models = subjects[0].model is not None
     if not models:
         check_host(options.dim, options.heads, (options.grid[0], options.grid[0]), 0)
@@ -113,7 +114,7 @@ def _sites(options: Any, subjects: list[Subject]) -> list[Site]:
     ]
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr)
 
 
@@ -122,7 +123,7 @@ def _title(options: Any) -> str:
     return f"{what}, {'bfloat16' if options.bf16 else 'float32'}, {torch.get_num_threads()} CPU threads"
 
 
-def _record(options: Any, rows: list[Row], found: list[Growth], ceiling: float) -> dict[str, Any]:
+def _record(options: Any, rows: list[Measurement], growth: list[Growth], ceiling: float) -> dict[str, Any]:
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
     return {
         "record_version": RECORD_VERSION,
@@ -132,15 +133,15 @@ def _record(options: Any, rows: list[Row], found: list[Growth], ceiling: float) 
         "options": chosen,
         "ceiling_macs_per_second": ceiling,
         "rows": [asdict(row) for row in rows],
-        "growth": [asdict(growth) for growth in found],
+        "growth": [asdict(fit) for fit in growth],
     }
 
 
-def _show(rows: list[Row], found: list[Growth], ceiling: float, options: Any) -> None:
+def _show(rows: list[Measurement], growth: list[Growth], ceiling: float, options: Any) -> None:
     console = _console()
     console.print(_title(options) + f"; {machine().describe()}", soft_wrap=True)
-    console.print(f"fastest linear {2 * ceiling / 1e9:.0f} GFLOP/s; ratios against the first subject, medians and "
-                  "quartiles over rounds", soft_wrap=True)  # fmt: skip
+    console.print(f"fastest linear layer: {2 * ceiling / 1e9:.0f} GFLOP/s; ratio: speed relative to the first subject; "
+                  "medians and quartiles over rounds", soft_wrap=True)  # fmt: skip
     heads = ["subject", "batch", "side", "ms", "quartiles", "ratio", "quartiles", "images/s", "GMAC", "of ceiling"]
     table = Table(*heads, *(["peak MiB"] if options.memory else []), "verdict", box=box.SIMPLE_HEAD)
     for row in rows:
@@ -151,6 +152,6 @@ def _show(rows: list[Row], found: list[Growth], ceiling: float, options: Any) ->
                       f"{row.images_per_second:.1f}", f"{row.macs / 1e9:.2f}", f"{row.ceiling_fraction:.2f}",
                       *peak, row.verdict)  # fmt: skip
     console.print(table)
-    for growth in found:
-        sides = ", ".join(map(str, growth.sides))
-        console.print(f"{growth.subject}: seconds ~ positions^{growth.exponent:.2f} over sides {sides}", soft_wrap=True)
+    for fit in growth:
+        sides = ", ".join(map(str, fit.sides))
+        console.print(f"{fit.subject}: seconds ~ positions^{fit.exponent:.2f} over sides {sides}", soft_wrap=True)

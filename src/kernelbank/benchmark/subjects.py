@@ -1,8 +1,13 @@
-"""What can be measured: a timm model, ours among them, or a record as one mixer.
+"""The subjects of a benchmark: models of timm and of this library, and single mixers.
 
-A subject is one word group: ``deit_small_patch16_224``, ``vit_kb_small_patch16_224 : dwsa`` (the model with another
-record), ``dwsa support=window(7)`` (one mixer), each with ``@path,path`` to force paths; ``accelerate MODEL`` runs the
-linears of a stock model by the fastest form.
+A subject is written as text:
+
+- ``deit_small_patch16_224``: a model
+- ``vit_kb_small_patch16_224 : dwsa``: a model with other mixers
+- ``accelerate deit_small_patch16_224``: a stock model whose linear layers run in the fastest form
+- ``dwsa support=window(7)``: one mixer
+
+``@path,path`` after any of them forces paths.
 """
 
 from __future__ import annotations
@@ -18,22 +23,26 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import kernelbank.models
+from kernelbank.analysis.cost import cost
+from kernelbank.analysis.count import multiply_adds
 from kernelbank.atlas import ROWS
-from kernelbank.errors import InputError
+from kernelbank.errors import InputError, SpecError
 from kernelbank.nn.accelerate import accelerate
-from kernelbank.nn.edit.replace import replace_mixers
+from kernelbank.nn.build import build
 from kernelbank.nn.mixer import Mixer
 from kernelbank.ops.paths import SLOTS
 from kernelbank.ops.paths.path import PathError
 from kernelbank.ops.plan import use_path
 from kernelbank.spec import MixerSpec
 from kernelbank.text import suggest
+from kernelbank.train.model import describe
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where subjects are measured: images of a model and their side, or tokens of a record on a square grid."""
+    """The input that subjects are measured on: `batch` images of `side` x `side` pixels for a model, or `batch` square
+    grids of `side` x `side` tokens for a mixer of `dim` channels in `heads` heads. `train` measures a training step,
+    `half` uses bfloat16."""
 
     batch: int
     side: int
@@ -45,19 +54,21 @@ class Site:
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject as text, taken apart. `model` is None for a record alone; `record` is what it is given, or None."""
+    """A parsed subject. `model` is the name of a timm model, or None for a single mixer; `spec` is the text of the
+    spec, or None for a model that keeps its own mixers; `paths` are forced; `accelerated` is True for
+    ``accelerate``."""
 
     text: str
     model: str | None
-    record: str | None
+    spec: str | None
     paths: tuple[str, ...]
     accelerated: bool
 
 
 def read(text: str) -> Subject:
-    """A subject from its text. Raises InputError and SpecError for names that do not exist."""
+    """Parse the text of a subject. Raises InputError and SpecError for names that do not exist."""
     body, at, forced = text.partition("@")
-    while at and forced.strip().startswith("positions"):  # @positions belongs to a record's activation
+    while at and forced.strip().startswith("positions"):  # @positions is part of an activation
         more, at, rest = forced.partition("@")
         body, forced = f"{body}@{more}", rest
     paths = tuple(word.strip() for word in forced.split(",")) if at else ()
@@ -66,48 +77,53 @@ def read(text: str) -> Subject:
             raise InputError(f"unknown path {path!r}{suggest(path, SLOTS)}; expected one of {', '.join(SLOTS)}")
     words = body.split()
     accelerated = words[:1] == ["accelerate"]
-    name, colon, record = " ".join(words[accelerated:]).partition(":")
-    name, record = name.strip(), record.strip()
-    if not name or (colon and not record):
+    name, colon, spec = " ".join(words[accelerated:]).partition(":")
+    name, spec = name.strip(), spec.strip()
+    if not name or (colon and not spec):
         raise InputError(f"{text!r} names nothing to measure; expected MODEL, MODEL : SPEC or SPEC")
     if not colon and (name.split()[0] in ROWS or "=" in name):
         if accelerated:
-            raise InputError("accelerate takes a model; a record chooses its linears itself")
+            raise InputError("accelerate takes a model; a mixer chooses the form of its linear layers itself")
         MixerSpec.parse(name).at_block(1)
         return Subject(text, None, name, paths, False)
     if not timm.is_model(name):
         near = suggest(name, [*timm.list_models(), *ROWS])
         raise InputError(f"unknown model or spec {name!r}{near}; expected a name of timm.list_models() or of the atlas")
-    if record:
-        MixerSpec.parse(record)
-    return Subject(text, name, record or None, paths, accelerated)
+    if spec:
+        MixerSpec.parse(spec)
+    return Subject(text, name, spec or None, paths, accelerated)
 
 
 class Runner:
-    """A built subject: `step()` is one inference or training step on fixed random data."""
+    """A subject, built at a site. `step()` runs one inference or training step on fixed random data.
+
+    `macs` are the multiply-adds of one image in closed form, whichever paths run (see `analysis.cost`).
+    """
 
     def __init__(self, subject: Subject, site: Site) -> None:
         self.subject, self.site = subject, site
-        self.module, self.x = _build(subject, site)
+        torch.manual_seed(0)
+        build_subject = _build_mixer if subject.model is None else _build_model
+        self.module, self.x, self.macs = build_subject(subject, site)
         if subject.accelerated:
             accelerate(self.module)
         if site.half and not site.train:
             self.module, self.x = self.module.bfloat16(), self.x.bfloat16()
         self.module.train(site.train)
-        self.step: Callable[[], object] = self._trained() if site.train else self._inferred()
+        self.step: Callable[[], object] = self._training_step() if site.train else self._inference_step()
 
     def _forced(self) -> AbstractContextManager[None]:
         return use_path(*self.subject.paths) if self.subject.paths else nullcontext()
 
-    def _inferred(self) -> Callable[[], object]:
+    def _inference_step(self) -> Callable[[], object]:
         def step() -> Tensor:
             with torch.no_grad(), self._forced():
                 return self.module(self.x)
 
         return step
 
-    def _trained(self) -> Callable[[], object]:
-        """Forward, loss, backward, AdamW; with half precision the forward runs under autocast."""
+    def _training_step(self) -> Callable[[], object]:
+        """Forward, loss, backward and an AdamW update. With `half`, the forward runs under autocast."""
         optimiser = torch.optim.AdamW(self.module.parameters(), lr=1e-4)
         target = torch.zeros(self.site.batch, dtype=torch.long)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.site.half)
@@ -122,8 +138,9 @@ class Runner:
 
         return step
 
-    def macs(self) -> int:
-        """Multiply-adds of one image as this subject runs: products and convolutions, no transforms."""
+    def path_macs(self) -> int:
+        """Count the multiply-adds of one image on the paths that run: matrix products and convolutions, without
+        FFTs."""
         counter, one = FlopCounterMode(display=False), self.x[:1]
         paths = tuple(path for path in self.subject.paths if SLOTS[path] != "linear")
         self.module.eval()
@@ -133,26 +150,28 @@ class Runner:
         return int(counter.get_total_flops() // 2)
 
 
-def _build(subject: Subject, site: Site) -> tuple[nn.Module, Tensor]:
-    """The module and its input. Raises InputError when timm refuses the size."""
-    torch.manual_seed(0)
-    if subject.model is None:
-        spec = MixerSpec.parse(subject.record or "").at_block(1)
-        mixer = Mixer(spec, site.dim, site.heads, (site.side, site.side))
-        return mixer, torch.randn(site.batch, site.side**2, site.dim)
-    ours = "_kb_" in subject.model or (subject.model in kernelbank.models.default_cfgs)
-    options = {"mixer": subject.record} if ours and subject.record else {}
+def _build_mixer(subject: Subject, site: Site) -> tuple[nn.Module, Tensor, int]:
+    """Return a mixer, its input and its multiply-adds per image."""
+    spec, grid = MixerSpec.parse(subject.spec or "").at_block(1), (site.side, site.side)
+    mixer = Mixer(spec, site.dim, site.heads, grid)
+    x = torch.randn(site.batch, site.side**2, site.dim)
+    return mixer, x, cost(spec, site.dim, site.heads, grid).macs
+
+
+def _build_model(subject: Subject, site: Site) -> tuple[nn.Module, Tensor, int]:
+    """Return a model, its input and its multiply-adds per image. Raises InputError if it cannot be built at this
+    size."""
+    image = (site.side, site.side)
     try:
-        model = timm.create_model(subject.model, img_size=site.side, **options)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"{subject.text}: cannot be built for images of {site.side}: {error}") from None
-    if subject.record and not ours:
-        replace_mixers(model, subject.record)
-    return model, torch.randn(site.batch, 3, site.side, site.side)
+        spec = describe(subject.model or "", mixer=subject.spec, img_size=image)
+        model = build(spec)
+    except (InputError, SpecError) as error:
+        raise InputError(f"{subject.text}: cannot be built for images of {site.side} x {site.side}: {error}") from None
+    return model, torch.randn(site.batch, 3, *image), multiply_adds(model, spec, image)
 
 
 def check(subject: Subject, site: Site) -> None:
-    """Raises InputError when a forced path cannot serve: one line, before anything is timed."""
+    """Raise InputError if a forced path does not support the subject, before anything is timed."""
     if subject.paths:
         try:
             Runner(subject, site).step()

@@ -1,5 +1,5 @@
-"""Interleaved timing. Every round runs every candidate once, so that what disturbs the machine disturbs all of them;
-only ratios inside one run mean anything."""
+"""Interleaved timing. Every round runs every candidate once, so that other load on the machine affects all of them
+alike. Only the ratios within one run are meaningful."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from kernelbank.ops.linear import FORMS
 from kernelbank.ops.machine import fused_linear_works
 
 SPREAD = 1.3
-"""The ratio of the quartiles from which no verdict is given."""
+"""The largest ratio of the quartiles for which a verdict is given."""
 SHORTEST = 0.01
-"""Seconds that a measurement takes at least: shorter calls are repeated inside it."""
+"""The shortest measurement in seconds. Shorter calls are repeated within it."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,29 @@ class Distribution:
 
 
 def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds a call of every candidate, round by round: each is warmed up twice, and the order turns."""
+    """Time every candidate in every round and return its seconds per call, one value per round. Each candidate is
+    warmed up twice, and each round starts with the next one."""
     threads, timers, numbers = torch.get_num_threads(), {}, {}
     for name, run in candidates.items():
         run()
         timers[name] = Timer("run()", globals={"run": run}, num_threads=threads)
         once = timers[name].timeit(1).median
         numbers[name] = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
-    names, taken = list(candidates), {name: list[float]() for name in candidates}
+    names, seconds = list(candidates), {name: list[float]() for name in candidates}
     for turn in range(rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            taken[name].append(timers[name].timeit(numbers[name]).median)
-    return taken
+            seconds[name].append(timers[name].timeit(numbers[name]).median)
+    return seconds
 
 
 def ratios(base: Sequence[float], other: Sequence[float]) -> Distribution:
-    """How many times as fast `other` is as `base`, round by round."""
+    """The speed of `other` relative to `base` in each round."""
     return Distribution.of([b / o for b, o in zip(base, other, strict=True)])
 
 
 def verdict(ratio: Distribution) -> str:
-    """What the ratio allows to be said: nothing when the quartiles are further apart than SPREAD."""
+    """The conclusion that a ratio supports; none if its quartiles are more than SPREAD apart."""
     if ratio.spread > SPREAD:
         return f"none: quartiles {ratio.spread:.2f}x apart, more than {SPREAD}x"
     if ratio.low <= 1 <= ratio.high:
@@ -88,26 +89,26 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def gemm_ceiling(dtype: torch.dtype, rounds: int = 7) -> float:
-    """Multiply-adds a second of the fastest linear here: 1576 tokens, 384 -> 1536 channels, every form tried."""
+    """The multiply-adds per second of the fastest form of a linear layer: 1576 tokens, 384 -> 1536 channels."""
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((1576, 384), (1536, 384), (1536,)))
     forms = {name: form for name, form in FORMS.items() if name != "mkldnn" or fused_linear_works()}
     with torch.no_grad():
-        taken = interleave({name: partial(form, x, weight, bias) for name, form in forms.items()}, rounds)
-    return x.shape[0] * weight.numel() / min(median(seconds) for seconds in taken.values())
+        forms_seconds = interleave({name: partial(form, x, weight, bias) for name, form in forms.items()}, rounds)
+    return x.shape[0] * weight.numel() / min(map(median, forms_seconds.values()))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------
 
 
 def peak_memory(run: Callable[[], object]) -> int | None:
-    """Bytes that a call of `run` needs beyond what is held before it: the resident set, sampled every half
-    millisecond. None where the system does not say."""
+    """The bytes by which a call of `run` raises the resident set, sampled every 0.5 ms. None on systems without
+    /proc."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return None
     run()
     gc.collect()
-    _give_back()
+    _trim_heap()
     page = os.sysconf("SC_PAGE_SIZE")
 
     def resident() -> int:
@@ -130,8 +131,8 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     return max(0, max(top[0], resident()) - before)
 
 
-def _give_back() -> None:
-    """Ask the C library to return what is free, so that a call's own memory is seen."""
+def _trim_heap() -> None:
+    """Return freed memory to the system, so that the memory of the next call is visible in the resident set."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

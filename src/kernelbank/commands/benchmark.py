@@ -13,43 +13,44 @@ from kernelbank.commands.options import read_options
 from kernelbank.errors import UsageError, require
 
 LARGEST = 2**34
-"""The most numbers in the input of a subject: above it (64 GiB in float32) nothing is built."""
+"""The largest number of elements in the input of a subject, 64 GiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure models and records side by side, in turns in one process; or, with --explain, print the path that a
-    record takes and what every path says of it."""
+    """Measure models and single mixers side by side, in turns in one process. With --explain, print the path that a
+    spec runs on and, for every other path, why it was not chosen."""
 
     subject: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SUBJECT")] = ()
-    """Each one quoted: a timm model, "MODEL : RECORD", a RECORD as one mixer; "accelerate MODEL" for the fastest
-    linears; "... @path,path" forces paths. The first is the base of the ratios."""
+    """What to measure, each quoted: "MODEL" of timm, "MODEL : SPEC" for a model with other mixers, "SPEC" for one
+    mixer, "accelerate MODEL" for linear layers in the fastest form. "... @path,path" forces paths. Ratios are relative
+    to the first."""
     batch: tuple[int, ...] = (8,)
-    """Images; several are a sweep."""
+    """Batch sizes. Every one is measured."""
     img_size: tuple[int, ...] = (224,)
-    """Sides of the images of models; several are a sweep with the fitted exponent."""
+    """Sides of the images of models. From three on, the growth of the time is fitted."""
     grid: tuple[int, ...] = (14,)
-    """Sides of the square grid of records; several are a sweep with the fitted exponent."""
+    """Sides of the square grids of single mixers. From three on, the growth of the time is fitted."""
     dim: int = 384
-    """Channels of records."""
+    """Channels of single mixers."""
     heads: int = 6
-    """Heads of records."""
+    """Heads of single mixers."""
     train: bool = False
-    """A training step: forward, loss, backward, AdamW."""
+    """Measure a training step: forward, loss, backward, AdamW."""
     bf16: bool = False
-    """bfloat16: model and input in inference, autocast in training."""
+    """Use bfloat16: for the model and its input in inference, by autocast in training."""
     rounds: int = 11
-    """How many times each subject is timed."""
+    """The number of times that each subject is timed."""
     threads: int | None = None
-    """Threads for torch; as many as it takes by itself unless given."""
+    """The threads of torch; torch's default if not given."""
     memory: bool = False
-    """Measure the peak memory of one call too."""
+    """Also measure the peak memory of one call."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the record, JSON, to FILE."""
+    """Write the results to FILE as JSON."""
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Draw images a second against the side to FILE: .svg, .png or .pdf."""
+    """Plot images per second against the side to FILE: .svg, .png or .pdf."""
     explain: bool = False
-    """Print the plan of one record at --dim, --heads, --grid and --batch, and every path's verdict."""
+    """Print the plan of one spec at --dim, --heads, --grid and --batch, and the verdict on every path."""
     json: bool = False
     """Print JSON."""
 
@@ -65,9 +66,9 @@ def main(argv: list[str]) -> int:
 
 
 def _check(options: Options) -> None:
-    """Raise UsageError for what cannot be measured."""
+    """Raise UsageError for options that cannot be measured."""
     if not options.subject:
-        raise UsageError("benchmark", "nothing to measure: name models or specs, such as: benchmark vit dwsa")
+        raise UsageError("benchmark", "a subject is missing; expected models or specs, such as: benchmark vit dwsa")
     for name in ("batch", "img_size", "grid"):
         values = getattr(options, name)
         if not values or min(values) < 1:
@@ -77,7 +78,7 @@ def _check(options: Options) -> None:
         if value is not None and value < 1:
             raise UsageError("benchmark", f"invalid --{name} {value}; expected a number >= 1")
     if len(set(options.subject)) < len(options.subject):
-        raise UsageError("benchmark", "a subject is named twice")
+        raise UsageError("benchmark", "a subject is given twice; expected each once")
     for path, kinds in ((options.figure, (".svg", ".png", ".pdf")), (options.out, (".json",))):
         if path is not None and path.suffix not in kinds:
             raise UsageError("benchmark", f"cannot write {path}; expected {', '.join(kinds)}")

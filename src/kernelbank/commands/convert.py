@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from kernelbank.commands.options import read_options
+from kernelbank.commands.options import default_text, read_options
 from kernelbank.errors import UsageError, require
 
 OURS = "kernelbank"
-
-
-def _shown(metavar: str, default: str) -> Any:
-    """How an option whose default depends on others is shown in the help."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +29,11 @@ class Options:
     """The library whose names are written: kernelbank, timm, facebook, microsoft, torchvision, huggingface,
     huggingface4, mmpretrain, mmpretrain-linear; backbones alone as huggingface-bare, huggingface4-bare,
     mmpretrain-bare."""
-    model: Annotated[str | None, _shown("TIMM_NAME", "inferred from the shapes")] = None
+    model: Annotated[str | None, default_text("TIMM_NAME", "inferred from the shapes")] = None
     """The timm model that a file belongs to."""
-    img_size: Annotated[tuple[int, int] | None, _shown("H W", "inferred from the shapes")] = None
+    img_size: Annotated[tuple[int, int] | None, default_text("H W", "inferred from the shapes")] = None
     """The height and width of the model's images in pixels."""
-    mixer: Annotated[str | None, _shown("TEXT", "the specs that the model has")] = None
+    mixer: Annotated[str | None, default_text("TEXT", "the specs that the model has")] = None
     """Specs to put in their place, or cells to change, such as "activation=relu,count"."""
     untrained: bool = False
     """Take the initial weights of a timm model, without fetching any."""

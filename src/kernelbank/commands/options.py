@@ -49,6 +49,11 @@ def read_options(kind: type[T], verb: str, argv: list[str], default: T | None = 
     return options
 
 
+def default_text(metavar: str, default: str) -> Any:
+    """Return the annotation of an option that is None unless given: its placeholder and its default in words."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 # ---- the options of a dataclass --------------------------------------------------------------------------
 
 

@@ -1,1 +1,1 @@
-"""Data sets: each file makes one `Dataset`; `load` finds it by name."""
+"""Data sets. Each source has a file, and `load` opens a data set by its name."""

@@ -1,4 +1,4 @@
-"""An archive of images unpacked once: whole or absent, and never outside its folder. Imports no torch."""
+"""Unpack an archive of images once, completely or not at all, and never outside its folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKER = ".kernelbank.json"
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 
 Progress = Callable[[int, int], None]
-"""Takes the bytes of the archive that were read so far, and all of them."""
+"""A function of the bytes of the archive that were read so far and of its size in bytes."""
 
 
 def is_archive(path: Path) -> bool:
@@ -28,10 +28,12 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(archive: Path, cache: Path, progress: Progress | None = None) -> tuple[Path, str]:
-    """The folder below `cache` that holds what is in `archive`, unpacked on the first call, and the archive's SHA-256.
+    """Unpack `archive` below `cache` on the first call. Return the folder with its contents and the SHA-256 of the
+    archive.
 
-    Only files and folders below the target are taken. Raises InputError for an archive that cannot be read, for a
-    member that would lie elsewhere, and for one that is neither a file nor a folder; nothing is left of it then.
+    Raises:
+        InputError: If the archive cannot be read, or a member is outside the target folder or neither a file nor a
+            folder. Nothing is left in the cache then.
     """
     try:
         stat = archive.stat()
@@ -57,7 +59,7 @@ def unpacked(archive: Path, cache: Path, progress: Progress | None = None) -> tu
 
 
 def _marked(marker: Path) -> str | None:
-    """The SHA-256 in the marker of an unpacked archive; None where there is none, or it is damaged."""
+    """Return the SHA-256 in the marker of an unpacked archive, or None if the marker is missing or damaged."""
     try:
         document = read_json(marker)
     except (OSError, ValueError):
@@ -67,7 +69,7 @@ def _marked(marker: Path) -> str | None:
 
 
 def _clear(cache: Path, name: str) -> None:
-    """Remove what killed processes left half-unpacked."""
+    """Remove the incomplete folders of killed processes."""
     for left in cache.glob(f"{name}.*.partial"):
         pid = left.name.split(".")[-2]
         if pid.isdigit() and not _alive(int(pid)):
@@ -85,7 +87,7 @@ def _alive(pid: int) -> bool:
 
 
 class _Reading(io.RawIOBase):
-    """A file that hashes and counts what is read of it, in order."""
+    """A file whose bytes are hashed and counted as they are read, in order."""
 
     def __init__(self, file: BinaryIO, progress: Callable[[int], None]) -> None:
         self.file, self.progress, self.count, self.digest = file, progress, 0, hashlib.sha256()
@@ -111,7 +113,7 @@ def _extract(archive: Path, target: Path, size: int, progress: Progress | None) 
                     if not (member.isfile() or member.isdir()):
                         raise InputError(f"data: {archive} holds {member.name!r}, neither a file nor a folder")
                     tar.extract(member, target, filter="data")
-            while reading.read(1 << 20):  # what follows the end mark belongs to the hash
+            while reading.read(1 << 20):  # the bytes after the end mark belong to the hash
                 pass
             return reading.digest.hexdigest()
     except tarfile.FilterError as error:

@@ -1,4 +1,4 @@
-"""A data set of images in files from its splits, with a validation split held out where there is none."""
+"""Assemble a data set of images in files from its splits, and hold out a validation split if it has none."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from kernelbank.data.images import FileSplit, Loading, held_out
 from kernelbank.errors import InputError
 
 VALIDATION = 0.1
-"""The share of the training images that is held out where a data set has no validation split."""
+"""The fraction of the training images that is held out if a data set has no validation split."""
 
 
 def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: str | None = None) -> Dataset:
-    """The data set of `split` (train, val, test; None where there is none). `digest` is the SHA-256 of its archive; by
-    default that of the names and labels of its training images. Raises InputError without a train split."""
+    """Return the data set whose splits `split` gives (train, val and test; None for one that does not exist). `digest`
+    is the SHA-256 of its archive, by default that of the names and labels of its training images. Raises InputError if
+    there is no train split."""
     train, val, test = (split(which) for which in ("train", "val", "test"))
     if train is None:
         raise InputError(f"data: {name} has no train split")

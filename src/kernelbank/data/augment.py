@@ -1,4 +1,4 @@
-"""Augmentation: what happens to a training image, as data. timm's transforms do it. Imports no torch."""
+"""The options of the augmentation of training images, which timm's transforms carry out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class Augmentation:
     """Arguments of timm's `create_transform` in training, and `shift` for images in memory."""
 
     scale: tuple[float, float] = (1.0, 1.0)
-    """The share of the image's area that a crop takes, least and most."""
+    """The range of the area of a crop, as a fraction of the area of the image."""
     ratio: tuple[float, float] = (1.0, 1.0)
-    """The aspect of a crop, least and most."""
+    """The range of the aspect ratio of a crop."""
     flip: float = 0.0
-    """How often an image is flipped left to right."""
+    """The probability of a horizontal flip."""
     auto_augment: str | None = None
-    """RandAugment or another policy, as timm writes it."""
+    """RandAugment or another policy, in timm's notation."""
     color_jitter: float | None = None
-    """Colour jitter; timm leaves it out beside auto_augment."""
+    """The strength of colour jitter. timm does not apply it together with auto_augment."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     """Of crops."""
     erase: float = 0.0
-    """How often a rectangle is erased."""
+    """The probability that a rectangle is erased."""
     erase_mode: Literal["pixel", "rand", "const"] = "pixel"
-    """Filled with noise by pixel, with one random colour, or with zero."""
+    """The fill of the rectangle: noise per pixel, one random colour, or zero."""
     shift: int = 0
-    """Images in memory: moved by up to so many pixels per axis, the edge repeated."""
+    """The largest shift of images in memory, in pixels per axis. The edge is repeated."""

@@ -1,4 +1,4 @@
-"""What a data set is to the training loop: splits that give batches, and an identity."""
+"""The interface between data sets and the training loop: splits that yield batches, and an identity."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kernelbank.data.order import Share
 from kernelbank.records import DataIdentity
 
 UNREADABLE = -1
-"""The label of an image that could not be read, in evaluation: it is left out of every count."""
+"""The label of an image that could not be read, in evaluation. It is not counted."""
 
 
 class Split(Protocol):
-    """Images and labels in a fixed order. `broken` names the images that could not be read so far."""
+    """Images and labels in a fixed order. `broken` are the names of the images that could not be read so far."""
 
     broken: dict[int, str]
 
     def __len__(self) -> int: ...
 
     def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `shares`: images (B, C, H, W) and labels (B), augmented unless `augment` is None. What is
-        random about an image follows from its seed in the share alone."""
+        """Yield the batches of `shares`: images (B, C, H, W) and labels (B), augmented unless `augment` is None. The
+        augmentation of an image depends only on its seed in the share."""
 
 
 class TensorSplit:
@@ -41,7 +41,7 @@ class TensorSplit:
         return len(self.labels)
 
     def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Split`; of the augmentation, `shift` is what images in memory know."""
+        """See `Split`. Images in memory support `shift` only."""
         for share in shares:
             rows = torch.from_numpy(share.rows)
             images = self.images[rows]
@@ -66,13 +66,13 @@ class Dataset:
 
     @property
     def identity(self) -> DataIdentity:
-        """What a run record keeps of the data."""
+        """The identity of the data in a run record."""
         test = 0 if self.test is None else len(self.test)
         return DataIdentity(self.name, self.sha256, len(self.train), len(self.val), test)
 
 
 def shifted(images_NCHW: Tensor, most: int, seeds: Tensor) -> Tensor:
-    """Every image moved by -most..most pixels per axis, each by its own seed; the edge is repeated."""
+    """Shift every image by -most to most pixels per axis, according to its seed. The edge is repeated."""
     count, _, height, width = images_NCHW.shape
     padded = F.pad(images_NCHW, (most,) * 4, mode="replicate")
     ways = 2 * most + 1

@@ -1,7 +1,7 @@
-"""Images in files: timm's readers find them, timm's transforms augment them, torch's workers load them.
+"""Images in files, found by timm's readers, augmented by timm's transforms and loaded by torch's workers.
 
-What is random about an image follows from its own seed, so neither the number of workers nor that of processes
-matters. An image that cannot be read is named and counted; more than a stated share of them stops the run.
+The augmentation of an image depends only on its seed, and therefore not on the number of workers or processes. Images
+that cannot be read are logged and counted. If they are more than a given fraction, the run stops.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from kernelbank.errors import InputError
 
 log = logging.getLogger(__name__)
 
-# what Pillow raises on a file that is cut, empty, no image, or a bomb
+# errors of Pillow for files that are truncated, empty, not images, or decompression bombs
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 TRIES = 10
 
 
 class BrokenImagesError(InputError):
-    """More images than the stated share cannot be read: the message counts them and names the first."""
+    """More images than the given fraction cannot be read. The message states their number and the first one."""
 
 
 class Source(Protocol):
-    """Images by row: `open` decodes one and gives its label, `name` says which file it is."""
+    """Images by row. `open` decodes an image and returns it with its label, `name` returns the name of its file."""
 
     labels: Sequence[int]
 
@@ -57,8 +57,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are read: their size (channels, height, width), the normalisation of the model's weights, the centre
-    share that evaluation looks at, worker processes, and the share of unreadable images above which a run stops."""
+    """The options for reading images: their size (channels, height, width), the normalisation of the weights of the
+    model, the fraction of the centre crop in evaluation, the number of worker processes, and the fraction of unreadable
+    images above which a run stops."""
 
     size: tuple[int, int, int] = (3, 224, 224)
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
@@ -70,7 +71,7 @@ class Loading:
 
 @dataclass
 class FileSplit:
-    """The rows of `source` that belong to the split."""
+    """The images of a split, which are rows of `source`."""
 
     source: Source
     rows: np.ndarray[Any, np.dtype[np.int64]]
@@ -82,8 +83,8 @@ class FileSplit:
         return len(self.rows)
 
     def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `dataset.Split`. In training an unreadable image is replaced by the next readable one, as timm does;
-        in evaluation its label is `UNREADABLE`. Raises BrokenImagesError."""
+        """See `dataset.Split`. In training an unreadable image is replaced by the next readable one, as in timm; in
+        evaluation its label is `UNREADABLE`. Raises BrokenImagesError."""
         if augment not in self._loaders:
             self._loaders[augment] = _Loader(_Images(self, augment), self.loading)
         for images, labels, broken in self._loaders[augment].run(shares):
@@ -92,7 +93,7 @@ class FileSplit:
             yield images, labels
 
     def first_size(self) -> tuple[int, int] | None:
-        """Height and width of the first image as it lies in its file; None where it cannot be read."""
+        """Return the height and width of the first image in its file, or None if it cannot be read."""
         try:
             width, height = self.source.open(int(self.rows[0])).size
         except BROKEN:
@@ -112,7 +113,7 @@ class FileSplit:
 
 
 class _Images(MapDataset[tuple[Tensor, int, int]]):
-    """(row, seed) -> image, label, and the row again if it could not be read, else -1."""
+    """A data set from (row, seed) to an image, its label, and the row if it could not be read, else -1."""
 
     def __init__(self, split: FileSplit, augment: Augmentation | None) -> None:
         self.source, self.rows, self.training = split.source, split.rows, augment is not None
@@ -143,7 +144,7 @@ class _Images(MapDataset[tuple[Tensor, int, int]]):
 
 @dataclass
 class _Batches:
-    """The batches of one epoch, as torch's loader asks for them."""
+    """The batches of one epoch as a batch sampler of torch's loader."""
 
     drawn: list[list[tuple[int, int]]] = field(default_factory=list)
 
@@ -155,7 +156,7 @@ class _Batches:
 
 
 class _Loader:
-    """torch's loader, kept over epochs with its workers, fed with one epoch's batches at a time."""
+    """torch's loader with workers that persist over epochs. It gets the batches of one epoch at a time."""
 
     def __init__(self, images: _Images, loading: Loading) -> None:
         self.batches = _Batches()
@@ -166,7 +167,7 @@ class _Loader:
             persistent_workers=loading.workers > 0,
             worker_init_fn=_SignalsIgnored() if loading.workers else None,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it draws from the one that drop path draws from
+            generator=torch.Generator(),  # its default is the generator of drop path
         )
 
     def run(self, shares: Iterable[Share]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -175,15 +176,17 @@ class _Loader:
 
 
 class _SignalsIgnored:
-    """Makes a worker ignore Ctrl-C and SIGTERM, which reach it too, until the training process ends: training still
-    needs images before its checkpoint. Once that process is ending, SIGTERM is obeyed again."""
+    """Make a worker ignore Ctrl-C and SIGTERM, which are also sent to it, until the training process ends: training
+    still needs images before it writes its checkpoint. When that process ends, SIGTERM has its usual effect again."""
 
     def __init__(self) -> None:
         self.ending = multiprocessing.get_context().Event()
-        atexit.register(self.ending.set)  # before multiprocessing's own, which terminates workers
+        atexit.register(self.ending.set)  # runs before the handler of multiprocessing, which terminates workers
 
     def __call__(self, worker: int) -> None:
-        signal.set_wakeup_fd(-1)  # of the training process, which would take the worker's signals for its own
+        signal.set_wakeup_fd(
+            -1
+        )  # the wakeup descriptor of the training process, which would get the signals of the worker
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._terminate)
 
@@ -193,7 +196,7 @@ class _SignalsIgnored:
 
 
 def _transform(loading: Loading, augment: Augmentation | None) -> Callable[[Image.Image], Tensor]:
-    """timm's transform. Raises InputError for what timm cannot build from it."""
+    """Return timm's transform. Raises InputError if timm cannot build it."""
     common: dict[str, Any] = {"input_size": loading.size, "mean": loading.mean, "std": loading.std}
     if augment is None:
         return create_transform(**common, is_training=False, interpolation="bicubic", crop_pct=loading.crop_pct)
@@ -205,7 +208,7 @@ def _transform(loading: Loading, augment: Augmentation | None) -> Callable[[Imag
         scale=augment.scale,
         ratio=augment.ratio,
         hflip=augment.flip,
-        color_jitter=cast(Any, augment.color_jitter),  # timm takes None, its annotation does not
+        color_jitter=cast(Any, augment.color_jitter),  # timm accepts None, but its annotation does not
         auto_augment=augment.auto_augment,
         interpolation=augment.interpolation,
         re_prob=augment.erase,
@@ -216,7 +219,7 @@ def _transform(loading: Loading, augment: Augmentation | None) -> Callable[[Imag
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's generators on the processor seeded with `seed`, and afterwards as they were."""
+    """Seed the CPU generators of Python, NumPy and torch with `seed`, and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
@@ -230,8 +233,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def held_out(names: Sequence[str], labels: Sequence[int], share: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which images are validation: in every class the `share` of them whose names have the lowest SHA-256, at least
-    one. Other images of the data set do not matter."""
+    """Return which images are for validation: in every class the fraction `share` whose names have the lowest SHA-256,
+    at least one. The choice does not depend on the other images of the data set."""
     digests = np.array([hashlib.sha256(name.encode()).hexdigest() for name in names])
     chosen, of_class = np.zeros(len(names), bool), np.asarray(labels)
     for label in np.unique(of_class):

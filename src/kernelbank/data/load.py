@@ -1,4 +1,4 @@
-"""Data sets by name or path. Imports no torch until one is opened."""
+"""Open data sets by name or path. Imports no torch until one is opened."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from kernelbank.data.images import Loading
 
 NAMED_DATA: dict[str, str] = {"digits": "kernelbank.data.digits:digits"}
-"""Data sets in memory: name -> module:function that returns it."""
+"""Data sets in memory, from the name to the module:function that returns it."""
 SOURCES: dict[str, str] = {
     "torch": "kernelbank.data.sources:open_torchvision",
     "hfds": "kernelbank.data.sources:open_hugging_face",
     "wds": "kernelbank.data.shards:open_shards",
 }
-"""Data sets of libraries: the prefix before the first slash -> module:function of `Request`. Anything else is a
-path."""
+"""Data sets of libraries, from the prefix before the first slash to the module:function of `Request`. Any other text is
+a path."""
 PREFIXES = tuple(SOURCES)
 _PATH = "kernelbank.data.sources:open_path"
 
 
 def check_name(name: str) -> None:
-    """Raise InputError unless there is a data set in memory of this name."""
+    """Raise InputError unless `name` is a data set in memory."""
     if name not in NAMED_DATA:
         known = ", ".join(NAMED_DATA)
         raise InputError(f"data: unknown data set {name!r}{suggest(name, NAMED_DATA)}; expected one of {known}")
 
 
 def load(name: str) -> Dataset:
-    """The data set in memory `name`. Raises InputError if there is none of this name."""
+    """Return the data set in memory `name`. Raises InputError if there is none of this name."""
     check_name(name)
     return cast("Dataset", _function(NAMED_DATA[name])())
 
@@ -44,11 +44,15 @@ def load(name: str) -> Dataset:
 def open_data(
     text: str, loading: Loading, *, cache: Path, download: bool = False, progress: Progress | None = None
 ) -> Dataset:
-    """The data set named by `text`: a name in memory (digits), a folder or an archive of train/CLASS/IMAGE, val and
-    test likewise, ``torch/NAME`` (torchvision), ``hfds/NAME`` (Hugging Face) or ``wds/PATH`` (WebDataset shards).
+    """Return the data set `text`: the name of one in memory (digits), a folder or an archive with train/CLASS/IMAGE,
+    and val and test in the same layout, ``torch/NAME`` (torchvision), ``hfds/NAME`` (Hugging Face) or ``wds/PATH``
+    (WebDataset shards).
 
-    An archive is unpacked once below `cache`. A tenth of every training class, by hash of the file name, becomes the
-    validation split where there is none. Raises InputError.
+    An archive is unpacked once below `cache`. If there is no validation split, a tenth of every training class, chosen
+    by the hash of the file names, is held out.
+
+    Raises:
+        InputError: If the data set does not exist or cannot be read.
     """
     if text in NAMED_DATA:
         return load(text)

@@ -1,5 +1,5 @@
-"""The order of an epoch: which images, in which batches, on which process. It follows from (seed, epoch) alone, so one
-process or many see the same images in the same updates."""
+"""The order of the images in an epoch, and their distribution over batches and processes. It depends on (seed, epoch)
+alone, so that any number of processes sees the same images in the same updates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Share:
-    """A micro-batch of one process: rows of the split, a seed for what is random about each, and how many count.
+    """A micro-batch of one process: rows of the split, a seed for the augmentation of each, and how many count.
 
-    `real` is 0 where the process has no image of its own left: it then computes along with the others for nothing.
+    `real` is 0 if the process has no image left. It then computes a batch that does not count, since the processes
+    communicate in every step.
     """
 
     rows: Integers
@@ -38,20 +39,20 @@ class Update:
 
 @dataclass(frozen=True)
 class Part:
-    """Which process of how many."""
+    """The rank of a process and the number of processes."""
 
     rank: int = 0
     world: int = 1
 
 
 def derive(seed: int, epoch: int, what: str) -> int:
-    """A seed of its own for every (seed, epoch, purpose); neighbouring seeds share nothing."""
+    """Return a seed for each (seed, epoch, purpose). Neighbouring seeds give independent streams."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{what}".encode()).digest()[:8], "big") >> 1
 
 
 def epoch_rows(count: int, repeats: int, seed: int, epoch: int) -> Integers:
-    """The rows of an epoch in their order: a permutation of `count`, or timm's repeated augmentation, where every
-    drawn image stands `repeats` times in a row and the epoch keeps its length."""
+    """Return the rows of an epoch in order: a permutation of `count`, or timm's repeated augmentation, in which each
+    sampled image is repeated `repeats` times and the epoch keeps its length."""
     order = derive(seed, epoch, "order")
     if repeats == 1:
         return torch.randperm(count, generator=torch.Generator().manual_seed(order)).numpy()
@@ -61,7 +62,7 @@ def epoch_rows(count: int, repeats: int, seed: int, epoch: int) -> Integers:
 
 
 def epoch_length(count: int, repeats: int, batch_size: int, drop_last: bool) -> int:
-    """The updates of an epoch; none where `drop_last` leaves no whole batch."""
+    """Return the number of updates of an epoch, which is 0 if `drop_last` leaves no full batch."""
     drawn = count if repeats == 1 else len(RepeatAugSampler(range(count), num_replicas=1, rank=0, num_repeats=repeats))
     return drawn // batch_size if drop_last else math.ceil(drawn / batch_size)
 
@@ -69,9 +70,10 @@ def epoch_length(count: int, repeats: int, batch_size: int, drop_last: bool) -> 
 def updates(
     rows: Integers, seeds: Integers, batch_size: int, micro: int, drop_last: bool, part: Part
 ) -> Iterator[Update]:
-    """The updates of an epoch for one process, which takes every `world`-th image from `rank` on, `micro` at a time.
+    """Yield the updates of an epoch for one process, which takes every `world`-th image from `rank` on, `micro` at a
+    time.
 
-    Every process gets the same number of micro-batches, so that they can wait for each other.
+    Every process gets the same number of micro-batches, since the processes communicate in every step.
     """
     end = len(rows) - len(rows) % batch_size if drop_last else len(rows)
     for start in range(0, end, batch_size):
@@ -87,7 +89,7 @@ def updates(
 
 
 def in_order(count: int, batch: int, part: Part) -> Iterator[Share]:
-    """Every row exactly once over all processes, in as many batches on each: what evaluation reads."""
+    """Yield every row exactly once over all processes, with the same number of batches on each, for evaluation."""
     for start in range(0, count, batch * part.world):
         at = np.arange(start + part.rank, min(start + batch * part.world, count), part.world)
         filled = at if len(at) else np.array([0])

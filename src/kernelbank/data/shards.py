@@ -1,8 +1,9 @@
-"""WebDataset shards on local disks, read by position: an index of where every image lies in its tar.
+"""WebDataset shards on local disks, read by position with an index of the images in each tar.
 
-timm's own reader of them is a stream: a shuffle buffer in each worker, and by its own note images left out or seen
-twice when several processes evaluate. A run here is bit-exact because images are drawn by row, so the shards are
-indexed once and read like files. Layout: https://github.com/webdataset/webdataset and timm's ``_info.json``.
+timm reads shards as a stream, with a shuffle buffer in each worker, and a note in its code states that several
+processes may skip or repeat images in evaluation. Runs of this library are bit-exact because images are sampled by row.
+Therefore the shards are indexed once and read like files. The layout is that of
+https://github.com/webdataset/webdataset, and of timm's ``_info.json``.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 LAYOUT = "wds/FOLDER with train-0000.tar, ..., val-0000.tar, ..., or a pattern of such files: wds/x-{000..146}.tar"
 _INDEX = 1
-"""The version of the kept index."""
+"""The version of the cached index."""
 
 
 class Member(NamedTuple):
-    """A file in a shard: its sample's key, its extension, and where its bytes lie."""
+    """A file in a shard: the key of its sample, its extension, and the offset and size of its bytes."""
 
     key: str
     extension: str
@@ -47,7 +48,7 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image in a shard: its name in it, where its bytes lie, and its class."""
+    """An image in a shard: its name, the offset and size of its bytes, and its class."""
 
     name: str
     offset: int
@@ -71,7 +72,7 @@ class Sharded:
         return len(self.labels)
 
     def open(self, row: int) -> Image.Image:
-        """The image. Raises what Pillow and the file raise."""
+        """Open the image. Raises the errors of Pillow and of the file."""
         with self.shards[self.places[row]].open("rb") as file:
             file.seek(int(self.offsets[row]))
             image = Image.open(io.BytesIO(file.read(int(self.sizes[row]))))
@@ -83,21 +84,23 @@ class Sharded:
 
 
 def open_shards(text: str, loading: Loading, *, cache: Path, progress: Progress | None = None, **_: object) -> Dataset:
-    """WebDataset shards, ``wds/FOLDER`` or ``wds/PATTERN``. Raises InputError."""
+    """Open WebDataset shards, ``wds/FOLDER`` or ``wds/PATTERN``. Raises InputError."""
     splits = sharded_splits(text, cache, progress)
     return assemble(f"wds/{Path(text).name}", loading, splits.get)
 
 
 def sharded_splits(text: str, cache: Path, progress: Progress | None = None) -> dict[str, Sharded]:
-    """The splits of ``wds/FOLDER`` or ``wds/PATTERN``, by name; the index of their shards is kept below `cache`.
+    """Return the splits of ``wds/FOLDER`` or ``wds/PATTERN`` by name. The index of the shards is cached below `cache`.
 
-    Every class is a number in ``.cls`` and named by it. Raises InputError where there are no shards or no train split,
-    for a shard that cannot be read, for a sample without image or label, for a class without images, and where the
-    classes of the splits differ.
+    The name of a class is its number in ``.cls``.
+
+    Raises:
+        InputError: If there are no shards or no train split, a shard cannot be read, a sample has no image or no label,
+            a class has no images, or the classes of the splits differ.
     """
     by_split = _by_split(text, _shards(text))
     shards = [path for paths in by_split.values() for path in paths]
-    samples = _kept_index(shards, cache, progress)
+    samples = _cached_index(shards, cache, progress)
     splits: dict[str, Sharded] = {}
     for split, paths in by_split.items():
         sharded = _sharded(split, paths, [samples[path] for path in paths])
@@ -113,7 +116,7 @@ def sharded_splits(text: str, cache: Path, progress: Progress | None = None) -> 
 
 
 def _shards(text: str) -> dict[str | None, list[Path]]:
-    """The shards of every split as ``_info.json`` says it, or all under None. Raises InputError."""
+    """Return the shards of every split as ``_info.json`` states them, or all under None. Raises InputError."""
     where = Path(text.partition("/")[2]).expanduser()
     if not where.is_dir():
         _check_count(text, str(where))
@@ -121,17 +124,17 @@ def _shards(text: str) -> dict[str | None, list[Path]]:
     for name in INFO:
         if (where / name).is_file():
             return _by_info(where / name)
-    found = sorted(where.glob("*.tar"))
-    if not found:
+    shards = sorted(where.glob("*.tar"))
+    if not shards:
         raise InputError(f"data: {where} holds no shard; expected {LAYOUT}")
-    return {None: found}
+    return {None: shards}
 
 
 MOST_SHARDS = 1_000_000
 
 
 def _check_count(text: str, pattern: str) -> None:
-    """Raise InputError for a pattern of more shards than a data set has, before it is expanded."""
+    """Raise InputError for a pattern of too many shards, before it is expanded."""
     count = 1
     for inside in re.findall(r"\{([^{}]*)\}", pattern):
         ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
@@ -141,57 +144,57 @@ def _check_count(text: str, pattern: str) -> None:
 
 
 def _matching(text: str, pattern: str) -> list[Path]:
-    found = sorted(map(Path, glob(pattern))) if has_magic(pattern) else [Path(pattern)]
-    if not found or not all(path.is_file() for path in found):
+    paths = sorted(map(Path, glob(pattern))) if has_magic(pattern) else [Path(pattern)]
+    if not paths or not all(path.is_file() for path in paths):
         raise InputError(f"data: {text}: there is no file {pattern}; expected {LAYOUT}, on a local disk")
-    return found
+    return paths
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """The words that a pattern stands for: ``{000..146}`` counts, ``{a,b}`` lists, as in a shell."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
+    """Expand a pattern as a shell does: ``{000..146}`` is a range and ``{a,b}`` a list."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
         yield pattern
         return
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    words = found[1].split(",")
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    words = match[1].split(",")
     if ends:
         words = [f"{number:0{len(ends[1])}}" for number in range(int(ends[1]), int(ends[2]) + 1)]
     for word in words:
-        yield from braces(pattern[: found.start()] + word + pattern[found.end() :])
+        yield from braces(pattern[: match.start()] + word + pattern[match.end() :])
 
 
 def _by_info(path: Path) -> dict[str | None, list[Path]]:
-    """The splits of timm's ``_info.json``. Raises InputError."""
+    """Return the splits of timm's ``_info.json``. Raises InputError."""
     try:
         stated = cast(Any, read_json(path))["splits"]
         splits = {str(name): [path.parent / file for file in split["filenames"]] for name, split in stated.items()}
         fields = {name: split["alt_label"] for name, split in stated.items() if split.get("alt_label")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"data: {path} does not say splits with filenames ({type(error).__name__}: {error})") from None
+        raise InputError(f"data: {path} states no splits with filenames ({type(error).__name__}: {error})") from None
     if fields:
         raise InputError(f"data: {path}: invalid alt_label={next(iter(fields.values()))!r}; expected labels in .cls")
     for file in (file for files in splits.values() for file in files):
         if not file.is_file():
-            raise InputError(f"data: {path} names {file.name}, which is not there")
+            raise InputError(f"data: {path} names {file.name}, which does not exist")
     synonyms = {synonym: split for split, names in SPLITS.items() for synonym in names}
     return {synonyms[name]: files for name, files in splits.items() if name in synonyms and files}
 
 
 def _by_split(text: str, shards: dict[str | None, list[Path]]) -> dict[str, list[Path]]:
-    """The shards of the splits, train first. A split is a word in the name of its files; where no file names one, all
-    are train. Raises InputError."""
-    found = {split: paths for split, paths in shards.items() if split is not None}
+    """Return the shards of the splits, train first. The name of a split is a word in the names of its files. If no file
+    names a split, all are train. Raises InputError."""
+    splits = {split: paths for split, paths in shards.items() if split is not None}
     for path in shards.get(None, []):
-        found.setdefault(_named_split(path) or "", []).append(path)
-    if set(found) == {""}:
-        return {"train": found[""]}
-    if "" in found:
+        splits.setdefault(_named_split(path) or "", []).append(path)
+    if set(splits) == {""}:
+        return {"train": splits[""]}
+    if "" in splits:
         words = ", ".join(word for names in SPLITS.values() for word in names)
-        raise InputError(f"data: {found[''][0]} names no split, other shards do; expected one of {words} in every name")
-    if "train" not in found:
-        raise InputError(f"data: {text} has no train split, only {', '.join(found)}; expected {LAYOUT}")
-    return {split: found[split] for split in SPLITS if split in found}
+        raise InputError(f"data: {splits[''][0]} names no split, others do; expected one of {words} in every name")
+    if "train" not in splits:
+        raise InputError(f"data: {text} has no train split, only {', '.join(splits)}; expected {LAYOUT}")
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def _named_split(path: Path) -> str | None:
@@ -199,21 +202,21 @@ def _named_split(path: Path) -> str | None:
     return next((split for split, names in SPLITS.items() if set(names) & set(words)), None)
 
 
-# ---- what lies in a shard ------------------------------------------------------------------------------------
+# ---- the contents of a shard ------------------------------------------------------------------------------------
 
 
 def _members(path: Path) -> Iterator[Member]:
-    """The files of a shard; of a name up to the first dot of its last part is the key, as WebDataset has it."""
+    """Yield the files of a shard. The key is the name up to the first dot in its last part, as in WebDataset."""
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every one of them
-            found = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", info.name)
-            if info.isfile() and found:
-                yield Member(found[1], found[2].lower(), info.offset_data, info.size)
+            match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", info.name)
+            if info.isfile() and match:
+                yield Member(match[1], match[2].lower(), info.offset_data, info.size)
 
 
 def _samples(path: Path) -> list[Sample]:
-    """The images of a shard with their labels, in its order. Raises InputError."""
+    """Return the images of a shard with their labels, in order. Raises InputError."""
     grouped: dict[str, dict[str, Member]] = {}
     try:
         for member in _members(path):
@@ -221,8 +224,8 @@ def _samples(path: Path) -> list[Sample]:
                 raise InputError(f"data: {path} holds {member.key}.{member.extension} twice")
             grouped[member.key][member.extension] = member
         with path.open("rb") as file:
-            wanted = {*IMAGES, LABEL}  # a group with neither is no sample: a licence, a table
-            return [_sample(path, file, key, group) for key, group in grouped.items() if wanted & set(group)]
+            extensions = {*IMAGES, LABEL}  # files without image and label are not samples, for instance a licence
+            return [_sample(path, file, key, group) for key, group in grouped.items() if extensions & set(group)]
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"data: shard {path} is not a whole tar file, uncompressed: {error}") from None
     except OSError as error:
@@ -231,11 +234,11 @@ def _samples(path: Path) -> list[Sample]:
 
 def _sample(path: Path, file: io.BufferedReader, key: str, members: dict[str, Member]) -> Sample:
     image = next((members[extension] for extension in IMAGES if extension in members), None)
-    there = ", ".join(f".{extension}" for extension in members)
+    names = ", ".join(f".{extension}" for extension in members)
     if image is None:
-        raise InputError(f"data: sample {key} in {path} has no image, only {there}; expected .{', .'.join(IMAGES)}")
+        raise InputError(f"data: sample {key} in {path} has no image, only {names}; expected .{', .'.join(IMAGES)}")
     if LABEL not in members:
-        raise InputError(f"data: sample {key} in {path} has no label, only {there}; expected .{LABEL}, a class number")
+        raise InputError(f"data: sample {key} in {path} has no label, only {names}; expected .{LABEL}, a class number")
     label = members[LABEL]
     file.seek(label.offset)
     text = file.read(label.size)
@@ -255,47 +258,47 @@ def _sharded(split: str, shards: list[Path], samples: list[list[Sample]]) -> Sha
 
 
 def _check_filled(text: str, train: Sharded) -> None:
-    """Raises InputError for a class number below the greatest that no image has."""
+    """Raise InputError if there is a class number without images below the largest."""
     greatest = max(train.labels)
     if len(train.classes) != greatest + 1:
-        there = set(train.labels)
-        empty = next(label for label in range(greatest) if label not in there)
+        labels = set(train.labels)
+        empty = next(label for label in range(greatest) if label not in labels)
         raise InputError(
-            f"data: class {empty} of {text} holds no image ({greatest + 1 - len(there)} of {greatest + 1} are empty); "
+            f"data: class {empty} of {text} holds no image ({greatest + 1 - len(labels)} of {greatest + 1} are empty); "
             "expected class numbers from 0 on without a gap"
         )
 
 
-# ---- the index, kept -----------------------------------------------------------------------------------------
+# ---- the cached index -----------------------------------------------------------------------------------------
 
 
 def _checked(sample: Sample) -> Sample:
-    """`sample`, if it has the types of one. Raises ValueError."""
+    """Return `sample`. Raises ValueError unless it has the types of a sample."""
     if type(sample.name) is not str or not all(type(value) is int for value in sample[1:]):
         raise ValueError("not a sample")
     return sample
 
 
-def _kept_index(shards: list[Path], cache: Path, progress: Progress | None) -> dict[Path, list[Sample]]:
-    """The samples of every shard: read from the index below `cache` while the shards are as they were, else found in
-    the shards (some 50,000 files a second) and kept."""
+def _cached_index(shards: list[Path], cache: Path, progress: Progress | None) -> dict[Path, list[Sample]]:
+    """Return the samples of every shard, from the index below `cache` if the shards are unchanged. Otherwise the shards
+    are indexed, at about 50,000 files per second, and the index is cached."""
     try:
         stats = [path.stat() for path in shards]
     except OSError as error:
         raise InputError(f"data: shard {error.filename} cannot be read: {error.strerror or error}") from None
     state = [_INDEX, *((str(path.resolve()), s.st_size, s.st_mtime_ns) for path, s in zip(shards, stats, strict=True))]
-    kept = cache / f"shards-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
+    index = cache / f"shards-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
     try:
-        document = cast("list[list[Any]]", read_json(kept))
+        document = cast("list[list[Any]]", read_json(index))
         return {path: [_checked(Sample(*row)) for row in rows] for path, rows in zip(shards, document, strict=True)}
     except (OSError, ValueError, TypeError):
-        pass  # there is none, or it is damaged: it is made anew
-    found, done, size = {}, 0, sum(s.st_size for s in stats)
+        pass  # the index is missing or damaged, and is computed again
+    samples, done, size = {}, 0, sum(s.st_size for s in stats)
     for path, s in zip(shards, stats, strict=True):
-        found[path] = _samples(path)
+        samples[path] = _samples(path)
         done += s.st_size
         if progress is not None:
             progress(done, size)
     cache.mkdir(parents=True, exist_ok=True)
-    replace_file(kept, lambda beside: beside.write_text(json.dumps(list(found.values())), encoding="utf-8"))
-    return found
+    replace_file(index, lambda beside: beside.write_text(json.dumps(list(samples.values())), encoding="utf-8"))
+    return samples

@@ -1,4 +1,4 @@
-"""Where images come from: folders and tars by timm's readers, torchvision's and Hugging Face's data sets by name."""
+"""Sources of images: folders and tars through timm's readers, and data sets of torchvision and Hugging Face by name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from kernelbank.data.load import NAMED_DATA, PREFIXES
 from kernelbank.errors import InputError, require
 from kernelbank.text import suggest
 
-# timm's synonyms of a split's folder or tar, the first found is taken
+# timm's synonyms for the folder or tar of a split; the first one that exists is used
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass
 class ReaderSource:
-    """The images of a timm reader, with their labels; `classes` are the names of its labels, in order."""
+    """The images of a timm reader with their labels. `classes` are the names of its labels, in order."""
 
     reader: Any
     labels: Sequence[int]
@@ -38,7 +38,8 @@ class ReaderSource:
         return len(self.labels)
 
     def open(self, row: int) -> Image.Image:
-        """The image. Raises what Pillow and the file raise, and OSError for a pipe or device, which is not opened."""
+        """Open the image. Raises the errors of Pillow and of the file, and OSError for pipes and devices, which are not
+        opened."""
         path = self._path(row)
         if path is not None and not path.is_file():
             raise OSError(f"{path} is not a regular file")
@@ -51,14 +52,14 @@ class ReaderSource:
         return str(self.reader.filename(row))
 
     def _path(self, row: int) -> Path | None:
-        """The file of an image in a folder; None for one inside an archive."""
+        """Return the file of an image in a folder, or None for an image in an archive."""
         samples = getattr(self.reader, "samples", None)
         return Path(samples[row][0]) if samples is not None and isinstance(samples[row][0], str) else None
 
 
 @dataclass
 class MapSource:
-    """The images of a map-style data set that gives Pillow images, such as torchvision's."""
+    """The images of a map-style data set of Pillow images, such as those of torchvision."""
 
     images: Any
     labels: Sequence[int]
@@ -79,7 +80,7 @@ class MapSource:
 
 
 def open_path(text: str, loading: Loading, *, cache: Path, progress: Progress | None = None, **_: object) -> Dataset:
-    """A folder, or an archive unpacked below `cache`. Raises InputError."""
+    """Open a folder, or an archive that is unpacked below `cache`. Raises InputError."""
     path = Path(text).expanduser()
     if not path.exists():
         raise InputError(
@@ -103,12 +104,12 @@ def open_path(text: str, loading: Loading, *, cache: Path, progress: Progress | 
 
 
 def open_torchvision(text: str, loading: Loading, *, cache: Path, download: bool, **_: object) -> Dataset:
-    """A data set of torchvision, ``torch/NAME``. Raises InputError."""
+    """Open a data set of torchvision, ``torch/NAME``. Raises InputError."""
     return assemble(text, loading, lambda split: torchvision_split(text, split, cache, download))
 
 
 def open_hugging_face(text: str, loading: Loading, *, cache: Path, **_: object) -> Dataset:
-    """A data set of Hugging Face, ``hfds/NAME``. Raises InputError."""
+    """Open a data set of Hugging Face, ``hfds/NAME``. Raises InputError."""
     return assemble(text, loading, lambda split: hugging_face_split(text, split, cache))
 
 
@@ -116,7 +117,7 @@ def open_hugging_face(text: str, loading: Loading, *, cache: Path, **_: object) 
 
 
 def find_splits(root: Path) -> dict[str, Path]:
-    """The folders or tars of the splits below `root`, by split. Raises InputError where there is no train split."""
+    """Return the folder or tar of each split below `root`. Raises InputError if there is no train split."""
     try:
         names = {entry.name: entry for entry in sorted(root.iterdir())}
     except OSError as error:
@@ -133,10 +134,12 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 
 def read_files(path: Path, classes: tuple[str, ...] | None = None) -> ReaderSource:
-    """The images of a folder or tar, classes by the names of the folders inside; labelled as `classes` if given.
+    """Return the images of a folder or tar. The names of the folders inside are the classes, numbered as in `classes`
+    if it is given.
 
-    Raises InputError for a folder that cannot be read or holds no images, for an empty class, and where the classes
-    are not `classes`.
+    Raises:
+        InputError: If the folder cannot be read or contains no images, a class is empty, or the classes are not
+            `classes`.
     """
     folders = _class_folders(path) if path.is_dir() else None
     try:
@@ -172,7 +175,7 @@ def check_classes(place: Path | str, names: tuple[str, ...], classes: tuple[str,
 
 
 def _class_folders(path: Path) -> set[str]:
-    """The names of the folders right below `path`. Raises InputError for one that cannot be read."""
+    """Return the names of the folders in `path`. Raises InputError if one cannot be read."""
     try:
         folders = [entry for entry in os.scandir(path) if entry.is_dir()]
         for folder in folders:
@@ -184,10 +187,10 @@ def _class_folders(path: Path) -> set[str]:
 
 
 def torchvision_split(name: str, split: str, cache: Path, download: bool) -> MapSource | None:
-    """A split of torchvision's data set ``torch/NAME``; None where it has none of this name. Raises InputError."""
+    """Return a split of torchvision's data set ``torch/NAME``, or None if it does not exist. Raises InputError."""
     synonyms = {"val": "validation"}
     if split == "val" and name not in ("torch/imagenet", "torch/places365", "torch/inat"):
-        return None  # MNIST, CIFAR and their like have train and test
+        return None  # MNIST, CIFAR and others have train and test
     theirs = "validation" if split == "test" else synonyms.get(split, split)
     if split == "test" and name in ("torch/imagenet", "torch/places365", "torch/inat"):
         return None
@@ -199,7 +202,7 @@ def torchvision_split(name: str, split: str, cache: Path, download: bool) -> Map
 
 
 def hugging_face_split(name: str, split: str, cache: Path) -> ReaderSource | None:
-    """A split of the Hugging Face data set ``hfds/NAME``; None where it has none of this name. Raises InputError."""
+    """Return a split of the Hugging Face data set ``hfds/NAME``, or None if it does not exist. Raises InputError."""
     require("a data set of Hugging Face", "hfds", "datasets")
     datasets = import_module("datasets")  # 268 MB, an extra
 
@@ -214,7 +217,7 @@ def hugging_face_split(name: str, split: str, cache: Path) -> ReaderSource | Non
 
 
 def _opened(name: str, make: Callable[[], Any], hint: str) -> Any:
-    """What `make` returns. Raises InputError with its error in one line."""
+    """Return the result of `make`. Raises InputError with its error in one line."""
     try:
         return make()
     except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:

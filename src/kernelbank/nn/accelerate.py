@@ -1,4 +1,4 @@
-"""`accelerate`: the linears of any model by the fastest form of this machine, same weights, same outputs."""
+"""`accelerate`: run the linear layers of any model in the form that is fastest on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernelbank.ops.plan import planned_linear
 
 
 class AcceleratedLinear(nn.Linear):
-    """nn.Linear by the path that the plan takes for linear layers: x W^T + b."""
+    """nn.Linear, x W^T + b, on the path that the plan chooses for linear layers."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., O)."""
@@ -23,7 +23,7 @@ class AcceleratedLinear(nn.Linear):
 
 
 class AcceleratedMlp(Mlp):
-    """timm's Mlp with the exact GELU in the epilogue of fc1, in inference and where nothing lies between them."""
+    """timm's Mlp with the exact GELU fused into fc1, in inference and if there is nothing between the two."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C)."""
@@ -33,34 +33,34 @@ class AcceleratedMlp(Mlp):
         return self.drop2(self.fc2(self.norm(self.drop1(x))))
 
     def _is_plain(self) -> bool:
-        """Whether fc1 and the activation are what they seem, and nobody listens between them."""
-        listened = any(m._forward_hooks or m._forward_pre_hooks for m in (self.fc1, self.act))
+        """Whether fc1 and the activation are those of timm and have no hooks."""
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (self.fc1, self.act))
         exact = type(self.act) is nn.GELU and self.act.approximate == "none"
-        return exact and type(self.fc1) is AcceleratedLinear and not listened
+        return exact and type(self.fc1) is AcceleratedLinear and not hooked
 
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: AcceleratedLinear, Mlp: AcceleratedMlp}
-"""Exactly these classes are taken: a subclass may compute something else."""
+"""The classes that are replaced. Subclasses are not, since they may compute something else."""
 
 
 class Acceleration:
-    """What `accelerate` did to a model: ``remove()``, or the end of a ``with`` block, undoes exactly that."""
+    """The handle that `accelerate` returns. ``remove()``, or the end of a ``with`` block, restores the modules."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._taken = [(module, type(module)) for module in modules]
-        for module, kind in self._taken:
+        self._classes = [(module, type(module)) for module in modules]
+        for module, kind in self._classes:
             module.__class__ = TWINS[kind]
 
     def __len__(self) -> int:
-        """How many modules run by another form."""
-        return len(self._taken)
+        """The number of modules that were replaced."""
+        return len(self._classes)
 
     def remove(self) -> None:
-        """Give every module its own class back."""
-        for module, kind in self._taken:
+        """Restore the class of every module."""
+        for module, kind in self._classes:
             if type(module) is TWINS[kind]:
                 module.__class__ = kind
-        self._taken = []
+        self._classes = []
 
     def __enter__(self) -> Acceleration:
         return self
@@ -72,21 +72,24 @@ class Acceleration:
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Run the linears of `model`, any model, by the fastest form of this machine, in place: same weights, same names,
-    same outputs to rounding. Returns a handle as torch's hooks do::
+    """Run the linear layers of a model in the form that is fastest on this machine, in place.
 
-        kernelbank.accelerate(model)                # for good, or until handle.remove()
-        with kernelbank.accelerate(model): ...      # for a block
+    Weights and names stay the same, and so do outputs up to rounding. Returns a handle, as torch's hooks do::
 
-    The linear layers of a Mixer or a DynamicConv2d stay as they are: these choose the form by themselves. Raises
-    InputError for what is not a module.
+        handle = kernelbank.accelerate(model)       # until handle.remove()
+        with kernelbank.accelerate(model): ...      # inside the block
+
+    The linear layers of a Mixer or a DynamicConv2d stay as they are, since those choose the form themselves.
+
+    Raises:
+        InputError: If `model` is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"accelerate takes a torch.nn.Module, got {type(model).__name__}")
-    return Acceleration(list(_taken(model)))
+        raise InputError(f"invalid model of type {type(model).__name__}; expected a torch.nn.Module")
+    return Acceleration(list(_replaceable(model)))
 
 
-def _taken(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of `model` to be accelerated: all of these classes but the linear layers that a spec lists."""
+def _replaceable(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of `model` to replace, without the linear layers of its mixers."""
     owned = {id(layer) for module in model.modules() if isinstance(module, Tempered) for layer in module.children()}
     return (module for module in model.modules() if type(module) in TWINS and id(module) not in owned)

@@ -1,7 +1,7 @@
-"""Backbones: timm's own trunks with blocks whose mixer and MLP are specs. One stage is plain (timm's
-VisionTransformer), several are hierarchical (timm's SwinTransformer).
+"""Backbones: trunks of timm with blocks whose mixer and MLP are given by specs. `PlainBackbone` has one stage (timm's
+VisionTransformer), `HierarchicalBackbone` several (timm's SwinTransformer).
 
-Everything but the blocks is timm's, names and behaviour included; the docstrings say what the blocks add.
+Everything but the blocks is timm's, including names and behaviour. The docstrings state what the blocks add.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
 from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.inventory import Grid
 
-# Arguments of timm's trunks that a spec states instead, and how.
+# Arguments of timm's trunks that a spec states instead, and the argument that states them.
 STATED_BY_SPECS = {
     "attn_layer": "mixer='vit'", "block_fn": "mixer='vit'", "mlp_layer": "mlp='ffn'",
     "mlp_ratio": "mlp='ffn bank=static(4C)'", "qkv_bias": "mixer='vit bias=False'",
@@ -32,7 +32,7 @@ STATED_BY_SPECS = {
     "proj_bias": "mixer='vit'", "head_dim": "num_heads", "always_partition": "mixer='swin support=window(7)'",
 }  # fmt: skip
 INITS = ("", "skip", "reset")
-DEFAULT_WINDOW = 7  # of a stage without windows, where timm's bookkeeping wants a number
+DEFAULT_WINDOW = 7  # of a stage without windows, since timm stores a window size for every stage
 
 
 class PlainBackbone(VisionTransformer):
@@ -43,8 +43,9 @@ class PlainBackbone(VisionTransformer):
     `dynamic_img_size`, and in `set_input_size`, relative tables and the matrices of `project` are resampled as the
     position embedding is.
 
-    Raises SpecError for specs that do not exist or do not fit, images that the patches do not fill, and arguments
-    that a spec states instead.
+    Raises:
+        SpecError: For specs that do not exist or do not fit, images that the patches do not fill, and arguments that a
+            spec states instead.
     """
 
     def __init__(
@@ -97,12 +98,13 @@ class PlainBackbone(VisionTransformer):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """timm's embeddings and tokens, and the relative tables (Swin's rule)."""
+        """The parameters that timm excludes from weight decay, and the relative tables, as in Swin."""
         return {*super().no_weight_decay(), *table_names(self)}
 
     def set_input_size(self, img_size: Sequence[int] | None = None, patch_size: Sequence[int] | None = None) -> None:
-        """Another image or patch size: the position embedding as in timm, relative tables and the matrices of
-        `project` resampled and rescaled (see `nn.edit.carry`). Raises SpecError for images that patches do not fill."""
+        """Change the image or patch size. The position embedding is resampled as in timm; relative tables and the
+        matrices of `project` are resampled and rescaled (see `nn.edit.carry`). Raises SpecError for images that the
+        patches do not fill."""
         embed = self.patch_embed
         check_image(img_size or embed.img_size, patch_size or embed.patch_size, padded=embed.dynamic_img_pad)
         super().set_input_size(img_size=img_size, patch_size=patch_size)
@@ -110,18 +112,19 @@ class PlainBackbone(VisionTransformer):
             block.set_grid(tuple(embed.grid_size))
 
     def mixers_on(self, grid: Grid) -> Iterator[tuple[str, Mixer, Grid]]:
-        """Every mixer by its path, and the grid that it has when patches lie on `grid`."""
+        """Yield every mixer with its path and its grid, for patches on `grid`."""
         yield from ((path, module, grid) for path, module in self.named_modules() if isinstance(module, Mixer))
 
 
 class HierarchicalBackbone(SwinTransformer):
     """A hierarchical backbone: timm's SwinTransformer, with the `mixer` and `mlp` of its stage in every block.
 
-    `mixer` and `mlp` are specs as text, one for all stages or one each separated by ``|``; ``none`` as `mlp`
-    removes it. `window_size`, as in timm one for all stages or one each, changes the side of windows in the specs
-    that have them. The other arguments are timm's.
+    `mixer` and `mlp` are specs as text, one for all stages or one per stage separated by ``|``; ``mlp="none"`` removes
+    the MLP. `window_size`, one for all stages or one per stage as in timm, changes the side of windows in the specs
+    that have windows. The other arguments are timm's.
 
-    Raises SpecError as `PlainBackbone`.
+    Raises:
+        SpecError: As `PlainBackbone`.
     """
 
     def __init__(
@@ -170,7 +173,7 @@ class HierarchicalBackbone(SwinTransformer):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """The relative tables (Swin's rule)."""
+        """The relative tables, as in Swin."""
         return table_names(self)
 
     def set_input_size(
@@ -181,11 +184,14 @@ class HierarchicalBackbone(SwinTransformer):
         window_ratio: int | Sequence[int] | None = None,
         always_partition: bool | None = None,
     ) -> None:
-        """Another image, patch or window size; tables are resampled and rescaled (see `nn.edit.carry`).
+        """Change the image, patch or window size. Tables are resampled and rescaled (see `nn.edit.carry`).
 
-        Windows keep the side that the spec states unless `window_size` or `window_ratio` is given (timm scales
-        them with the grid). Raises SpecError, and leaves the model as it was, for images that patches do not fill,
-        windows that are not square, and `always_partition`.
+        Windows keep the side that the spec states unless `window_size` or `window_ratio` is given; timm scales them
+        with the grid.
+
+        Raises:
+            SpecError: For images that the patches do not fill, windows that are not square, and `always_partition`. The
+                model is then unchanged.
         """
         if always_partition:
             raise SpecError("invalid always_partition=True: no window is larger than the grid; expected False")
@@ -204,8 +210,8 @@ class HierarchicalBackbone(SwinTransformer):
         remember(self, mixer=" | ".join(map(str, mixers)), window_size=None)
 
     def mixers_on(self, grid: Grid) -> Iterator[tuple[str, Mixer, Grid]]:
-        """Every mixer by its path, and the grid that it has when patches lie on `grid`: merging halves it, odd sides
-        padded."""
+        """Yield every mixer with its path and its grid, for patches on `grid`. Patch merging halves the grid and pads
+        odd sides."""
         for i, stage in enumerate(self.layers):
             stage_grid = (-(-grid[0] // 2**i), -(-grid[1] // 2**i))
             for path, module in stage.named_modules(prefix=f"layers.{i}"):
@@ -217,8 +223,8 @@ Backbone = PlainBackbone | HierarchicalBackbone
 
 
 def _with_windows(specs: Sequence[StageSpecs], window_size: int | Sequence[Any] | None) -> list[StageSpecs]:
-    """`specs` with windows of timm's `window_size`, as they are with None. Raises SpecError for another number of
-    windows than stages, and windows that are not square."""
+    """Return `specs` with the windows of timm's `window_size`, or unchanged for None. Raises SpecError if the number of
+    windows is not that of the stages, and for windows that are not square."""
     if window_size is None:
         return list(specs)
     try:
@@ -230,7 +236,7 @@ def _with_windows(specs: Sequence[StageSpecs], window_size: int | Sequence[Any] 
 
 
 def window_sides(specs: Sequence[MixerSpec], without: Sequence[tuple[int, int]] = ()) -> tuple[tuple[int, int], ...]:
-    """The windows of each stage as timm keeps them; `without` for stages that have none."""
+    """The window sizes of the stages as timm stores them, with those of `without` for stages without windows."""
     kept = without or ((DEFAULT_WINDOW, DEFAULT_WINDOW),) * len(specs)
     return tuple(
         (spec.support.M, spec.support.M) if isinstance(spec.support, Window) else side
@@ -239,8 +245,8 @@ def window_sides(specs: Sequence[MixerSpec], without: Sequence[tuple[int, int]] 
 
 
 def remember(model: nn.Module, **arguments: Any) -> None:
-    """Change what a saved configuration rebuilds `model` from; None takes an argument out. timm keeps it in
-    ``_model_args`` and has no public way to change it (`timm.models._input`, 1.0.31)."""
+    """Change the arguments that a saved configuration rebuilds `model` from; None removes one. timm stores them in
+    ``_model_args`` and has no public function to change them (`timm.models._input`, 1.0.31)."""
     changed = getattr(model, "_model_args", {}) | arguments
     setattr(model, "_model_args", {k: v for k, v in changed.items() if v is not None})  # noqa: B010 - untyped in timm
 
@@ -255,16 +261,16 @@ def _check(trunk: Mapping[str, Any], img_size: Any, patch_size: Any, padded: boo
         if name in STATED_BY_SPECS:
             raise SpecError(f"invalid {name}={value!r}: a spec states it; expected {STATED_BY_SPECS[name]}")
     if trunk.get("fix_init"):
-        raise SpecError("invalid fix_init=True: mixers are drawn as `inventory` says; expected False")
+        raise SpecError("invalid fix_init=True: mixers are initialised as `inventory` states; expected False")
     if (mode := trunk.get("weight_init", "")) not in INITS:
-        raise SpecError(f"invalid weight_init={mode!r}: mixers are drawn as `inventory` says; expected {INITS}")
+        raise SpecError(f"invalid weight_init={mode!r}: mixers are initialised as `inventory` states; expected {INITS}")
     if rate := trunk.get("patch_drop_rate"):
         raise SpecError(f"invalid patch_drop_rate={rate}: dropped patches have no place on the grid; expected 0")
     check_image(img_size, patch_size, padded)
 
 
 def _check_counts(**counts: Any) -> None:
-    """Raises SpecError unless each is a whole number >= 1."""
+    """Raise SpecError unless each is a whole number >= 1."""
     for name, value in counts.items():
         if not COUNT.accepts(value):
             raise SpecError(f"invalid {name}={value!r}; expected {COUNT.expected}")

@@ -1,4 +1,4 @@
-"""The block of every backbone: a mixer and an MLP, both specs, under timm's names, and where its tokens lie."""
+"""The block of every backbone, a mixer and an MLP under timm's names, and the grid of its tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kernelbank.spec.inventory import Grid
 
 Norm = Callable[..., nn.Module]
 
-for leaf in (Mixer, TokenBatchNorm):  # fx records each as one call: tracing a mixer would fix its shapes
+for leaf in (Mixer, TokenBatchNorm):  # fx records each as one call, since tracing a mixer would fix its shapes
     register_notrace_module(leaf)
 
 
@@ -159,7 +159,7 @@ class PlainBlock(Block):
         return self.run(x, grid_of(self, x), narrowed(x, attn_mask, is_causal))
 
 
-# One leaf each for torch.fx: what follows from the shape of the tokens is not to be traced.
+# Leaves of torch.fx, since values that depend on the shape of the tokens must not be traced.
 torch.fx.wrap("grid_of")
 torch.fx.wrap("narrowed")
 
@@ -179,7 +179,7 @@ class StageBlock(Block):
         return self.run(x.reshape(B, H * W, C), (H, W)).reshape(B, H, W, C)
 
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
-        """Resize, as timm's stages do; the side of windows stays that of the spec."""
+        """Set the grid, as timm's stages do. The side of windows stays that of the spec."""
         self.set_grid((feat_size[0], feat_size[1]))
 
 

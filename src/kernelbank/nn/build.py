@@ -1,4 +1,4 @@
-"""`build`: the one function that makes a model of its description."""
+"""`build`: create a model from its description."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kernelbank.nn.edit.replace import replace_mixers
 
 
 def build(spec: ModelSpec, **options: Any) -> nn.Module:
-    """The model of `spec`. `options` are further arguments of its class that its description does not hold:
+    """Create the model of `spec`. `options` are further arguments of its class, which the description does not contain:
     ``weight_init``, ``device``, ``dtype``, and ``pretrained`` of a stock model.
 
     A `TimmTrunk` is created by timm; a mixer of the spec then replaces those that it has (see `replace_mixers`).
@@ -33,7 +33,7 @@ def build(spec: ModelSpec, **options: Any) -> nn.Module:
 
 
 def build_backbone(spec: ModelSpec, **options: Any) -> Backbone:
-    """`build` for a trunk of ours."""
+    """`build` for a trunk of this library."""
     arguments = backbone_arguments(spec) | dropout_arguments(spec) | options
     return PlainBackbone(**arguments) if isinstance(spec.trunk, ViTTrunk) else HierarchicalBackbone(**arguments)
 
@@ -47,8 +47,8 @@ def dropout_arguments(spec: ModelSpec) -> dict[str, float]:
 
 
 def backbone_arguments(spec: ModelSpec) -> dict[str, Any]:
-    """`spec` as the arguments of its backbone class, without dropout. All but a norm with an unusual epsilon are plain
-    values, so that timm can keep them in a configuration file.
+    """Return `spec` as the arguments of its backbone class, without dropout. All are plain values that timm can write
+    to a configuration file, except a norm whose epsilon is not the default.
 
     Raises:
         SpecError: If the trunk is a stock model of timm.

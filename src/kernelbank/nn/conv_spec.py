@@ -1,4 +1,4 @@
-"""Which specs a convolution of a ConvNet can have, and the numbers around it: see `nn.dynamic_conv`."""
+"""The specs that a convolution of a ConvNet can have, and its sizes and padding (see `nn.dynamic_conv`)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PADDINGS: dict[Callable[..., object], Callable[[nn.Conv2d], Sides]] = {
     nn.Conv2d.forward: lambda conv: conv.padding,
     Conv2dSame.forward: lambda conv: TENSORFLOW,
 }
-"""The forwards of convolutions that can become dynamic, and their padding. A subclass with another forward may do
-anything with its weight (standardise it, shift it), so it is not accepted."""
+"""The forwards of convolutions that can become dynamic, and their padding. A subclass with another forward may
+transform its weight, for example standardise it, and is not accepted."""
 
 
 # ---- the spec ------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ START_REQUIREMENTS = (
         "the generator's bias holds the convolution's kernel", "True",
     ),
 )  # fmt: skip
-"""Further requirements on one that starts out equal to a convolution."""
+"""Further requirements on a spec that starts out equal to a convolution."""
 
 
 def checked(spec: MixerSpec, requirements: tuple[Requirement, ...]) -> MixerSpec:
@@ -144,7 +144,7 @@ def check_plain(conv: nn.Module) -> None:
         raise SpecError("it has hooks, which a new module would not have")
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------
+# ---- sizes and padding ---------------------------------------------------------------------------------------------
 
 
 def conv_entries(spec: MixerSpec, in_channels: int, out_channels: int, biased: bool) -> Iterator[Entry]:

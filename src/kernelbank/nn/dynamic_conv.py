@@ -1,8 +1,8 @@
-"""DynamicConv2d: a convolution of a ConvNet with one kernel per image, which a spec describes.
+"""`DynamicConv2d`: a convolution with one kernel per image, as a spec describes it.
 
-The spec says where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
-predictors have a bias (`bias`). What a spec has no place for stays outside it, as in nn.Conv2d: C_out, stride,
-padding, dilation, padding mode, and whether the kernels have a bias.
+The spec states where the kernel comes from (`bank`, `mix`), how it is applied (`kernel`, `size`) and whether its
+predictors have a bias (`bias`). The output channels, stride, padding, dilation, padding mode and the bias of the
+kernels are arguments, as in nn.Conv2d.
 """
 
 from __future__ import annotations
@@ -46,19 +46,27 @@ from kernelbank.spec.inventory import groups
 
 
 class DynamicConv2d(Tempered):
-    """y_b = conv2d(x_b; W_b) + b_b, a kernel of its own for every image x_b of (B, C_in, H, W).
+    """A dynamic convolution: y_b = conv2d(x_b; W_b) + b_b, with a kernel W_b for each image x_b of (B, C_in, H, W).
 
-    ``static(K)`` with ``predict``: W_b = sum_k pi_bk W_k and b_b = sum_k pi_bk b_k, pi_b = softmax(z_b / tau) or
-    sigmoid(z_b / tau), z_b predicted from the mean of x_b over its positions (D-Conv, arXiv 1912.03458; CondConv,
-    arXiv 1904.04971). ``dynamic`` with ``pool`` or ``mean``, depth-wise: W_b is generated from that mean (or is the
-    mean of what is generated everywhere), b_b = b is learned (D-DW-Conv, arXiv 2106.04263).
+    - Bank ``static(K)`` with mix ``predict``: W_b = sum_k pi_bk W_k and b_b = sum_k pi_bk b_k, where pi_b is
+      softmax(z_b / tau) or sigmoid(z_b / tau) and z_b is predicted from the mean of x_b over its positions (D-Conv,
+      arXiv 1912.03458; CondConv, arXiv 1904.04971).
+    - Bank ``dynamic`` with mix ``pool`` or ``mean``, depth-wise: W_b is generated from that mean, or is the mean of the
+      kernels generated at all positions; b_b = b is learned (D-DW-Conv, arXiv 2106.04263).
 
-    `spec` is a spec or its text; its frame is bare, and a row's own frame does not apply. `padding` is a number, a
-    pair, ``same``, ``valid``, or ``tensorflow``: zeros for ceil(H / stride) outputs, as timm's Conv2dSame.
-    Parameters are named as in the inventory: weight (K, C_out, C_in/g, k, k), bias (K, C_out), reduce, predict; or
-    reduce, key, bias (C_out). ``temperature``, not in the state dict, replaces tau in training when it is set.
+    Parameters have the names of the inventory: weight (K, C_out, C_in/g, k, k), bias (K, C_out), reduce, predict; or
+    reduce, key, bias (C_out).
 
-    Raises SpecError for a spec that makes no kernel for each image, and for numbers that do not fit.
+    Args:
+        spec: A spec or its text. Its frame is bare; the frame of a row does not apply.
+        padding: A number, a pair, ``same``, ``valid``, or ``tensorflow``, which pads with zeros to ceil(H / stride)
+            outputs, as timm's Conv2dSame.
+
+    Attributes:
+        temperature: Replaces tau in training if it is set. Not in the state dict.
+
+    Raises:
+        SpecError: For a spec without one kernel per image, and for sizes that do not fit.
     """
 
     weight: nn.Parameter | None
@@ -104,25 +112,25 @@ class DynamicConv2d(Tempered):
 
     @classmethod
     def from_conv(cls, conv: nn.Module, text: str) -> Self:
-        """The dynamic convolution of `text` that computes what `conv` computes, until it is trained.
+        """Return a dynamic convolution that computes the same as `conv` until it is trained.
 
-        Kernel and size are the convolution's. The output is equal, in training too, because the kernel of every
-        image is W, whatever the routing, which is random:
+        It has the kernel type and the size of `conv`, and its device, dtype, training mode and requires_grad. The
+        output is the same, in training too, because the kernel of every image is W for any routing:
 
-        - softmax: every W_k = W, and the coefficients sum to one;
-        - sigmoid: the coefficients do not sum to one, and the spec has no step that would divide them. The routing
-          is drawn in pairs z and -z, since sigma(z) + sigma(-z) = 1, and the odd one is 0: they sum to K / 2 for
-          every image, and every W_k = W / (K / 2). Training is free to leave the pairs, as CondConv is;
-        - generated: the last layer of the generator has weight 0 and bias W. What is under it has a gradient from
+        - softmax: every W_k = W, and the coefficients sum to one.
+        - sigmoid: the coefficients do not sum to one, and the spec has no step that would normalise them. The routing
+          layer is therefore initialised in pairs z and -z, and 0 for an odd one. Since sigma(z) + sigma(-z) = 1, the
+          coefficients sum to K / 2 for every image, and every W_k = W / (K / 2). Training does not keep the pairs.
+        - generated: the last layer of the generator has weight 0 and bias W. The layers before it get a gradient from
           the second step on.
 
-        Layers are drawn as nn.Linear draws: with equal coefficients every expert would have the same gradient, and
-        they would stay equal. The signs of the bottleneck are those that a constant positive image passes: a ReLU
-        that is dead for all images would route all of them alike, and a narrow bottleneck may have no other.
-        Device, dtype, training mode and requires_grad of the kernels are the convolution's.
+        The other layers are initialised as nn.Linear. With equal coefficients all experts would get the same gradient
+        and stay equal, so the routing is random. The rows of the bottleneck get the sign that is positive on a constant
+        positive image: otherwise all units of a narrow bottleneck could be dead, and all images be routed alike.
 
-        Raises SpecError for a spec that cannot state the convolution, and for a convolution that is not a plain
-        nn.Conv2d or timm's Conv2dSame.
+        Raises:
+            SpecError: If the spec cannot describe the convolution, or if `conv` is neither a plain nn.Conv2d nor timm's
+                Conv2dSame.
         """
         spec = conv_spec(conv, text)
         assert isinstance(conv, nn.Conv2d)
@@ -146,7 +154,7 @@ class DynamicConv2d(Tempered):
         """Make every image's kernel `weight` (C_out, C_in/g, k, k) and bias `bias` (C_out)."""
         share = 1.0
         if hasattr(self, "reduce"):
-            _open(self.reduce)
+            _make_positive(self.reduce)
         if self.weight is None:
             self.key.weight.zero_()
             self.key.bias.copy_(weight.flatten()).requires_grad_(weight.requires_grad)
@@ -158,7 +166,7 @@ class DynamicConv2d(Tempered):
             self.bias.copy_(bias * share).requires_grad_(bias.requires_grad)
 
     def reset_parameters(self) -> None:
-        """Draw the kernels uniformly in +-1/sqrt(fan_in), as nn.Conv2d, and the layers as nn.Linear."""
+        """Initialise the kernels uniformly in +-1/sqrt(fan_in), as nn.Conv2d, and the layers as nn.Linear."""
         with torch.no_grad():
             for entry in self.entries:
                 if entry.name in ("weight", "bias"):
@@ -191,7 +199,7 @@ class DynamicConv2d(Tempered):
         return weight, None if self.bias is None else self.bias[None]
 
     def pad(self, x: Tensor) -> tuple[Tensor, Pair]:
-        """x with the padding that F.conv2d has no mode for, and the zeros that are left to F.conv2d."""
+        """Return x with the padding that F.conv2d does not have, and the zero padding that is left to F.conv2d."""
         if self.padding == TENSORFLOW:
             return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation)), (0, 0)
         if self.padding_mode == "zeros":
@@ -200,7 +208,8 @@ class DynamicConv2d(Tempered):
         return F.pad(x, (wide, wide, high, high), PAD_MODES[self.padding_mode]), (0, 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Module.to(memory_format=channels_last) asks every 5-D parameter to be channels-last, which is 4-D."""
+        """Apply `fn` to 5-D parameters as 4-D ones, since Module.to(memory_format=channels_last) also converts 5-D
+        parameters, to a format for 4-D tensors."""
         super()._apply(  # type: ignore[no-untyped-call]
             lambda t: fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.ndim == 5 else fn(t), recurse
         )
@@ -213,7 +222,7 @@ class DynamicConv2d(Tempered):
         return ", ".join([repr(str(self.spec)), str(self.in_channels), str(self.out_channels), *shown, *biased])
 
 
-# One leaf for torch.fx: what follows from the shape and device of an image is not to be traced.
+# A leaf of torch.fx, since values that depend on the shape and device of an image must not be traced.
 torch.fx.wrap("_convolve")
 
 
@@ -227,11 +236,11 @@ def _convolve(conv: DynamicConv2d, x: Tensor) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last) if last else y
 
 
-# ---- the start -------------------------------------------------------------------------------------------
+# ---- initialisation -------------------------------------------------------------------------------------------
 
 
-def _open(reduce: nn.Linear) -> None:
-    """The rows with the sign that makes the layer positive on ones."""
+def _make_positive(reduce: nn.Linear) -> None:
+    """Flip the rows of a layer so that it is positive on ones."""
     sign = torch.where(reduce(reduce.weight.new_ones(1, reduce.in_features)) < 0, -1.0, 1.0)[0]
     reduce.weight.mul_(sign[:, None])
     if reduce.bias is not None:
@@ -239,12 +248,12 @@ def _open(reduce: nn.Linear) -> None:
 
 
 def _share_of_softmax(predict: nn.Linear) -> float:
-    """The coefficients sum to one as they are."""
+    """Leave the layer as it is, since the coefficients of a softmax sum to one."""
     return 1.0
 
 
 def _share_of_sigmoid(predict: nn.Linear) -> float:
-    """The routing drawn in pairs z, -z, an odd one 0: the coefficients sum to K / 2."""
+    """Make the outputs pairs z, -z, and 0 for an odd one, so that the coefficients sum to K / 2."""
     K = predict.out_features
     half = K // 2
     for tensor in (predict.weight, predict.bias):
@@ -255,4 +264,4 @@ def _share_of_sigmoid(predict: nn.Linear) -> float:
 
 
 SHARES: dict[str, Callable[[nn.Linear], float]] = {"softmax": _share_of_softmax, "sigmoid": _share_of_sigmoid}
-"""By gate: makes the coefficients sum to the same for every image, and gives one over that sum."""
+"""By gate, a function that makes the coefficients have the same sum for every image and returns one over that sum."""

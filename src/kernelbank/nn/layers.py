@@ -1,4 +1,4 @@
-"""Layers around the mixer that timm does not have, and weights drawn by name."""
+"""Layers around the mixer that timm lacks, and initialisation that depends on the names of parameters alone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kernelbank.spec.inventory import Tensor as Entry
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over batch and tokens of (B, T, C): the norm before the MLP of a bn_relu backbone. Its statistics are
-    those of all processes inside `ops.statistics.synchronised`."""
+    """BatchNorm over the batch and tokens of (B, T, C), the norm before the MLP of a bn_relu backbone. Inside
+    `ops.statistics.synchronised` its statistics are over all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         return _normed(self, x)
 
 
-# One leaf for torch.fx: torch's BatchNorm checks the shape.
+# A leaf of torch.fx, since torch's BatchNorm checks the shape.
 torch.fx.wrap("_normed")
 
 
@@ -38,11 +38,11 @@ def _normed(norm: TokenBatchNorm, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every parameter anew from (seed, its name) alone, so that models which share a parameter share its
-    values whatever else they hold.
+    """Initialise every parameter from the seed and its name alone, so that models with a parameter of the same name and
+    shape start from the same values.
 
-    Mixers follow their inventory; elsewhere matrices are truncated normals of standard deviation 0.02 (timm's ViT),
-    vectors of weights are 1 and biases 0.
+    The parameters of mixers are initialised as their inventory states. Elsewhere matrices are drawn from a truncated
+    normal of standard deviation 0.02, as in timm's ViT; weights with one axis are 1 and biases 0.
     """
     entries: dict[str, Entry] = {}
     for path, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Mixer: the one module that runs every spec. Its parameters follow `inventory`, its forward is `ops.plan.mix`."""
+"""`Mixer`: the module of every spec. Its parameters are those of `inventory`, its forward is `ops.plan.mix`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Mixer(Tempered):
         temperature: Replaces tau of a predict spec in training if it is set. Not in the state dict.
 
     Raises:
-        SpecError: For channels that do not divide, an unresolved alternating shift, or dropout that has no place.
+        SpecError: If the channels do not divide into the heads or groups, an alternating shift is unresolved, or
+            attn_drop is given for a spec without an attention map.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Mixer(Tempered):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw every parameter as `inventory` says, from torch's generator."""
+        """Initialise every parameter as `inventory` states, from torch's generator."""
         tensors = self.tensors()
         for entry in self.entries:
             if entry.name in tensors:
@@ -144,11 +145,11 @@ class Mixer(Tempered):
 
         Args:
             grid: (H, W) of x. It may differ from the mixer's where no parameter depends on it, or with `dynamic_grid`.
-            attn_mask: What a query may see: boolean, or floats that are 0 or -inf; (T, T), (B, T) for key padding,
-                (B, T, T), (B, 1, 1, T) or (B, 1, T, T).
+            attn_mask: The kernels that each query sees, as booleans or as floats 0 and -inf, of shape (T, T), (B, T)
+                for key padding, (B, T, T), (B, 1, 1, T) or (B, 1, T, T).
 
         Raises:
-            SpecError: For shapes that do not fit and masks that the spec cannot honour.
+            SpecError: For shapes that do not fit, and masks that the spec does not support.
         """
         return _mixed(self, x, grid, attn_mask)
 
@@ -192,7 +193,7 @@ class Mixer(Tempered):
         return f"{str(self.spec)!r}, dim={self.dim}, num_heads={self.num_heads}, grid={self.grid}, prefix={self.prefix}"
 
 
-# One leaf for torch.fx: what follows from the shape and device of the tokens is not to be traced.
+# A leaf of torch.fx, since values that depend on the shape and device of the tokens must not be traced.
 torch.fx.wrap("_mixed")
 
 
@@ -219,12 +220,12 @@ def _check_drop(name: str, value: float) -> None:
 
 
 def _translate(module: Mixer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """The load hook of a mixer: timm's names, and the shapes of earlier versions."""
+    """The load hook of a mixer, which accepts timm's names and the shapes of earlier versions."""
     translate(state, prefix, module.spec, module.entries)
 
 
 def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator | None = None) -> None:
-    """Fill `tensor` as its inventory entry says."""
+    """Initialise `tensor` as its inventory entry states."""
     match entry.init:
         case "zeros":
             tensor.zero_()

@@ -1,4 +1,5 @@
-"""State dicts that a mixer loads besides its own: timm's, and those in which an FFN's kernels are stacked by head."""
+"""Translate state dicts for a mixer: those of timm, and those of version 0.1, where the kernels of an FFN have an axis
+for heads."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def _rename(state: State, theirs: str, ours: str, shape: tuple[int, ...] | None)
 
 
 def _split_fused(state: State, prefix: str, shapes: Shapes) -> None:
-    """Replace a fused linear by its parts, which must be equally large."""
+    """Split a fused linear layer into its parts, which must have equal sizes."""
     for theirs, ours in FUSED.items():
         rows = {shapes[f"{name}.weight"][0] for name in ours if f"{name}.weight" in shapes}
         for kind in KINDS:
@@ -56,7 +57,7 @@ def _split_fused(state: State, prefix: str, shapes: Shapes) -> None:
 
 
 def _unstack(state: State, prefix: str, shapes: Shapes) -> None:
-    """Reshape kernels that are stacked by head to the weights of linear layers."""
+    """Reshape kernels with an axis for heads to the weights of linear layers."""
     for name in (f"{linear}.{kind}" for linear in FFN.values() for kind in KINDS):
         tensor, shape = state.get(f"{prefix}{name}"), shapes.get(name)
         if tensor is not None and shape is not None and tuple(tensor.shape) in ((1, *shape), (1, *shape, 1, 1)):
@@ -64,7 +65,7 @@ def _unstack(state: State, prefix: str, shapes: Shapes) -> None:
 
 
 def _rename_table(state: State, prefix: str, shape: tuple[int, ...] | None) -> None:
-    """Replace timm's relative table by ours. A square one of another window keeps its window."""
+    """Replace timm's relative table by ours. A square table of another window keeps its size."""
     table = state.get(f"{prefix}{TABLE}")
     if table is None or table.ndim != 2 or shape is None:
         return

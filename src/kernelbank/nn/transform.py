@@ -1,7 +1,7 @@
-"""A mixer's tensors on another grid or under another spec: pure functions of tensors, differentiable.
+"""Transform the tensors of a mixer for another grid or spec, with pure, differentiable functions.
 
-A tensor of the same name, shape and meaning stays as it is. Relative tables and the matrices of `project` are
-resampled and rescaled, kernels of another size keep their centre.
+A tensor of the same name, shape and meaning stays as it is. Relative tables and the matrices of `project` are resampled
+and rescaled, and kernels of another size keep their centre.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kernelbank.spec.support import visible_range
 
 @dataclass(frozen=True)
 class Placement:
-    """A spec on a grid: one side of a change."""
+    """A spec on a grid, before or after a change."""
 
     spec: MixerSpec
     grid: Grid
@@ -33,11 +33,11 @@ class Placement:
 
 
 Moved = tuple[Tensor, str]
-"""The tensor on the new side, and how it was transformed; the empty text where it was kept."""
+"""The new tensor, and a description of the transformation, which is empty if the tensor was kept."""
 
 
 def move(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
-    """`source` for `entry` of the new side; None where nothing of it can be used."""
+    """Return `source` as the tensor of `entry`, or None if it cannot be used."""
     kernels = entry.name.startswith(("key.", "value."))
     if kernels and type(before.spec.bank) is not type(after.spec.bank):
         return None
@@ -47,11 +47,12 @@ def move(source: Tensor, entry: Entry, before: Placement, after: Placement) -> M
 
 
 STACKED = {"key.weight": 5, "key.bias": 2, "value.weight": 3}
-"""The axes of static two_step kernels in heads; in one head of size 1 those of length 1 are left out."""
+"""The number of axes of static two_step kernels in several heads. In one head of size 1, axes of length 1 are left
+out."""
 
 
 def _restacked(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
-    """Static kernels where only one side is in one head of size 1."""
+    """Static kernels, of which either the old or the new ones are in one head of size 1."""
 
     def stacked(shape: tuple[int, ...]) -> tuple[int, ...]:
         missing = STACKED[entry.name] - len(shape)
@@ -66,8 +67,8 @@ def _restacked(source: Tensor, entry: Entry, before: Placement, after: Placement
 def move_all(
     tensors: Mapping[str, Tensor], entries: Iterable[Entry], before: Placement, after: Placement
 ) -> dict[str, Tensor]:
-    """The tensors of a spec on another grid, by name; those that `tensors` lacks are left out, and those that no
-    grid explains stay as they are."""
+    """Return the tensors of a spec on another grid, by name. Tensors that `tensors` lacks are left out, and tensors of
+    a shape that does not belong to the old grid stay as they are."""
     moved: dict[str, Tensor] = {}
     for entry in entries:
         if entry.name in tensors:
@@ -90,7 +91,8 @@ def _same_or_taps(source: Tensor, entry: Entry, before: Placement, after: Placem
 
 
 def _generated(source: Tensor, entry: Entry, old: int, new: int) -> Moved | None:
-    """What generates kernels emits R x size^2 weights, tap by tap inside each of R channels or groups: R must stay."""
+    """A generator of kernels has R x size^2 outputs, with the taps of each of R channels or groups together. R must not
+    change."""
     if source.ndim != len(entry.shape) or source.shape[1:] != entry.shape[1:]:
         return None
     if source.shape[0] * new**2 != entry.shape[0] * old**2:
@@ -130,8 +132,8 @@ def _table(source: Tensor, entry: Entry, before: Placement, after: Placement) ->
 
 
 def _prefix_table(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
-    """table.prefix (h, 3): a prefix query sums over the whole grid; what meets a prefix kernel meets as many as
-    before, so that only a change of pipeline rescales it."""
+    """table.prefix (h, 3). A prefix query sums over the whole grid. The other two entries belong to prefix kernels,
+    whose number stays, so that only a change of the activation rescales them."""
     if source.shape != entry.shape:
         return None
     over_grid = summed(before.spec, math.prod(before.grid)) / summed(after.spec, math.prod(after.grid))
@@ -143,8 +145,8 @@ def _prefix_table(source: Tensor, entry: Entry, before: Placement, after: Placem
 
 
 def _projection(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
-    """E or F (n, r), a column a map over the grid: resampled as timm resamples position embeddings, times
-    N_old / N_new, so that sums over the kernels keep their size (docs/backbones.md)."""
+    """E or F (n, r), each column a map over the grid. Resampled as timm resamples position embeddings, and multiplied
+    by N_old / N_new so that sums over the kernels keep their magnitude (docs/backbones.md)."""
     if source.shape[1:] != entry.shape[1:]:
         return None
     old, new = _cells(before), _cells(after)
@@ -158,7 +160,7 @@ def _projection(source: Tensor, entry: Entry, before: Placement, after: Placemen
 
 
 def _norm(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
-    """q_norm is a LayerNorm a head in frame linear (qk_norm) and a BatchNorm in bn_relu."""
+    """q_norm is a LayerNorm per head in frame linear (qk_norm) and a BatchNorm in bn_relu."""
     return (source, "") if before.spec.frame == after.spec.frame and source.shape == entry.shape else None
 
 
@@ -186,17 +188,17 @@ def _rescaled(tensor: Tensor, factor: float, notes: list[str]) -> Moved:
 
 
 def _visible(placement: Placement) -> int:
-    """n: how many kernels of the grid a position sees, where it sees the most."""
+    """n, the largest number of kernels of the grid that a position sees."""
     return visible_range(placement.spec.support, placement.grid)[1]
 
 
 def summed(spec: MixerSpec, n: int) -> float:
-    """m(n): how much of the output a constant p over n visible kernels makes, in kernels.
+    """m(n): the factor by which the output grows with a constant p over n visible kernels.
 
-    n where p is added up undivided (depth-wise; a pipeline of `identity` and `scale` only), sqrt(n) with `sqrt_count`,
-    1 where a normaliser or `count` makes it a mean. Keeping m(n) p keeps the size of the term: a grid with twice the
-    kernels halves p of depth-wise self-attention, and p of softmax, taken over by it, is divided by n, as softmax
-    itself does to first order (docs/backbones.md).
+    It is n where p is summed without division (depth-wise kernels, and pipelines of `identity` and `scale` only),
+    sqrt(n) with `sqrt_count`, and 1 where a normaliser or `count` makes it a mean. Keeping m(n) p keeps the magnitude
+    of the term: a grid with twice the kernels halves p of depth-wise self-attention, and p of softmax attention is
+    divided by n when depth-wise self-attention takes it over, as softmax does to first order (docs/backbones.md).
     """
     names = {step.name for step in spec.activation}
     if not isinstance(spec.kernel, TwoStep) or names <= {"identity", "scale"}:

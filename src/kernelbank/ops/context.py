@@ -1,4 +1,4 @@
-"""What a call of the operator is: `Context`, the mixer and how it runs, and `Call`, what its input adds."""
+"""The description of a call of the operator: `Context` for the mixer, and `Call` for the input."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.linear import Linear, plain
 from kernelbank.ops.transforms import recorded, transformed
 from kernelbank.spec import Dynamic, Grouped, MixerSpec, Own, Project, SpecError, Window
-from kernelbank.spec.inventory import Grid, groups, heads
+from kernelbank.spec.inventory import Grid, SizedSpec
 
 Params = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(SizedSpec):
     """The mixer `spec` at `dim` channels and `num_heads` heads on `geo`, and how it runs.
 
     `temperature` replaces tau of a predict spec in training; `attn_drop` drops entries of the attention map in
@@ -27,9 +27,6 @@ class Context:
     runs the others, `position` the positional operator where a path has no N x N map for it; the plan fills both.
     """
 
-    spec: MixerSpec
-    dim: int
-    num_heads: int
     geo: Geometry
     training: bool = False
     temperature: float | None = None
@@ -38,16 +35,6 @@ class Context:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     linear: Linear = plain
     position: Callable[[Tensor, Tensor, Grid], Tensor] | None = None
-
-    @property
-    def heads(self) -> int:
-        """h of a two_step kernel, else num_heads."""
-        return heads(self.spec, self.dim, self.num_heads)
-
-    @property
-    def groups(self) -> int:
-        """The groups of a one-step kernel."""
-        return groups(self.spec, self.dim, self.num_heads)
 
     @property
     def shared(self) -> int:
@@ -65,8 +52,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Call:
-    """What an input adds to a context: the number of `tokens` in all images (1 where a compiler may not decide on it),
-    the device and dtype, whether gradients are wanted, and whether autocast, a compiler or a transform of torch.func is
+    """The properties of an input: the number of `tokens` in all images (1 where a compiler must not depend on it), the
+    device and dtype, whether gradients are needed, and whether autocast, a compiler or a transform of torch.func is
     active."""
 
     tokens: int = 1
@@ -79,7 +66,7 @@ class Call:
 
     @staticmethod
     def of(x: Tensor, learns: bool) -> Call:
-        """The call with input `x` (..., C); `learns` says whether anything in it requires a gradient."""
+        """Return the call with input `x` (..., C). `learns` states whether a tensor in it requires a gradient."""
         compiling = recorded()
         return Call(
             1 if compiling else x.numel() // max(x.shape[-1], 1),
@@ -103,7 +90,7 @@ def check_input(x: Tensor, spec: MixerSpec, grid: Grid, prefix: int) -> None:
 
 
 def check_mask(mask: Tensor, x: Tensor, spec: MixerSpec) -> Tensor:
-    """The mask as `read_mask` reads it. Raises SpecError if the spec cannot honour a mask, and as `read_mask`."""
+    """Return the mask as `read_mask` does. Raises SpecError if the spec does not support a mask, and as `read_mask`."""
     if not isinstance(spec.bank, Dynamic) or spec.bank.stride > 1 or isinstance(spec.mix, Project):
         raise SpecError(f"invalid attn_mask for {spec}; expected none, since its kernels belong to no single position")
     if isinstance(spec.support, Own) or (isinstance(spec.support, Window) and spec.support.pad != "masked"):
@@ -112,7 +99,7 @@ def check_mask(mask: Tensor, x: Tensor, spec: MixerSpec) -> Tensor:
 
 
 def read_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask as (B or 1, 1, T, T), True where a query may see a kernel, for tokens x (B, T, C).
+    """Return the mask as (B or 1, 1, T, T), True where a query may see a kernel, for tokens x (B, T, C).
 
     Boolean masks, and additive ones of 0 and -inf, may be (T, T), (B, T, T), (B, 1, T, T), (B, 1, 1, T) or, for key
     padding, (B, T); a mask (T, T) with B = T is one of queries and kernels.
@@ -137,15 +124,15 @@ def read_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def _shaped(mask: Tensor, tokens: int) -> Tensor:
-    """The mask with four axes."""
+    """Return the mask with four axes."""
     if mask.ndim == 2:
         return mask[None, None] if mask.shape[0] == tokens else mask[:, None, None]
     return mask[:, None] if mask.ndim == 3 else mask
 
 
 def _from_additive(mask: Tensor) -> Tensor:
-    """What an additive mask leaves visible. Raises SpecError for values other than 0 and -inf, where they can be read:
-    outside compilers and on real tensors."""
+    """Return an additive mask as booleans. Raises SpecError for values other than 0 and -inf if they can be read, which
+    is outside compilers and on real tensors."""
     visible = mask == 0
     readable = not (recorded() or mask.is_meta or transformed())
     if readable and not bool((visible | (mask == -torch.inf)).all()):

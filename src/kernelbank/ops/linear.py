@@ -1,8 +1,9 @@
-"""Linear layers on tokens (static convolutions of size 1): three forms of x W^T + b, which differ in speed by machine.
+"""Three forms of linear layers on tokens, x W^T + b (static convolutions of size 1). Their speed depends on the
+machine.
 
-`plain` is the definition. `conv1x1` reaches oneDNN's kernels through a convolution on a channels-last view of the
-tokens, with autograd and without a copy. `onednn` is torch's fused linear: it has no autograd and is private, so that
-it is used only where a trial of it succeeded (`machine.probe`).
+`plain` is the definition. `conv1x1` uses oneDNN's kernels through a convolution on a channels-last view of the tokens,
+with autograd and without a copy. `onednn` is torch's fused linear. It has no autograd and is private, so that it is
+used only if a trial of it succeeded (`machine.probe`).
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ _log = logging.getLogger("kernelbank")
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine as probed. `gains` is the speed of each form of a linear layer relative to F.linear, for few
-    tokens and for many (float32, no gradient); empty where no probe was possible, and `reason` says why."""
+    """The properties of a machine. `gains` is the speed of each form of a linear layer relative to F.linear, for few
+    and for many tokens (float32, no gradient). It is empty if the machine was not probed, for the given `reason`."""
 
     device: str = "cpu"
     threads: int = 1
@@ -38,14 +38,14 @@ class Machine:
     reason: str = ""
 
     def gain(self, form: str, tokens: int) -> float:
-        """How much faster than F.linear `form` was on a number of tokens nearest to `tokens`."""
+        """Return the speed of `form` relative to F.linear at the probed number of tokens nearest to `tokens`."""
         few, many = self.gains.get(form, (0.0, 0.0))
         return few if tokens < sum(ROWS) / 2 else many
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return the machine in one line of text."""
         if self.reason:
-            return f"{self.device}, {self.threads} threads, not probed: {self.reason}; plain linears"
+            return f"{self.device}, {self.threads} threads, not probed: {self.reason}; linear layers run as F.linear"
         gains = ", ".join(f"{name} {few:.2f}x / {many:.2f}x" for name, (few, many) in self.gains.items())
         return (
             f"{self.device}, {self.threads} threads, oneDNN {'yes' if self.onednn else 'no'}, fused linear "
@@ -60,17 +60,17 @@ _fixed = Scope("kernelbank_unprobed", False)
 
 @contextmanager
 def unprobed() -> Iterator[None]:
-    """While the context is open, no choice in this thread and task follows from a probe: linear layers run as F.linear.
+    """Ignore the probe inside the context, in this thread and task: linear layers run as F.linear.
 
-    A training run computes the same numbers on a loaded and an idle machine, and in whichever process probed.
+    A training run then computes the same numbers on a loaded and on an idle machine.
     """
     with _fixed.entered(True):
         yield
 
 
 def machine(device: str = "cpu") -> Machine:
-    """The machine behind `device` with the current number of threads, probed at the first call. It has no gains inside
-    `unprobed`, nor in a graph or under a transform, which would record or transform the probe."""
+    """Return the machine of `device` with the current number of threads, which is probed at the first call. It has no
+    gains inside `unprobed`, in a graph or under a transform, which would record or transform the probe."""
     if recorded() or transformed():
         return Machine(device, reason="graphs and transforms run F.linear")
     threads = torch.get_num_threads()
@@ -78,7 +78,7 @@ def machine(device: str = "cpu") -> Machine:
         return Machine(device, threads, reason="the run fixes the form of linear layers")
     with _LOCK:
         if (device, threads) not in _probed:
-            with _disable_current_modes():  # modes that count or record the caller's operations must not see the probe
+            with _disable_current_modes():  # modes that record operations must not include the probe
                 profile = probe(device)
             if profile.reason and device == "cpu":
                 _log.info("linear layers run as F.linear: %s", profile.reason)
@@ -87,7 +87,7 @@ def machine(device: str = "cpu") -> Machine:
 
 
 def probe(device: str = "cpu") -> Machine:
-    """Time the forms of a linear layer against each other. A machine that cannot tell gets no gains, and a reason."""
+    """Compare the speed of the forms of a linear layer. A machine that cannot be probed has no gains, and a reason."""
     threads, has = torch.get_num_threads(), torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if device != "cpu":
         return Machine(device, threads, reason="the forms are those of a CPU")
@@ -117,7 +117,8 @@ def fused_linear_works() -> bool:
 
 
 def _gains(forms: dict[str, Linear], rows: int) -> dict[str, float]:
-    """F.linear's time over each form's: the least of ROUNDS turns, since other work only ever adds."""
+    """Return the time of F.linear over that of each form, with the minimum over ROUNDS turns, since other load can only
+    add time."""
     generator = torch.Generator("cpu").manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator, device="cpu") for shape in ((rows, 384), (1152, 384), (1152,))

@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a plan says of one path: chosen, supported or unsupported, and why."""
+    """The verdict of a plan on one path: chosen, supported or unsupported, with the reason."""
 
     slot: Slot
     path: str
@@ -75,7 +75,7 @@ def _forced_paths() -> dict[Slot, str]:
 
 @contextmanager
 def use_path(*names: str) -> Iterator[None]:
-    """Force a path, or one for each slot, in this thread and task: ``with kernelbank.use_path("sdpa", "conv1x1"):``.
+    """Force a path, or one per slot, in this thread and task: ``with kernelbank.use_path("sdpa", "conv1x1"):``.
 
     Raises:
         PathError: For an unknown name or two paths of one slot; inside, for a spec or an input that a forced path does
@@ -94,8 +94,8 @@ def use_path(*names: str) -> Iterator[None]:
 
 
 def plan(s: Context, call: Call, machine: Machine, forced: Forced | None = None) -> Plan:
-    """The paths for the context `s` and a `call` on a `machine` as probed, and the reasons. Equal arguments give equal
-    plans. `forced` fixes the path of a slot.
+    """Return the paths for the context `s` and a `call` on a probed `machine`, with the reasons. Equal arguments give
+    equal plans. `forced` fixes the path of a slot.
 
     Raises:
         PathError: If a forced path does not support the call. The message says why and names the paths that do.
@@ -108,7 +108,7 @@ def plan(s: Context, call: Call, machine: Machine, forced: Forced | None = None)
 
 
 def linear_form(call: Call, machine: Machine, forced: Forced) -> Choice:
-    """The path of a linear layer, whatever the spec. Raises PathError if the forced one does not support the call."""
+    """Return the path of a linear layer. Raises PathError if the forced one does not support the call."""
     reasons = {name: path.unsupported(call, machine) for name, path in LINEAR_PATHS.items()}
     if name := forced.get("linear"):
         if reasons[name] is not None:
@@ -165,7 +165,7 @@ def _supported(reasons: Mapping[str, str | None]) -> str:
 
 
 def verdicts(s: Context, call: Call, machine: Machine) -> list[Verdict]:
-    """What the plan says of every path: why it was chosen, why it does not support the call, or why another was."""
+    """Return the verdict on every path: why it was chosen, does not support the call, or was not chosen."""
     chosen = plan(s, call, machine)
     results = []
     for slot, choice, paths in (
@@ -222,7 +222,7 @@ def _planned(s: Context, call: Call) -> Plan:
 
 
 def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """x (..., C) W^T + b, through the exact GELU if asked, by the path that the plan takes for linear layers.
+    """Return x (..., C) W^T + b, through the exact GELU if asked, on the path that the plan chooses for linear layers.
 
     Raises:
         PathError: If a forced path does not support the call.
@@ -253,11 +253,11 @@ def mix(
     Args:
         params: The tensors by the names that `inventory` lists. BatchNorm buffers among them are updated in place in
             training.
-        attn_mask: What a query may see: boolean, or floats that are 0 or -inf; (T, T), (B, T) for key padding,
-            (B, T, T), (B, 1, 1, T) or (B, 1, T, T).
+        attn_mask: The kernels that each query sees, as booleans or as floats 0 and -inf, of shape (T, T), (B, T) for
+            key padding, (B, T, T), (B, 1, 1, T) or (B, 1, T, T).
         attn_drop: The rate at which entries of the attention map are dropped in training.
         temperature: Replaces tau of a predict spec in training.
-        geo: The geometry, if it is at hand.
+        geo: The geometry, if it is already computed.
         modules: Linear layers, by name, that are called in place of their params.
 
     Raises:
@@ -276,7 +276,7 @@ def mix(
         None if attn_mask is None else check_mask(attn_mask, x, spec),
         modules or {},
     )
-    # a module may learn whatever its parameters say
+    # a module may have trainable tensors besides these parameters
     learns = bool(modules) or x.requires_grad or any(p.requires_grad for p in params.values())
     chosen = _planned(s, Call.of(x, learns))
     position: Callable[[Tensor, Tensor, Grid], Tensor] | None = None

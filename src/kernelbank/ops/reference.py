@@ -1,8 +1,8 @@
-"""The definition. One query, one kernel, one equation at a time, over visible entries only, nothing rearranged for
-speed: every faster form is tested against this one, outputs and gradients, in float64.
+"""The definition: one query, one kernel and one equation at a time, over visible entries only, without changes for
+speed. The outputs and gradients of every other path are compared with this one in float64.
 
-Only what a position sees (`geometry.visibility`) and what a published padding does (`geometry.pad_tokens`) are shared
-with the other paths. B images, T = P + N tokens, C channels, h heads of d, n kernels, t = size^2 taps.
+It shares with the other paths only the visibility (`geometry.visibility`) and the published paddings
+(`geometry.pad_tokens`). B images, T = P + N tokens, C channels, h heads of d, n kernels, t = size^2 taps.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
 
 
 def batch_norm(x: Tensor, p: Params, name: str, s: Context, eps: float = 1e-5) -> Tensor:
-    """BatchNorm over every axis but the last: biased variance normalises, the unbiased one is remembered."""
+    """BatchNorm over every axis but the last. The biased variance normalises, the unbiased one is stored."""
     mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
     if s.training:
         rows = x.reshape(-1, x.shape[-1])
@@ -101,14 +101,14 @@ def cells(x: Tensor, s: Context) -> Tensor:
     """The features that generate the bank: prefix tokens as they are, then the mean of each s x s cell."""
     assert isinstance(s.spec.bank, Dynamic)
     (H, W), P, stride = s.geo.grid, s.geo.prefix, s.spec.bank.stride
-    made = [x[:, i] for i in range(P)]
+    features = [x[:, i] for i in range(P)]
     for top in range(0, H, stride):
         for left in range(0, W, stride):
             members = [
                 P + y * W + c for y in range(top, min(top + stride, H)) for c in range(left, min(left + stride, W))
             ]
-            made.append(x[:, members].mean(1))
-    return torch.stack(made, 1)
+            features.append(x[:, members].mean(1))
+    return torch.stack(features, 1)
 
 
 def seen(i: int, b: int, s: Context) -> list[int]:
@@ -135,7 +135,7 @@ def position(i: int, j: int, p: Params, s: Context) -> Tensor:
 
 
 def squash(w: Tensor, s: Context) -> Tensor:
-    """What acts on generated weights."""
+    """The function that is applied to generated weights."""
     assert isinstance(s.spec.bank, Dynamic)
     return {"identity": w, "sigmoid": 1 / (1 + torch.exp(-w)), "tanh": torch.tanh(w)}[s.spec.bank.squash]
 
@@ -213,7 +213,7 @@ def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> 
     features, (B, T, C), R = cells(source, s), operand.shape, s.shared
 
     def over(values: Tensor) -> Tensor:
-        if s.geo.visible is None and s.mask is None:  # one and the same mean for every position
+        if s.geo.visible is None and s.mask is None:  # the mean is the same for every position
             return values.mean(1, keepdim=True)
         picked = [[values[b, seen(i, b, s)].sum(0) / max(len(seen(i, b, s)), 1) for i in range(T)] for b in range(B)]
         return torch.stack([torch.stack(row) for row in picked])

@@ -1,4 +1,4 @@
-"""Values that hold for the length of a with block, in one thread and one task."""
+"""Values that are set for a with block, in one thread and one task."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Scope(Generic[T]):
 
 
 class ForkSafeLock:
-    """A lock of a process-wide cache. It is open in a forked child, whichever thread of the parent had acquired it."""
+    """A lock of a process-wide cache. In a forked child it is released, whichever thread of the parent held it."""
 
     def __init__(self) -> None:
         self._renew()

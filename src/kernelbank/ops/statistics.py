@@ -21,9 +21,9 @@ _synchronised = Scope("kernelbank_synchronised", False)
 
 @contextmanager
 def synchronised() -> Iterator[None]:
-    """Statistics in training are those of all processes, as torch's SyncBatchNorm has them, on any device.
+    """Compute the statistics in training over all processes, as torch's SyncBatchNorm, on any device.
 
-    Every process must run the same forward passes. Without a process group nothing changes.
+    Every process must run the same forward passes. Without a process group this has no effect.
     """
     with _synchronised.entered(True):
         yield
@@ -35,8 +35,8 @@ def over_processes() -> bool:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of theirs, since every process's loss depends on it. Both are
-    linear, so that derivatives of any order and in forward mode are sums too."""
+    """The sum over processes. Its gradient is the sum of their gradients, since the loss of every process depends on
+    it. Both are linear, so that derivatives of any order and in forward mode are sums too."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _Sum(torch.autograd.Function):
 
 
 def total(x: Tensor) -> Tensor:
-    """`x` summed over processes where statistics are, else `x`."""
+    """Return `x` summed over processes if statistics are, else `x`."""
     if not over_processes():
         return x
     summed: Tensor = _Sum.apply(x)
@@ -70,7 +70,7 @@ def batch_norm(
 ) -> Tensor:
     """BatchNorm of (N, C) over N; `mean` and `var` are the running statistics, which training moves by `momentum`.
 
-    Biased variance normalises, the unbiased one is remembered. Statistics run in float32 or wider.
+    The biased variance normalises and the unbiased one is stored. Statistics are computed in float32 or wider.
     """
     if not (training and over_processes()):
         return F.batch_norm(x_NC, mean, var, weight, bias, training, momentum, eps)

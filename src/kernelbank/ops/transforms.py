@@ -1,5 +1,5 @@
-"""What is active around a call: transforms of torch.func and forward-mode differentiation, under which only torch's own
-differentiable operations are right, and compilers, exporters and tracers, which record the operations for later."""
+"""Detect what is active around a call: transforms of torch.func and forward-mode differentiation, under which only
+torch's own differentiable operations are correct, and compilers, exporters and tracers, which record operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def recorded() -> bool:
 
 
 def traced() -> bool:
-    """Whether torch.export or torch.jit.trace records the operations: a batch of another size runs them later."""
+    """Whether torch.export or torch.jit.trace records the operations, to run them on batches of other sizes."""
     return torch.compiler.is_exporting() or jit_traced()
 
 
@@ -41,15 +41,15 @@ def differentiated(grad: Tensor) -> bool:
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of function(*inputs) for the inputs that need one, by torch's own differentiation of `function`:
-    they can be differentiated in turn, and transformed. For the backward of an autograd.Function."""
+    """Return the gradients of function(*inputs) for the inputs that need one, by torch's differentiation of `function`,
+    so that they can be differentiated and transformed in turn. For the backward of an autograd.Function."""
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # views, so that an input that is computed from another one is a variable of its own
+        # views, so that an input that is computed from another one is a separate variable
         values = [None if t is None else t.view_as(t) if graph else t.detach() for t in inputs]
-        wanted = [t for t, asked in zip(values, needed, strict=True) if asked and t is not None]
+        variables = [t for t, need in zip(values, needed, strict=True) if need and t is not None]
         if not graph:
-            wanted = [t.requires_grad_() for t in wanted]
+            variables = [t.requires_grad_() for t in variables]
         y = function(*values)
-    results = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
-    return tuple(next(results) if asked else None for asked in needed)
+    results = iter(torch.autograd.grad(y, variables, grad, create_graph=graph))
+    return tuple(next(results) if need else None for need in needed)

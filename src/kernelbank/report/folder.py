@@ -12,7 +12,7 @@ from rich.table import Table
 
 from kernelbank.errors import InputError
 from kernelbank.files import replace_text
-from kernelbank.report.page.render import Source, render
+from kernelbank.report.page.render import RecordLinks, render
 from kernelbank.report.page.verdicts import effect_text, finding_lines, range_text
 from kernelbank.report.report_document import document
 from kernelbank.report.sections import Section, evaluated, report_notes, sections
@@ -31,7 +31,7 @@ def run(folder: Path, page: Path | None, as_json: bool) -> int:
     if not page.parent.is_dir():
         raise InputError(f"invalid --out={page}; expected a file in a folder that exists")
     found = sections(runs)
-    replace_text(page, render(found, aside, Source(folder, page.parent)))
+    replace_text(page, render(found, aside, RecordLinks(folder, page.parent)))
     if as_json:
         print(json.dumps(document(found, aside), indent=2, allow_nan=False))
     else:

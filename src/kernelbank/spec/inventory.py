@@ -141,6 +141,25 @@ def taps(spec: MixerSpec, dim: int, num_heads: int) -> int:
     return (groups(spec, dim, num_heads) if isinstance(spec.kernel, Grouped) else dim) * spec.size**2
 
 
+@dataclass(frozen=True)
+class SizedSpec:
+    """A spec at `dim` channels and `num_heads` heads."""
+
+    spec: MixerSpec
+    dim: int
+    num_heads: int
+
+    @property
+    def heads(self) -> int:
+        """h, the heads of a two_step kernel, else `num_heads`."""
+        return heads(self.spec, self.dim, self.num_heads)
+
+    @property
+    def groups(self) -> int:
+        """The groups of a one-step kernel."""
+        return groups(self.spec, self.dim, self.num_heads)
+
+
 # ---- the list --------------------------------------------------------------------------------------------
 
 

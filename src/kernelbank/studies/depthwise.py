@@ -13,10 +13,10 @@ def depthwise() -> Study:
     """From softmax attention to depth-wise self-attention and to static convolutions, a step at a time.
 
     With A the mean over the kernels seen, depth-wise self-attention is o_i = q_i * A(k) + sum_j p_ij k_j: a gate
-    per channel and a positional term. ``gate`` is the first term alone (position=none). ``position`` is the second
-    alone, and exactly so: k is a 1 x 1 conv of the input and p depends on i - j and the head only, so the term is a
-    static convolution, one kernel per head, as large as the offsets of the grid (design 1.6). The row has a bias
-    more than the table and is drawn as a convolution is, not as a table.
+    per channel and a positional term. ``gate`` is the first term alone (position=none). ``position`` is exactly the
+    second alone: k is a 1 x 1 conv of the input and p depends on i - j and the head only, so the term is a static
+    convolution with one kernel per head, as large as the offsets of the grid. Unlike the table, the convolution of this
+    row has a bias, and it is initialised as a convolution.
     """
     last, tied, free = " | ", TIED.format, FREE.format
     rows = (

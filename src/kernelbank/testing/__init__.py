@@ -1,1 +1,1 @@
-"""What tests of the models need: pytest plugins."""
+"""Pytest plugins for tests of the models."""

@@ -1,8 +1,10 @@
-"""A pytest plugin that points timm's own, unmodified ``tests/test_models.py`` at our models.
+"""A pytest plugin that runs timm's unmodified ``tests/test_models.py`` on the models of this library.
 
-``pytest -p kernelbank.testing.timm_plugin test_models.py``: the file asks timm which models there are, by name, and
-for some tests by the module they come from; here it is told ours. ``KERNELBANK_MODELS`` is a comma-separated list of
-name patterns, all by default. Nothing is downloaded.
+Usage: ``pytest -p kernelbank.testing.timm_plugin test_models.py``.
+
+Importing this module patches timm: `timm.list_models` then lists the models of this library alone, and
+`timm.list_pretrained` lists none, so that nothing is downloaded. The environment variable ``KERNELBANK_MODELS`` is a
+comma-separated list of name patterns, by default of all models.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ _list_models = timm.list_models
 
 
 def list_models(filter: str | Sequence[str] = "", module: str | Sequence[str] = "", **options: Any) -> list[str]:
-    """timm.list_models of our models alone; a list of modules is taken to hold ours."""
-    asked = [module] if isinstance(module, str) else list(module)
-    found = _list_models(filter, module=[*asked, _MODULE] if any(asked) else "", **options)
-    return [name for name in found if name.partition(".")[0] in OURS]
+    """`timm.list_models`, of the models of this library alone. A list of modules is extended by theirs."""
+    modules = [module] if isinstance(module, str) else list(module)
+    names = _list_models(filter, module=[*modules, _MODULE] if any(modules) else "", **options)
+    return [name for name in names if name.partition(".")[0] in OURS]
 
 
 timm.list_models = list_models

@@ -1,4 +1,4 @@
-"""Where a recipe is computed: one process, many (DDP) or many that share the weights out (FSDP2), on HF Accelerate."""
+"""The engine of a run: one process, several (DDP), or several with sharded weights (FSDP2), on HF Accelerate."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from kernelbank.data.order import Part
 from kernelbank.errors import InputError
 from kernelbank.ops.statistics import synchronised
+from kernelbank.records import GpuSettings
 from kernelbank.train.hardware import Hardware
 
 
 class Engine:
-    """The process group, the device and the precision of a run, and what the processes must agree on."""
+    """The process group, the device and the precision of a run, and communication between its processes."""
 
     def __init__(
         self, hardware: Hardware | None = None, trackers: Sequence[str] = (), folder: Path | None = None
@@ -48,11 +49,12 @@ class Engine:
 
     @property
     def sharded(self) -> bool:
-        """Whether the weights are shared out over the processes."""
+        """Whether the weights are sharded over the processes."""
         return self.hardware.parallel == "fsdp2" and dist.is_available() and dist.is_initialized()
 
     def prepare(self, model: nn.Module, ema_decay: float | None) -> tuple[nn.Module, nn.Module, ModelEmaV3 | None]:
-        """(model to train, the same without its wrapper, its averaged copy) on the device. Raises InputError."""
+        """Return the model to train, the same model without its wrapper, and its averaged copy, on the device. Raises
+        InputError."""
         if self.hardware.grad_checkpointing:
             if not hasattr(model, "set_grad_checkpointing"):
                 raise InputError(f"grad_checkpointing: {type(model).__name__} has no set_grad_checkpointing")
@@ -68,14 +70,14 @@ class Engine:
                 self._shard(copy)
             return model, model, ema
         if self.part.world > 1:
-            with warnings.catch_warnings():  # torch 2.14 renames an argument that Accelerate 1.15 still gives it
+            with warnings.catch_warnings():  # torch 2.14 renamed an argument that Accelerate 1.15 passes
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
                 return self.accelerator.prepare_model(model), model, ema
         return model, model, ema
 
     def _shard(self, model: nn.Module) -> None:
-        """FSDP2: every block's weights, then the rest, are gathered where they are used. Accelerate's plugin does the
-        same on GPUs alone; this also runs on gloo, where it is tested."""
+        """Shard the model with FSDP2, block by block, then the rest. Accelerate's plugin does the same, but on GPUs
+        only; this also runs on gloo, with which it is tested."""
         mesh = init_device_mesh(self.device.type, (self.part.world,))
         for module in _blocks(model):
             fully_shard(module, mesh=mesh)
@@ -83,7 +85,7 @@ class Engine:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The precision of forward passes, and statistics of BatchNorm over all processes if they are to be."""
+        """The context of forward passes in training: autocast, and BatchNorm statistics over all processes if set."""
         with ExitStack() as stack:
             stack.enter_context(self.accelerator.autocast())
             if self.hardware.sync_batchnorm:
@@ -92,7 +94,7 @@ class Engine:
 
     @contextmanager
     def accumulating(self, model: nn.Module, more: bool) -> Iterator[None]:
-        """Around a backward pass; gradients stay on the process while there are `more` to add."""
+        """The context of a backward pass. Gradients are not reduced over processes while there are `more` to add."""
         if self.sharded:
             cast(Any, model).set_requires_gradient_sync(not more)
             yield
@@ -101,13 +103,13 @@ class Engine:
             yield
 
     def to_device(self, images: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A batch where the model is, in the model's dtype."""
+        """Return a batch on the device of the model, in its dtype."""
         layout = torch.channels_last if self.hardware.channels_last else torch.preserve_format
         images = images.to(self.device, dtype, non_blocking=True, memory_format=layout)
         return images, labels.to(self.device, non_blocking=True)
 
     def sum(self, values: Sequence[float] | Tensor) -> list[float]:
-        """Each value summed over the processes, in float64."""
+        """Sum each value over the processes, in float64."""
         sums = torch.as_tensor(values, dtype=torch.float64, device=self.device).clone()
         if self.part.world > 1:
             dist.all_reduce(sums)
@@ -116,7 +118,8 @@ class Engine:
 
     @torch.no_grad()
     def agree(self, model: nn.Module) -> None:
-        """Give every process the statistics of the first, where they keep their own: before evaluation and saving."""
+        """Copy the BatchNorm statistics of the first process to the others, if they are not synchronised. Call it
+        before evaluation and saving."""
         if self.part.world > 1 and not self.hardware.sync_batchnorm:
             kept = model.state_dict()
             for name, _ in model.named_buffers():
@@ -124,30 +127,30 @@ class Engine:
                     dist.broadcast(kept[name], 0)
 
     def release(self, model: nn.Module) -> None:
-        """Take back from a model that was trained what several processes and autocast had wrapped it in."""
+        """Remove the wrappers for several processes and autocast from a trained model."""
         if self.part.world > 1 and not self.sharded:
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait for every process."""
         cast(Any, self.accelerator).wait_for_everyone()
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A whole copy of `tensor` on the processor, wherever it lies; every process must ask for it."""
+    """Return a full copy of `tensor` on the CPU. Every process must call it."""
     whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return whole.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def placed(whole: Tensor, like: Tensor) -> Tensor:
-    """`whole` where and as `like` is: this process's part of it if it is shared out."""
+    """Return `whole` on the device of `like`, or its shard for this process if `like` is sharded."""
     if isinstance(like, DTensor):
         return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
     return whole.to(like.device)
 
 
 def reseed(seed: int) -> None:
-    """Seed every generator that training draws from."""
+    """Seed every generator that training uses."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
     torch.manual_seed(seed)
@@ -155,7 +158,7 @@ def reseed(seed: int) -> None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Leave the generators as they were."""
+    """Restore the generators at the end of the block."""
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=list(devices)):
@@ -168,7 +171,7 @@ def own_randomness() -> Iterator[None]:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Algorithms that give the same bits every time; an operation that has none is an error of torch's."""
+    """Use deterministic algorithms. torch raises an error for an operation that has none."""
     if not wanted:
         yield
         return
@@ -183,6 +186,15 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def gpu_settings() -> GpuSettings:
+    """What torch is set to on GPUs now."""
+    backends: Any = torch.backends  # the stubs of torch do not know all of them
+    return GpuSettings(
+        torch.version.cuda, backends.cudnn.version(), backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision, backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
 def _precision(hardware: Hardware) -> str:
     if hardware.precision == "auto":
         on_gpu = hardware.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -191,8 +203,8 @@ def _precision(hardware: Hardware) -> str:
 
 
 def _synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """torch's SyncBatchNorm for torch's own BatchNorm. The mixers' and their blocks' need no change: see
-    `ops.statistics`. Raises InputError for the former on a processor, which torch does not serve."""
+    """Replace torch's BatchNorm by SyncBatchNorm. The BatchNorm of mixers and their blocks needs no change (see
+    `ops.statistics`). Raises InputError for torch's BatchNorm on a CPU, which SyncBatchNorm does not support."""
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     for name, module in list(model.named_modules()):
         if type(module) not in plain:
@@ -209,7 +221,7 @@ def _synchronise(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """What FSDP2 gathers at once: the children of every sequence of blocks, in timm's and our trunks."""
+    """Yield the modules that FSDP2 gathers at once: the blocks of timm's trunks and those of this library."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "blocks" and isinstance(module, (nn.Sequential, nn.ModuleList)):
             yield from module

@@ -1,5 +1,5 @@
-"""Hardware: how a recipe is computed; it changes rounding and speed, never which images, updates or rates a run has.
-Imports no torch."""
+"""The hardware options of a run. They change rounding and speed, but not the images, updates and rates. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """How a recipe is computed, in the processes that ``torchrun`` started."""
+    """The options of the processes that ``torchrun`` starts."""
 
     device: Literal["auto", "cpu"] = "auto"
-    """auto: the GPU of this process, if there is one."""
+    """The device. auto is the GPU of this process if there is one, else the CPU."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """With several processes: every one holds all weights, or they share them out."""
+    """With several processes, whether each holds all weights (ddp) or they are sharded (fsdp2)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 by autocast on GPUs that have it, else float32."""
+    """The precision. auto is bfloat16 by autocast on GPUs that support it, else float32."""
     micro_batch: int | None = None
-    """The most images of a forward pass on one process; the recipe's batch is accumulated."""
+    """The largest number of images per forward pass and process. The batch of the recipe is accumulated."""
     sync_batchnorm: bool = True
-    """Statistics of BatchNorm over all processes."""
+    """Compute the statistics of BatchNorm over all processes."""
     grad_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them."""
     channels_last: bool = False
-    """Channels last in memory: for convolutional trunks on GPUs."""
+    """Use the channels-last memory format, for convolutional trunks on GPUs."""
     deterministic: bool = False
-    """The same bits every time, where torch has such algorithms; slower."""
+    """Use deterministic algorithms of torch, which are slower."""

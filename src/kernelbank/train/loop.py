@@ -109,7 +109,7 @@ def train(
             if stop and epoch + 1 < recipe.epochs:
                 run.stop_if(bool(stop()))
         run.close()
-    return History(tuple(run.progress.epochs))
+    return History(run.progress.epochs)
 
 
 class _Run:
@@ -250,7 +250,7 @@ class _Run:
             broken=int(self.engine.sum([len(self.data.train.broken)])[0]),
             waited=done.waited,
         )
-        state.progress = Progress(epochs=[*done.epochs, result])
+        state.progress = Progress(epochs=(*done.epochs, result))
         self._save()
         return result
 

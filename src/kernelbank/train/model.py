@@ -13,24 +13,28 @@ import torch
 from torch import Tensor, nn
 
 import kernelbank.models  # noqa: F401  (registers ours with timm)
+from kernelbank.analysis.cost import model_cost
 from kernelbank.errors import InputError, SpecError
+from kernelbank.memory import check_memory
 from kernelbank.model import Dropout, ModelSpec, TimmTrunk, by_stage, with_window
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
 from kernelbank.nn.build import build
 from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.schema import decode
 from kernelbank.spec import read_stages
-from kernelbank.text import suggest
+from kernelbank.text import one_line, suggest
 from kernelbank.weights.file import read_model_file
 from kernelbank.zoo import MODELS, NAMED, find
 
+NEW = ": new"
+"""The end of a note on weights that are not loaded."""
 DROPOUT = tuple(f.name for f in fields(Dropout))
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the weights come from before training: a file, timm's published weights, or a random draw. `mixer` are the
-    specs, or cells of them, that replace the mixers of given weights."""
+    """Where the weights come from before training: a file, timm's published weights, or a random draw. `mixer` is the
+    text of specs, or of cells of specs, that replace the mixers of a model with weights."""
 
     checkpoint: str | None = None
     pretrained: bool = False
@@ -38,7 +42,7 @@ class InitialWeights:
 
     @property
     def given(self) -> bool:
-        """Whether there are any besides a random draw."""
+        """Whether there are weights from elsewhere."""
         return self.pretrained or self.checkpoint is not None
 
 
@@ -46,7 +50,8 @@ class InitialWeights:
 
 
 def check_model(name: str) -> None:
-    """Raise InputError unless `name` is a model of ours or of timm, with one of timm's weight tags or none."""
+    """Raise InputError unless `name` is a model of the zoo or of timm; after a dot, it may have a tag of weights that
+    timm lists."""
     if name in NAMED:
         return
     base, _, tag = name.partition(".")
@@ -59,7 +64,7 @@ def check_model(name: str) -> None:
 
 
 def expected_input(name: str) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
-    """The input size (C, H, W), mean and standard deviation that the model was made for."""
+    """Return the input size (C, H, W), the mean and the standard deviation that the model was made for."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if name in NAMED or config is None:
         size = (3, *MODELS[name].image) if name in MODELS else (3, 224, 224)
@@ -85,18 +90,18 @@ def describe(
         SpecError: If the description cannot be built.
     """
     check_model(name)
-    given = dict(arguments or {})
+    others = dict(arguments or {})
     try:
-        dropout = decode(Dropout, {key: given.pop(key) for key in DROPOUT if key in given}, "model_args")
+        dropout = decode(Dropout, {key: others.pop(key) for key in DROPOUT if key in others}, "model_args")
         if name not in NAMED:
             if mlp is not None:
                 raise SpecError(f"invalid mlp={mlp!r}; expected none for {name}, a stock model of timm")
-            trunk = TimmTrunk(name=name, arguments=given)
+            trunk = TimmTrunk(name=name, arguments=others)
             return ModelSpec(trunk=trunk, mixer=mixer, img_size=img_size, in_chans=in_chans, num_classes=num_classes,
                              dropout=dropout, name=name)  # fmt: skip
-        spec, window = find(name), given.pop("window_size", None)
+        spec, window = find(name), others.pop("window_size", None)
         return replace(
-            spec, trunk=_with_arguments(spec, given), mixer=_mixer(spec, mixer, window), mlp=mlp or spec.mlp,
+            spec, trunk=_with_arguments(spec, others), mixer=_mixer(spec, mixer, window), mlp=mlp or spec.mlp,
             img_size=img_size or spec.img_size, in_chans=in_chans, num_classes=num_classes, dropout=dropout,
         )  # fmt: skip
     except SpecError:
@@ -161,15 +166,18 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def create(spec: ModelSpec, weights: InitialWeights, *, seed: int) -> tuple[nn.Module, list[str]]:
-    """The model with its weights, and notes on what became of them.
+    """Return the model with its weights, and notes on what became of the weights.
 
     Raises:
-        InputError: If the weights cannot be read or do not fit; nothing is loaded then.
+        InputError: If the model does not fit in memory, or the weights cannot be read or do not fit; nothing is loaded
+            then.
         SpecError: If a mixer does not fit.
     """
+    _check_size(spec)
     if weights.checkpoint is None:
         if weights.pretrained and not isinstance(spec.trunk, TimmTrunk):
-            raise InputError(f"invalid pretrained=True; expected a file, since there are no weights of {spec.name}")
+            raise InputError(f"invalid --pretrained for {spec.name}, which has no published weights; expected "
+                             "--initial-checkpoint FILE")  # fmt: skip
         model, notes = _seeded(spec, seed, weights.pretrained), []
     else:
         state, source = read_model_file(Path(weights.checkpoint))
@@ -184,16 +192,30 @@ def create(spec: ModelSpec, weights: InitialWeights, *, seed: int) -> tuple[nn.M
     return model, notes
 
 
+def _check_size(spec: ModelSpec) -> None:
+    """Raise InputError if the parameters of a model of ours do not fit in memory."""
+    trunk = spec.trunk
+    if not isinstance(trunk, TimmTrunk):
+        name = f"model {spec.name}"
+        # a lower bound first: the closed form goes through all blocks
+        check_memory(name, sum(depth * dim**2 for depth, dim in zip(trunk.depths, trunk.dims, strict=True)))
+        check_memory(name, model_cost(spec).params)
+
+
 def _seeded(spec: ModelSpec, seed: int, pretrained: bool) -> nn.Module:
+    """The model with weights drawn from `seed`. Raises InputError if they do not fit in memory."""
     options = {"pretrained": True} if pretrained else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(spec, **options)
+        try:
+            return build(spec, **options)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            raise InputError(f"model {spec.name} cannot be built: {one_line(error, 200)}") from None
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
-    """Put `state` into `model`, resampled to its resolution as timm does; a head of other classes stays new. Returns
-    notes on what stays new.
+    """Load `state` into `model`, resampled to its resolution as in timm; a head of other classes keeps its new weights.
+    Returns notes on the weights that stay new.
 
     Raises:
         InputError: If a tensor is missing, unknown or of another shape; nothing is loaded then.
@@ -205,21 +227,27 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     notes = []
     for name in [name for name in fitted if name.rpartition(".")[0] in head]:
         if name in own and fitted[name].shape != own[name].shape:
-            notes.append(f"{name}: {list(fitted[name].shape)} in {source}, {list(own[name].shape)} here: new")
+            notes.append(f"{name}: {list(fitted[name].shape)} in {source}, {list(own[name].shape)} in the model{NEW}")
             fitted[name] = own[name]
-    wrong = [*(f"{name} is missing" for name in own if name not in fitted),
-             *(f"{name} is unknown" for name in fitted if name not in own),
-             *(f"{name} has shape {list(fitted[name].shape)}, not {list(own[name].shape)}"
-               for name in own if name in fitted and fitted[name].shape != own[name].shape)]  # fmt: skip
-    if wrong:
+    if wrong := misfits(fitted, own):
         raise InputError(f"initial_checkpoint: {source} does not fit {type(model).__name__}: {'; '.join(wrong[:3])}"
                          + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))  # fmt: skip
     model.load_state_dict(fitted)
     return notes
 
 
+def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return why `state` cannot be loaded in place of `own`, one line per tensor; an empty list if it can."""
+    return [
+        *(f"{name} is missing" for name in own if name not in state),
+        *(f"{name} is unknown" for name in state if name not in own),
+        *(f"{name} has shape {list(state[name].shape)}; expected {list(own[name].shape)}"
+          for name in own if name in state and state[name].shape != own[name].shape),
+    ]  # fmt: skip
+
+
 def _filter(model: nn.Module) -> Any:
-    """timm's checkpoint filter of the model's family, or one that changes nothing where the family has none."""
+    """timm's checkpoint filter of the model's family; a function that changes nothing if the family has none."""
     ours = isinstance(model, (PlainBackbone, HierarchicalBackbone))
     module = import_module("kernelbank.models" if ours else type(model).__module__)
     return getattr(module, "checkpoint_filter_fn", lambda state, model: state)

@@ -1,4 +1,4 @@
-"""timm's optimiser and scheduler as a recipe says."""
+"""Build timm's optimiser and scheduler from a recipe."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kernelbank.train.recipe import Recipe
 
 
 def build_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Groups with and without decay (`model.no_weight_decay()` is honoured), and one for each layer under
-    `layer_decay`, which needs the model's `group_matcher`. Raises InputError."""
+    """Return the optimiser, with parameter groups with and without weight decay (see `model.no_weight_decay()`), and
+    per layer with `layer_decay`, which needs `group_matcher` of the model. Raises InputError if it has none."""
     if recipe.layer_decay is not None and not hasattr(model, "group_matcher"):
         raise InputError(
             f"recipe: invalid layer_decay={recipe.layer_decay} for a model without group_matcher; expected None"
@@ -31,7 +31,7 @@ def build_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def build_scheduler(optimiser: torch.optim.Optimizer, recipe: Recipe, steps: int) -> CosineLRScheduler:
-    """A linear warm-up and a cosine, in updates; `Recipe.schedule_at` says where it stands."""
+    """Return the scheduler, a linear warm-up and a cosine in updates. `Recipe.schedule_at` gives its argument."""
     decaying = recipe.epochs - (recipe.warmup_epochs if recipe.warmup_prefix else 0)
     return CosineLRScheduler(
         optimiser,

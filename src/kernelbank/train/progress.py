@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar in a terminal, a line per epoch elsewhere."""
+"""Show the progress of a run: a live bar in a terminal, else a line per epoch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kernelbank.records import EpochResult
 from kernelbank.train.loop import StepReport
 
 WAITING = 0.05
-"""The share of an epoch spent waiting for data from which it is report."""
+"""The fraction of an epoch spent waiting for data above which it is reported."""
 
 
 class Watch:
-    """Shows the steps and epochs of a run."""
+    """The display of the steps and epochs of a run."""
 
     def __init__(self, console: Console, epochs: int, bars: Progress | None) -> None:
         self.console, self.epochs, self.bars = console, epochs, bars
@@ -26,7 +26,7 @@ class Watch:
         self.task = None if bars is None else bars.add_task("", total=epochs)
 
     def step(self, report: StepReport) -> None:
-        """Show where a running epoch is."""
+        """Show the progress of the current epoch."""
         position = report.epoch + report.step / report.steps
         if self.first is None:
             self.first = report.epoch
@@ -39,7 +39,7 @@ class Watch:
         self.bars.update(self.task, completed=position, description=" · ".join(filter(None, parts)))
 
     def epoch(self, result: EpochResult, restored: bool) -> None:
-        """An epoch is over, or was read from the checkpoint."""
+        """Show an epoch that ended or was read from the checkpoint."""
         self.done += 1
         self.top1 = f"top-1 {result.val_top1:.1f}"
         if restored:
@@ -48,7 +48,7 @@ class Watch:
         self.say(f"epoch {self.done}/{self.epochs}: {outcome(result)}", self._left(self.done))
 
     def _left(self, position: float) -> str:
-        """The time left in words, from the epochs that were trained here; empty while nothing is known."""
+        """Return the estimated time left in words, from the epochs of this process; empty before the first."""
         trained = position - (self.first or 0.0)
         if trained <= 0:
             return ""
@@ -64,7 +64,7 @@ class Watch:
 
 @contextmanager
 def watch(console: Console, epochs: int, shown: bool) -> Iterator[Watch | None]:
-    """What shows a run of `epochs` on `console` while the context is open; None where nothing is to be `shown`."""
+    """Show a run of `epochs` on `console` inside the context. The value is None if it is not to be `shown`."""
     if not shown:
         yield None
         return
@@ -76,7 +76,7 @@ def watch(console: Console, epochs: int, shown: bool) -> Iterator[Watch | None]:
 
 
 def outcome(result: EpochResult) -> str:
-    """An epoch in words."""
+    """Return the results of an epoch in words."""
     parts = [f"loss {result.train_loss:.3f}", f"validation {result.val_loss:.3f}, top-1 {result.val_top1:.1f}"]
     if result.val_top5 is not None:
         parts[-1] += f", top-5 {result.val_top5:.1f}"

@@ -1,4 +1,4 @@
-"""Recipe: how a model is trained, as a frozen record. Imports no torch."""
+"""`Recipe`: the settings of a training run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,65 +22,66 @@ class Recipe(Augmentation):
     """
 
     epochs: int
-    """Passes over the training images."""
+    """The number of passes over the training images."""
     batch_size: int
-    """Images of one update, over all processes."""
+    """The number of images per update, over all processes."""
     lr: float
-    """The top learning rate, stated for lr_batch images."""
+    """The peak learning rate for lr_batch images."""
     weight_decay: float
-    """Of matrices and kernels."""
+    """The weight decay of matrices and kernels."""
     lr_batch: int = 512
-    """The batch that lr is stated for."""
+    """The batch size that lr refers to."""
     lr_rule: Literal["linear", "linear_all", "fixed"] = "linear"
-    """linear: lr times batch_size / lr_batch. linear_all: warmup_lr and min_lr too. fixed: as they are."""
+    """The rates that are multiplied by batch_size / lr_batch. linear: lr. linear_all: also warmup_lr and min_lr. fixed:
+    none."""
     schedule: Literal["step", "epoch", "late", "mixed"] = "step"
-    """When the rate moves. step: every update. epoch: every epoch. late: every epoch, at the value of the one before
-    (DeiT's script). mixed: by update in the warm-up, by epoch after it (MMClassification)."""
+    """When the rate changes. step: every update. epoch: every epoch. late: every epoch, to the value of the previous
+    one (DeiT's script). mixed: every update in the warm-up, every epoch after it (MMClassification)."""
     warmup_epochs: int = 0
-    """Epochs of linear warm-up."""
+    """The number of epochs of the linear warm-up."""
     warmup_lr: float = 0.0
-    """The rate that the warm-up starts from."""
+    """The rate at the start of the warm-up."""
     warmup_prefix: bool = True
-    """The cosine starts after the warm-up; else it spans all epochs, and the warm-up hides its start."""
+    """Whether the cosine starts after the warm-up. Else it spans all epochs, and the warm-up replaces its start."""
     min_lr: float = 0.0
-    """The rate that the cosine ends at."""
+    """The rate at the end of the cosine."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """timm's; sgd has Nesterov momentum, the first of betas."""
+    """The optimiser, from timm. sgd has Nesterov momentum, which is the first of betas."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW."""
     eps: float = 1e-8
     """Of AdamW."""
     layer_decay: float | None = None
-    """Multiplies the rate once for every layer between a parameter and the head."""
+    """The factor of the rate for each layer between a parameter and the head."""
     clip_grad: float | None = None
     """The largest norm of the gradient."""
     drop_last: bool = True
-    """Leave out the last images of an epoch that do not fill a batch."""
+    """Whether to drop the last images of an epoch if they do not fill a batch."""
     drop_path: float = 0.0
-    """Stochastic depth: the rate of the last block, rising linearly from 0."""
+    """The rate of drop path in the last block. It rises linearly from 0 in the first."""
     label_smoothing: float = 0.0
-    """The share of the target that all classes share."""
+    """The label smoothing: the part of the target that is distributed over all classes."""
     mixup: float = 0.0
     """The alpha of Mixup."""
     cutmix: float = 0.0
     """The alpha of CutMix."""
     mixup_prob: float = 1.0
-    """How often a batch is mixed."""
+    """The probability that a batch is mixed."""
     mixup_switch_prob: float = 0.5
-    """How often by CutMix, where both are on."""
+    """The probability of CutMix if both are used."""
     ema: float | None = None
     """The decay of the averaged weights."""
     repeats: int = 1
-    """Repeated augmentation: each drawn image so many times, differently augmented; an epoch keeps its length."""
+    """Repeated augmentation: the number of differently augmented copies of each image. An epoch keeps its length."""
     crop_pct: float = 0.875
-    """Evaluation scales the shorter side to img_size / crop_pct and takes the centre."""
+    """The centre crop in evaluation: the shorter side is scaled to img_size / crop_pct."""
     temperature: float = 30.0
-    """Where the temperature of mixers that predict coefficients by softmax starts, on its way to the record's own."""
+    """The initial temperature of mixers that predict coefficients by softmax. It decreases to that of the spec."""
     temperature_epochs: int = 10
-    """Epochs that it takes, linearly, epoch by epoch; 0 leaves it alone."""
+    """The number of epochs in which the temperature decreases linearly, epoch by epoch; 0 keeps that of the spec."""
 
     def __post_init__(self) -> None:
-        for name, (accepts, expected) in _RULES.items():
+        for name, (accepts, expected) in _CONDITIONS.items():
             value = getattr(self, name)
             if not accepts(value):
                 raise InputError(f"recipe: invalid {name}={value!r}; expected {expected}")
@@ -118,7 +119,7 @@ class Recipe(Augmentation):
         return self.temperature + (final - self.temperature) * epoch / self.temperature_epochs
 
     def schedule_at(self, epoch: int, step: int, steps: int) -> int:
-        """Where the schedule stands at `step` of the `steps` of `epoch`, both from 0, in updates."""
+        """Return the argument of the schedule, in updates, at `step` of the `steps` of `epoch`, both from 0."""
         match self.schedule:
             case "late":
                 return max(epoch - 1, 0) * steps
@@ -131,7 +132,7 @@ class Recipe(Augmentation):
 
 
 def stated(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe as a record holds it that are not at their default."""
+    """Return the fields of a recipe in a run record that are not at their default."""
     defaults = {f.name: json.loads(json.dumps(f.default)) for f in fields(Recipe) if f.default is not MISSING}
     return {name: value for name, value in recipe.items() if name not in defaults or value != defaults[name]}
 
@@ -145,40 +146,41 @@ class Rates:
     end: float
 
 
-Rule = tuple[Callable[[Any], bool], str]
+Condition = tuple[Callable[[Any], bool], str]
+"""Whether a value is valid, and what is expected, in words."""
 
 
-def _whole(minimum: int) -> Rule:
+def _whole(minimum: int) -> Condition:
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum, f"a whole number >= {minimum}"
 
 
-def _number(accepts: Callable[[float], bool], expected: str) -> Rule:
+def _number(accepts: Callable[[float], bool], expected: str) -> Condition:
     return (
         lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and accepts(v),
         expected,
     )
 
 
-def _one_of(*values: str) -> Rule:
+def _one_of(*values: str) -> Condition:
     return lambda v: v in values, ", ".join(values)
 
 
-def _or_none(rule: Rule) -> Rule:
-    return lambda v: v is None or rule[0](v), f"None, or {rule[1]}"
+def _or_none(inner: Condition) -> Condition:
+    return lambda v: v is None or inner[0](v), f"None, or {inner[1]}"
 
 
-def _range(rule: Rule) -> Rule:
-    return lambda v: len(v) == 2 and all(map(rule[0], v)) and v[0] <= v[1], f"two numbers in order, each {rule[1]}"
+def _range(inner: Condition) -> Condition:
+    return lambda v: len(v) == 2 and all(map(inner[0], v)) and v[0] <= v[1], f"two numbers in order, each {inner[1]}"
 
 
 LARGEST = 1e9
-"""The largest number that a recipe takes: beyond it float32 overflows in the first updates."""
+"""The largest number in a recipe. Beyond it float32 overflows in the first updates."""
 _POSITIVE = _number(lambda v: 0 < v <= LARGEST, f"a number > 0, at most {LARGEST:g}")
 _NOT_NEGATIVE = _number(lambda v: 0 <= v <= LARGEST, f"a number from 0 to {LARGEST:g}")
 _BELOW_ONE = _number(lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _SHARE = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
 _WHOLE_SHARE = _number(lambda v: 0 < v <= 1, "a number above 0, at most 1")
-_RULES: dict[str, Rule] = {
+_CONDITIONS: dict[str, Condition] = {
     "epochs": _whole(1),
     "batch_size": _whole(1),
     "lr": _POSITIVE,

@@ -1,5 +1,4 @@
-"""What a training run or an evaluation is asked for: the options of ``kernelbank train`` and ``evaluate``, which a run
-keeps in its folder. Imports no torch."""
+"""The options of ``kernelbank train`` and ``evaluate``, which a run keeps in its folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import tyro
 
 from kernelbank.data.load import NAMED_DATA, PREFIXES
 from kernelbank.errors import UsageError
+from kernelbank.memory import check_memory
 from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipe import Recipe
 from kernelbank.train.recipes import RECIPES, published
@@ -31,17 +31,16 @@ def _at_least(verb: str, options: object, **least: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where images come from and how they are read."""
+    """The images of a run, and how they are read."""
 
     data: Annotated[
         str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *(f"{p}/NAME" for p in PREFIXES)]))
     ] = None
     """A data set by name, or a folder or tar archive of train/CLASS/IMAGE, val and test likewise."""
     img_size: int | None = None
-    """Height and width of the images that the model sees. Default: the data's if they are in memory, else the
-    model's."""
+    """Height and width of the images that the model sees. Default: the model's."""
     cache: str = CACHE
-    """Where archives are unpacked, once, and where data sets by name are kept."""
+    """The folder of unpacked archives and of data sets by name."""
     download: bool = False
     """Allow torchvision to download."""
     workers: Annotated[
@@ -49,40 +48,42 @@ class DataOptions:
     ] = None
     """Processes that read images, per training process."""
     max_broken: float = 1e-3
-    """The share of images that may be unreadable before the run stops."""
+    """The share of images that may be unreadable; above it the run stops."""
 
     def check(self, verb: str) -> None:
         """Raise UsageError for a value that cannot be used."""
         if self.data is None:
             raise UsageError(verb, "--data is missing; expected a data set by name, a folder or an archive")
         _at_least(verb, self, img_size=1, workers=0, max_broken=0)
+        if self.img_size is not None:
+            check_memory(f"an image of --img-size {self.img_size}", 3 * self.img_size**2)
         if self.data in NAMED_DATA and self.img_size is not None:
             raise UsageError(verb, f"invalid --img-size={self.img_size} with --data {self.data}; expected none, since "
                                    "its images are in memory at their own size")  # fmt: skip
 
     @property
     def cache_folder(self) -> Path:
-        """Where data are kept."""
+        """The folder that `cache` names."""
         return Path(self.cache).expanduser()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model, and where its weights come from."""
+    """The model of a run, and where its initial weights come from."""
 
     mixer: str | None = None
-    """The spec of its mixers; replaces those of a stock model, or of the initial weights."""
+    """The specs of its mixers, or cells to change; they replace those of a stock model or of the initial weights."""
     mlp: str | None = None
     """The spec of its MLPs, in our models."""
     model_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Arguments of the model's constructor, values as JSON: patch_size=4 depth=6."""
     initial_checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Weights to start from; a head of other classes starts anew, another resolution is resampled."""
+    """Weights to start from. A head of other classes is initialised anew; another resolution is resampled."""
     pretrained: bool = False
     """Start from timm's published weights."""
 
     def arguments(self, verb: str) -> dict[str, Any]:
-        """`model_args` as a dictionary. Raises UsageError for a word that is not NAME=VALUE."""
+        """Return `model_args` as a dictionary. Raises UsageError for a word that is not NAME=VALUE."""
         arguments = {}
         for word in self.model_args:
             name, equals, text = word.partition("=")
@@ -97,15 +98,15 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train a model by a recipe, in one process or under torchrun. Every field of the recipe can be overridden; the
-    resolved recipe is kept with the run."""
+    """Train a model with a recipe, in one process or under torchrun. Every field of the recipe can be overridden; the
+    resolved recipe is stored with the run."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
-    """A model of ours or of timm, or plain / hierarchical for small images."""
+    """A model of KernelBank or of timm, or plain or hierarchical for small images."""
     weights: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     recipe: Annotated[str, tyro.conf.arg(metavar="|".join(RECIPES))] = "paper"
-    """The recipe that the options below start from."""
+    """The recipe whose values the options below have by default."""
     seed: int = 0
     """Seed of the weights, the order of images, augmentation and drop path."""
     out: Annotated[
@@ -113,13 +114,13 @@ class TrainOptions:
     ] = None
     """The run's folder."""
     resume: bool = False
-    """Go on with the run in the folder; without a model, everything is as its run.json says."""
+    """Go on with the run in the folder. Without a model, the options in its run.json hold."""
     show: bool = False
-    """Print the resolved recipe, beside the paper's statements for recipe paper, and stop."""
+    """Print the resolved recipe with the origin of every value, and stop."""
     tracker: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...], tyro.conf.arg(metavar="|".join(TRACKERS))
     ] = ()
-    """Also log to these, through Accelerate."""
+    """Trackers to log to, through Accelerate."""
     json: bool = False
     """Print the run record as JSON at the end."""
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
@@ -134,22 +135,22 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Loss, top-1 and top-5 of a run's weights, or of any model, over every image of a split exactly once."""
+    """Measure loss, top-1 and top-5 of a run's weights, or of any model, over every image of a split exactly once."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|MODEL")]
     """The folder of a run, or a model with --initial-checkpoint or --pretrained."""
     weights: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     split: Literal["val", "test", "train"] = "val"
-    """Which images."""
+    """The split to evaluate on."""
     ema: bool = False
     """Evaluate the run's averaged weights."""
     crop_pct: float | None = None
-    """The centre share of an image that is looked at. Default: the run's, else 0.875."""
+    """The share of the image that the centre crop keeps. Default: that of the run, else 0.875."""
     batch_size: int = 256
     """Images per forward pass."""
     json: bool = False
-    """Print the numbers as JSON."""
+    """Print the metrics as JSON."""
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = field(default_factory=Hardware)
 
     def check(self) -> None:
@@ -160,6 +161,6 @@ class EvaluateOptions:
 
 
 def check_seed(verb: str, seed: int) -> None:
-    """Raise UsageError unless a generator takes the seed."""
+    """Raise UsageError unless torch's generators take the seed."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UsageError(verb, f"invalid --seed={seed}; expected 0 to {LARGEST_SEED}")

@@ -1,5 +1,5 @@
-"""The folder of a run: its description (run.json), its events (log.jsonl), its state (checkpoint.safetensors) and its
-results (weights.safetensors, ema.safetensors, record.json). Imports no torch."""
+"""The folder of a run: its description (run.json), events (log.jsonl), state (checkpoint.safetensors) and results
+(weights.safetensors, ema.safetensors, record.json). Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kernelbank.schema import decode
 log = logging.getLogger(__name__)
 RUN_VERSION = 2
 OUTPUTS = ("run.json", "checkpoint*.safetensors", "weights.safetensors", "ema.safetensors", "record.json")
-"""What a run writes below its folder by renaming."""
+"""The files of a run that are written by renaming."""
 
 
 _FIELDS: dict[str, type] = {
     "id": str, "model": dict, "start": dict, "recipe": dict, "seed": int, "data": dict, "record": dict, "options": dict,
 }  # fmt: skip
-"""What run.json holds."""
+"""The fields of run.json that every run has, and their types."""
 
 
 def _short(value: object) -> str:
@@ -34,7 +34,7 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run by name."""
+    """The files of the run in the folder `path`."""
 
     path: Path
 
@@ -63,8 +63,8 @@ class RunFolder:
         return self.path / "record.json"
 
     def read_config(self) -> dict[str, Any]:
-        """What `write_config` wrote. Raises InputError for a folder without a run, or a run.json that is damaged or of
-        another version."""
+        """Return the document of run.json. Raises InputError if there is none, or if it is damaged or of another
+        version."""
         if not self.config.exists():
             raise InputError(f"run: {self.path} is not the folder of a run (it has no run.json)")
         try:
@@ -82,30 +82,46 @@ class RunFolder:
         return document
 
     def write_config(self, document: dict[str, Any]) -> None:
-        """Keep what the run is."""
+        """Write the document of run.json."""
         text = json.dumps({"run_version": RUN_VERSION, **document}, indent=1, sort_keys=True)
         replace_text(self.config, text + "\n")
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The log's lines, in order. A line that cannot be read (a killed process leaves one half-written) is skipped,
-        with a warning."""
-        if not self.log.exists():
+        """Yield the events of the log in order. A line that cannot be read, such as one that a killed process did not
+        finish, is skipped with a warning."""
+        if not self.log.is_file():
             return
         for number, line in enumerate(self.log.read_bytes().splitlines(), 1):
             try:
                 event = json.loads(line)
                 if not isinstance(event, dict) or not isinstance(event.get("event"), str):
                     raise ValueError("not an event")
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError, MemoryError):
                 log.warning("%s: line %d cannot be read and is skipped", self.log, number)
                 continue
             yield event
 
+    def epochs(self) -> dict[int, EpochResult]:
+        """Return the epochs in the log by number, from 1 on. An epoch that cannot be read is skipped with a warning."""
+        epochs: dict[int, EpochResult] = {}
+        for event in self.events():
+            if event.pop("event") != "epoch":
+                continue
+            try:
+                if type(number := event.pop("epoch", None)) is not int:
+                    raise ValueError(f"invalid epoch={_short(number)}; expected int")
+                epochs[number] = decode(EpochResult, event, "epoch")
+            except ValueError as error:
+                log.warning("%s: an epoch cannot be read and is skipped: %s", self.log, error)
+        return epochs
+
 
 class Log:
-    """Lines of JSON appended to a run's log as they happen."""
+    """Appends events to a run's log, a line of JSON each."""
 
     def __init__(self, folder: RunFolder) -> None:
+        if folder.log.exists() and not folder.log.is_file():  # a pipe would be waited for
+            raise InputError(f"run: {folder.log} is not a regular file")
         cut = folder.log.exists() and folder.log.read_bytes()[-1:] not in (b"", b"\n")
         self.file = folder.log.open("a", encoding="utf-8", buffering=1)
         if cut:
@@ -116,30 +132,19 @@ class Log:
         self.file.write(json.dumps({"event": event, **values}) + "\n")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.file.close()
 
 
 def read_run(path: Path) -> RunRecord:
-    """The run record of the run in a folder, finished or in progress, or the run record in a file. Raises
+    """Return the run record of the run in a folder, finished or in progress, or the run record in a file. Raises
     InputError."""
     if path.is_file():
         return RunRecord.load(path)
     folder = RunFolder(path)
     if folder.record.exists():
         return RunRecord.load(folder.record)
-    config = folder.read_config()
-    epochs: dict[int, EpochResult] = {}
-    for event in folder.events():
-        if event["event"] == "epoch":
-            values = {name: value for name, value in event.items() if name not in ("event", "epoch")}
-            try:
-                number = event["epoch"]
-                if type(number) is not int:
-                    raise ValueError(f"invalid epoch={number!r}; expected int")
-                epochs[number] = decode(EpochResult, values, "epoch")
-            except (ValueError, KeyError) as error:
-                log.warning("%s: an epoch cannot be read and is skipped: %s", folder.log, error)
+    config, epochs = folder.read_config(), folder.epochs()
     try:
         record = RunRecord.from_document(config["record"])
     except ValueError as error:

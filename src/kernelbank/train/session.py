@@ -1,10 +1,8 @@
-"""A training run from its options to its run record: what ``kernelbank train`` and the studies share."""
+"""A training run from its options to its run record; ``kernelbank train`` and the studies share it."""
 
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -23,8 +21,9 @@ from kernelbank.files import sole_user, writable_folder
 from kernelbank.model import ModelSpec
 from kernelbank.records import CodeIdentity, EpochResult, MachineIdentity, RunRecord
 from kernelbank.schema import decode
+from kernelbank.terminal import print_line, warn, warnings_to
 from kernelbank.train.checkpoint import differences
-from kernelbank.train.engine import Engine
+from kernelbank.train.engine import Engine, gpu_settings
 from kernelbank.train.loop import DivergedError, StepReport, Stopped, evaluate, train
 from kernelbank.train.model import check_model, create, describe, described
 from kernelbank.train.progress import Watch, watch
@@ -36,10 +35,10 @@ from kernelbank.train.signals import StopRequest, stop_on_signal
 from kernelbank.train.sources import enlargement, initial_weights, model_spec, open_dataset
 from kernelbank.train.tracking import tracking
 
-IDENTITY = ("model", "start", "data", "recipe", "seed")
-"""What a resumed run must share with the run in its folder."""
+IDENTITY = ("model", "start", "data", "recipe", "seed", "linear_form")
+"""The fields of run.json that a resumed run must share with the run in its folder."""
 STATED = ("model", "recipe", "seed", "weights", "source", "settings")
-"""The options that run.json keeps."""
+"""The options that run.json states."""
 
 
 # ---- the run record --------------------------------------------------------------------------------------
@@ -48,11 +47,15 @@ STATED = ("model", "recipe", "seed", "weights", "source", "settings")
 def begin_record(
     *, study: str, row: str, model: nn.Module, spec: ModelSpec, recipe: Recipe, data: Dataset, seed: int, engine: Engine
 ) -> RunRecord:
-    """The run record of a run before its first epoch."""
-    gpu = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None
+    """Return the run record of a run before its first epoch."""
+    on_gpu = engine.device.type == "cuda"
+    machine = MachineIdentity.here(
+        torch.get_num_threads(), torch.cuda.get_device_name(engine.device) if on_gpu else None, engine.part.world,
+        gpu_settings() if on_gpu else None,
+    )  # fmt: skip
     return RunRecord(
         study=study, row=row, model=spec, recipe=json.loads(json.dumps(asdict(recipe))), data=data.identity, seed=seed,
-        code=CodeIdentity.here(), machine=MachineIdentity.here(torch.get_num_threads(), gpu, engine.part.world),
+        code=CodeIdentity.here(), machine=machine,
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=multiply_adds(model, spec, data.img_size),
     )  # fmt: skip
@@ -60,7 +63,8 @@ def begin_record(
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run reports to: epochs with whether they were read from a checkpoint, steps, and whether to stop."""
+    """Functions that a run calls: `on_epoch` with every epoch and whether it was read from a checkpoint, `on_step` with
+    every report, and `stop`, which returns whether the run is to stop."""
 
     on_epoch: Callable[[EpochResult, bool], None] | None = None
     on_step: Callable[[StepReport], None] | None = None
@@ -77,11 +81,12 @@ def train_and_test(
     checkpoint: Path,
     hooks: Hooks,
 ) -> tuple[RunRecord, DivergedError | None]:
-    """Train `model`, or go on from its checkpoint, test it once, and complete its run record. A run that diverges has a
-    failure in its record and the error beside it.
+    """Train `model`, or go on from its checkpoint, evaluate it on the test split once, and return the completed run
+    record. For a run that diverges, the record has a failure and the error is returned with it.
 
     Raises:
-        Stopped: If the hooks ask it to stop. InputError as `train`.
+        Stopped: If `hooks.stop` returns True.
+        InputError: As `train`.
     """
     epochs: list[EpochResult] = []
 
@@ -104,15 +109,23 @@ def train_and_test(
 
 
 def resolve(options: TrainOptions) -> tuple[TrainOptions, RunFolder]:
-    """The options as they were when the run began, where a resume does not repeat them, and the run's folder. Raises
-    UsageError and InputError."""
+    """Return the options and the folder of the run; options that a resumed run does not repeat are those in run.json.
+    Raises UsageError and InputError."""
     if options.model:
-        options.source.check("train")
         name = options.model.replace("/", "-")
-        return options, RunFolder(Path(options.out or f"runs/{name}-{options.recipe}-seed{options.seed}"))
-    if not options.resume or options.out is None:
+        folder = RunFolder(Path(options.out or f"runs/{name}-{options.recipe}-seed{options.seed}"))
+    elif not options.resume or options.out is None:
         raise UsageError("train", "a model is missing; expected MODEL, or --resume --out FOLDER to go on with a run")
-    folder = RunFolder(Path(options.out))
+    else:
+        folder = RunFolder(Path(options.out))
+        options = _stated_options(options, folder)
+    options.check()
+    options.source.check("train")
+    return options, folder
+
+
+def _stated_options(options: TrainOptions, folder: RunFolder) -> TrainOptions:
+    """The options of the run in `folder`; how it is computed is as in `options`. Raises InputError."""
     stated = folder.read_config()["options"]
     try:
         return replace(
@@ -123,7 +136,7 @@ def resolve(options: TrainOptions) -> tuple[TrainOptions, RunFolder]:
             weights=decode(ModelOptions, stated.get("weights"), "weights"),
             source=replace(decode(DataOptions, stated.get("source"), "source"), workers=options.source.workers),
             settings=decode(Recipe, stated.get("settings"), "settings"),
-        ), folder
+        )
     except ValueError as error:
         raise InputError(f"run: {folder.config} is damaged: {error}") from None
 
@@ -143,14 +156,15 @@ class Session:
         check_model(self.options.model)
         self.recipe = self.options.settings
         self.start = initial_weights(self.options.weights)
-        # what can be checked before any image is read
+        # errors in the options are raised before any image is read
         describe(self.options.model, arguments=self.options.weights.arguments("train"))
         self.engine = Engine(self.options.hardware, self.options.tracker, self.folder.path)
         self.console = Console(stderr=True)
         self.log: Log | None = None
 
     def run(self) -> int:
-        """Train, or go on; return the exit code. Raises InputError, OSError and WorkerError."""
+        """Train, or go on with the run in the folder, and return the exit code. Raises InputError, OSError and
+        WorkerError."""
         engine, main = self.engine, self.engine.main
         with ExitStack() as stack:
             if main:
@@ -164,12 +178,17 @@ class Session:
                     self._summarise(finished)
                     return 0
             self.log = stack.enter_context(_closing(Log(self.folder))) if main else None
-            stack.enter_context(warnings_on(self.console, main, self.log))
+            stack.enter_context(warnings_to(self._warn))
             return self._train()
 
+    def _warn(self, text: str) -> None:
+        if self.engine.main:
+            print_line(self.console, text)
+        self._write("warning", message=text)
+
     def _check_folder(self) -> None:
-        """Remove what a run left that ended before its first checkpoint. Raises InputError where a run would be lost,
-        or where there is none to go on with."""
+        """Remove the files of a run that ended before its first checkpoint. Raises InputError if a run would be lost,
+        or if there is no run to go on with."""
         folder, exists = self.folder, self.folder.config.exists()
         if exists and not self.options.resume:
             if not any(path.exists() for path in (folder.checkpoint, folder.record)):
@@ -201,16 +220,14 @@ class Session:
                     **record.recipe}  # fmt: skip
         with (
             tracking(engine, self.folder.path, document["id"], settings) as self.track,
-            stop_on_signal(self._print_line if engine.main else None) as request,
+            stop_on_signal(_print_message if engine.main else None) as request,
             watch(self.console, recipe.epochs, engine.main) as self.watch,
         ):
             if engine.main and not self.folder.config.exists():
                 self.folder.write_config(document)
             if self.watch:
                 self._introduce(self.watch, record, data, notes)
-            self.logged = (
-                {e.get("epoch") for e in self.folder.events() if e["event"] == "epoch"} if engine.main else set()
-            )
+            self.logged = set(self.folder.epochs()) if engine.main else set()
             self.count = 0
             try:
                 record, diverged = train_and_test(
@@ -225,7 +242,7 @@ class Session:
         return 0
 
     def _document(self, spec: ModelSpec, record: RunRecord) -> dict[str, Any]:
-        """What run.json holds; its id is that of the run.json in the folder, if there is one."""
+        """The contents of run.json; the id is that of the run.json in the folder, if there is one."""
         options = self.options
         config = self.folder.read_config() if self.folder.config.exists() else {}
         document = {
@@ -237,7 +254,7 @@ class Session:
         return cast("dict[str, Any]", json.loads(json.dumps(document)))
 
     def _compare(self, document: dict[str, Any]) -> None:
-        """Raise InputError where the folder holds another run, naming what differs."""
+        """Raise InputError if the folder holds another run, naming the differences."""
         if not self.folder.config.exists():
             return
         config = self.folder.read_config()
@@ -260,15 +277,11 @@ class Session:
         shown.say(f"recipe {options.recipe}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
                   f"lr {recipe.rates.top:.3g}; {where}; {self.folder.path}")  # fmt: skip
 
-    @staticmethod
-    def _print_line(line: str) -> None:
-        print(f"kernelbank train: {line}", file=sys.stderr, flush=True)
-
     def _on_epoch(self, result: EpochResult, restored: bool) -> None:
         self.count += 1
         if self.watch:
             self.watch.epoch(result, restored)
-        if self.count not in self.logged:  # a process killed between checkpoint and log left one out
+        if self.count not in self.logged:  # a process may be killed between checkpoint and log
             self._write("epoch", epoch=self.count, **asdict(result))
         if not restored:
             self.track({name: value for name, value in asdict(result).items() if value is not None}, self.count)
@@ -287,7 +300,7 @@ class Session:
     def _stopped(self, stopped: Stopped, request: StopRequest) -> int:
         self._write("stopped", message=str(stopped))
         if self.engine.main:
-            self._print_line(f"{stopped}; go on with: kernelbank train --resume --out {self.folder.path}")
+            _print_message(f"{stopped}; go on with: kernelbank train --resume --out {self.folder.path}")
         return request.exit_code
 
     def _diverged(self, record: RunRecord, diverged: DivergedError) -> None:
@@ -299,7 +312,7 @@ class Session:
         raise WorkerError(f"{record.failure}; {last}")
 
     def _finish(self, record: RunRecord) -> None:
-        """Write weights and run record, and print the summary; the checkpoint stays: it is the last good state."""
+        """Write weights and run record, and print the summary. The checkpoint is kept."""
         cast(Any, self.engine.accelerator).end_training()
         if not self.engine.main:
             return
@@ -332,26 +345,5 @@ def _closing(log: Log) -> Iterator[Log]:
         log.close()
 
 
-class _WarningLines(logging.Handler):
-    """Warnings of the package as lines on a console, and in the log."""
-
-    def __init__(self, console: Console, log: Log | None) -> None:
-        super().__init__(logging.WARNING)
-        self.console, self.log = console, log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
-        if self.log is not None:
-            self.log("warning", message=record.getMessage())
-
-
-@contextmanager
-def warnings_on(console: Console, shown: bool, log: Log | None = None) -> Iterator[None]:
-    """Show the package's warnings on `console` while the context is open, and write them to `log`."""
-    logger, handler = logging.getLogger("kernelbank"), _WarningLines(console, log)
-    if shown:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
+def _print_message(line: str) -> None:
+    warn(f"kernelbank train: {line}")

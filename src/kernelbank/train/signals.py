@@ -13,7 +13,7 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether a signal asked the run to stop, and which one; call it to ask."""
+    """A request to stop. Calling it returns whether a signal was received."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -29,8 +29,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(notify: Callable[[str], None] | None = None) -> Iterator[StopRequest]:
-    """Catch the first SIGINT or SIGTERM while the context is open; the second has its usual effect. `notify` gets
-    a line about the first at once, from a thread."""
+    """Catch the first SIGINT or SIGTERM inside the context; the second has its usual effect. `notify` is called with a
+    line about the first at once, from a thread."""
     request = StopRequest()
 
     def catch(number: int, _: FrameType | None) -> None:
@@ -54,8 +54,8 @@ def stop_on_signal(notify: Callable[[str], None] | None = None) -> Iterator[Stop
 
 @contextmanager
 def _notified(notify: Callable[[str], None]) -> Iterator[None]:
-    """Call `notify` when the first signal arrives. Python runs handlers between two instructions of the main thread, so
-    only after a backward pass, which may take minutes; what it writes to the wakeup descriptor arrives at once."""
+    """Call `notify` when the first signal arrives. Python runs signal handlers between two instructions of the main
+    thread, that is after a backward pass, which may take minutes. The wakeup descriptor is written to at once."""
     reader, writer = socket.socketpair()
 
     def listen() -> None:
@@ -73,7 +73,7 @@ def _notified(notify: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        writer.send(b"\0")  # closing it would not do: worker processes have copies
+        writer.send(b"\0")  # closing it is not enough, since worker processes have copies
         thread.join()
         writer.close()
         reader.close()

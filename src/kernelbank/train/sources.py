@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -21,12 +22,13 @@ from kernelbank.train.request import DataOptions, ModelOptions
 from kernelbank.zoo import NAMED, SMALL
 
 ENLARGED = 2
-"""How many times an image is enlarged, at least, where a run says so."""
+"""From this factor on, a run prints that images are enlarged."""
 
 
 def open_dataset(model: str, options: DataOptions, crop_pct: float, engine: Engine, console: Console) -> Dataset:
-    """The data, unpacked by the first process of every machine while the others wait. Raises InputError."""
-    assert options.data is not None
+    """Return the data set. The first process of every machine unpacks it while the others wait. Raises InputError."""
+    if options.data is None:
+        raise InputError("data: --data is missing; expected a data set by name, a folder or an archive")
     if model in SMALL and options.data not in NAMED_DATA and options.img_size is None:
         raise InputError(f"invalid img_size=None for model {model}, which takes any size; expected --img-size")
     workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
@@ -43,7 +45,7 @@ def open_dataset(model: str, options: DataOptions, crop_pct: float, engine: Engi
 
 @contextmanager
 def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
-    """A bar for an archive, from the first block that is read."""
+    """Give a function that shows the progress of reading an archive as a bar."""
     with ExitStack() as stack:
         bars: list[tuple[Progress, Any]] = []
 
@@ -59,14 +61,14 @@ def _unpacking(console: Console, shown: bool) -> Iterator[Any]:
 
 
 def initial_weights(options: ModelOptions) -> InitialWeights:
-    """Where the weights of a run come from; a mixer replaces those of given weights."""
-    given = options.pretrained or options.initial_checkpoint is not None
-    return InitialWeights(options.initial_checkpoint, options.pretrained, options.mixer if given else None)
+    """Return where the weights of a run come from. A mixer replaces those of a model with weights."""
+    weights = InitialWeights(options.initial_checkpoint, options.pretrained)
+    return replace(weights, mixer=options.mixer) if weights.given else weights
 
 
 def model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Dataset, verb: str) -> ModelSpec:
-    """The description of the model for `data`, before a mixer replaces those of given weights. Raises InputError,
-    SpecError and UsageError."""
+    """Return the description of the model for `data`, before a mixer replaces those of a model with weights. Raises
+    InputError, SpecError and UsageError."""
     takes_any_size = name in NAMED or source.data in NAMED_DATA or source.img_size is not None
     size = data.img_size if takes_any_size else None  # some stock models have no img_size
     mixer = None if initial_weights(weights).given else weights.mixer
@@ -77,7 +79,7 @@ def model_spec(name: str, weights: ModelOptions, source: DataOptions, data: Data
 
 
 def enlargement(data: Dataset, source: DataOptions) -> Iterator[str]:
-    """A line where images are enlarged to the size that the model happens to have."""
+    """Yield a line if images are enlarged to the model's own size, which nobody asked for."""
     size = data.train.first_size() if isinstance(data.train, FileSplit) and source.img_size is None else None
     if size is not None and ENLARGED * min(size) <= min(data.img_size):
         first, seen = (f"{height} x {width}" for height, width in (size, data.img_size))

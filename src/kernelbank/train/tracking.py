@@ -1,4 +1,4 @@
-"""Trackers of a run: TensorBoard, Weights & Biases and trackio, as Accelerate drives them."""
+"""Trackers of a run (TensorBoard, Weights & Biases and trackio) through Accelerate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 PROJECT = "kernelbank"
 
 Track = Callable[[Mapping[str, float], int], None]
-"""Takes the numbers of an epoch, and which epoch it is."""
+"""A function of the results of an epoch and its number."""
 
 
 @contextmanager
 def tracking(engine: Engine, folder: Path, identity: str, settings: Mapping[str, Any]) -> Iterator[Track]:
-    """The engine's trackers while the context is open, with `settings`, closed however it ends.
+    """Open the trackers of the engine with `settings`, and close them at the end of the context in any case.
 
-    A run that goes on is the same run to them, by `identity`. A tracker that fails later on is a warning: it does not
-    end a run. Raises InputError where one cannot be started.
+    A resumed run continues its entry, which `identity` names. A tracker that fails later causes a warning and does not
+    end the run. Raises InputError if a tracker cannot be started.
     """
     names = {
         "wandb": {"name": folder.name, "id": identity, "resume": "allow", "dir": folder},
@@ -32,7 +32,7 @@ def tracking(engine: Engine, folder: Path, identity: str, settings: Mapping[str,
     accelerator = engine.accelerator
     try:
         accelerator.init_trackers(PROJECT, scalars(settings), names)
-    except Exception as error:  # whatever a foreign service raises: no login, no network, another version
+    except Exception as error:  # a service may raise any error: no login, no network, another version
         which = ", ".join(map(str, accelerator.log_with))
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"tracker: {which} cannot be started ({reason})") from None
@@ -41,7 +41,7 @@ def tracking(engine: Engine, folder: Path, identity: str, settings: Mapping[str,
         try:
             accelerator.log(dict(values), step=step)
         except Exception as error:
-            log.warning("a tracker did not take epoch %d (%s: %s)", step, type(error).__name__, error)
+            log.warning("a tracker failed in epoch %d (%s: %s)", step, type(error).__name__, error)
 
     try:
         yield track
@@ -52,7 +52,7 @@ def tracking(engine: Engine, folder: Path, identity: str, settings: Mapping[str,
 
 
 def scalars(settings: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
-    """Settings as TensorBoard takes them: numbers, words and truth values; all else as text."""
+    """Return settings as TensorBoard accepts them: numbers, text and booleans, and any other value as text."""
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in settings.items()
     }

@@ -1,1 +1,1 @@
-"""Checkpoints of other libraries as ours and back: invertible key maps, and a proof on the same images."""
+"""Convert checkpoints between this library and others, with invertible key maps and a comparison of outputs."""

@@ -12,23 +12,23 @@ from kernelbank.weights.keymap import Pattern, State
 from kernelbank.weights.stock import windows
 
 MASKED = -100.0
-"""What microsoft's Swin adds to the logits of pairs in different windows."""
+"""The value that microsoft's Swin adds to the logits of pairs in different regions."""
 
 
 def indices(pattern: str, spec: ModelSpec) -> State:
-    """relative_position_index of every block, (N, N) for the N positions of its window (a, b): the row of the table
-    for query i and key j, (y_i - y_j + a - 1)(2b - 1) + x_i - x_j + b - 1."""
+    """Return relative_position_index of every block, (N, N) for the N positions of its window (a, b). It is the row of
+    the table for query i and key j, (y_i - y_j + a - 1)(2b - 1) + x_i - x_j + b - 1."""
     return dict(_blocks(pattern, spec, lambda stage, _: _index(windows(spec)[stage])))
 
 
 def flat_indices(pattern: str, spec: ModelSpec) -> State:
-    """`indices`, flattened (N N)."""
+    """Return `indices`, flattened to (N N)."""
     return {key: index.flatten() for key, index in indices(pattern, spec).items()}
 
 
 def attn_masks(pattern: str, spec: ModelSpec) -> State:
-    """attn_mask of every shifted block, (windows, N, N): 0 where query and key are in one region of the rolled grid,
-    else -100."""
+    """Return attn_mask of every shifted block, (windows, N, N). It is 0 where query and key are in one region of the
+    rolled grid, else -100."""
 
     def mask(stage: int, block: int) -> Tensor | None:
         grid, window = spec.stages[stage].grid, windows(spec)[stage]
@@ -52,7 +52,8 @@ def _index(window: Grid) -> Tensor:
 
 
 def _mask(grid: Grid, window: int) -> Tensor:
-    """Regions are counted in thirds of each rolled axis: up to the last window, its part before the shift, the rest."""
+    """The mask of one stage. Each rolled axis has three segments: up to the last window, the part of the last window
+    before the shift, and the rest."""
     thirds = [
         (torch.arange(length) >= length - window).long() + (torch.arange(length) >= length - window // 2)
         for length in grid

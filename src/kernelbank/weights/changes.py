@@ -1,4 +1,4 @@
-"""What tensors become between libraries that store them differently: bijections, each with its inverse."""
+"""Conversions of tensors that libraries store differently. Each is a bijection with its inverse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kernelbank.weights.keymap import Misfit, Shape, of_one
 
 
 def _shaped(tensor: Tensor, pattern: tuple[int | None, ...]) -> Tensor:
-    """`tensor`, if its shape fits; None fits any length. Raises Misfit."""
+    """Return `tensor` if its shape matches `pattern`, in which None is any length. Raises Misfit."""
     if len(pattern) != tensor.ndim or any(p not in (None, n) for p, n in zip(pattern, tensor.shape, strict=True)):
         text = ", ".join("n" if length is None else str(length) for length in pattern)
         raise Misfit(f"invalid shape {tuple(tensor.shape)}; expected ({text})")
@@ -23,7 +23,7 @@ def _to_channels_first_taps(tensor: Tensor, shape: Shape | None) -> Tensor:
 
 
 def _to_taps_first(tensor: Tensor, shape: Shape | None) -> Tensor:
-    """The inverse: (..., 4C) in the order (c, dy, dx) -> (dx, dy, c)."""
+    """The inverse of `_to_channels_first_taps`: (..., 4C) in the order (c, dy, dx) -> (dx, dy, c)."""
     return _merged(tensor, (-1, 2, 2), (2, 1, 0))
 
 
@@ -48,7 +48,7 @@ def _table_from_timm(table: Tensor, shape: Shape | None) -> Tensor:
     side = math.isqrt(offsets)
     shape = shape or (heads, side, side)
     if math.prod(shape) != table.numel() or shape[0] != heads:
-        raise Misfit(f"shape {tuple(table.shape)} does not become {tuple(shape)}")
+        raise Misfit(f"invalid shape {tuple(table.shape)}; expected one that can become {tuple(shape)}")
     return table.t().reshape(shape)
 
 
@@ -57,7 +57,7 @@ TABLE = of_one(_table_to_timm, _table_from_timm)
 
 
 def _unstacked(tensor: Tensor, shape: Shape | None) -> Tensor:
-    """Kernels of one head without the axes of length 1 that version 0.1 saved: (1, K, C, 1, 1) and (1, C, K)."""
+    """Remove the axes of length 1 with which version 0.1 saved kernels of one head, (1, K, C, 1, 1) and (1, C, K)."""
     if tensor.ndim == 5 and tensor.shape[3:] == (1, 1):
         tensor = tensor[..., 0, 0]
     return tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else _shaped(tensor, (None, None))

@@ -1,4 +1,4 @@
-"""A state dict from one dialect to another: every tensor accounted for, and back again bit by bit."""
+"""Convert state dicts between dialects. Every tensor is accounted for, and the way back gives the same bits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kernelbank.weights.stock import build_stock, with_padding
 
 @dataclass(frozen=True)
 class SourceState:
-    """A state as it was read: `pivot` is the same under timm's keys, without what was `dropped` (with the reason) and
-    without the `derived` buffers; `spec` describes its model, and `assumed` lists what of it was assumed."""
+    """A state dict and its translation. `pivot` is the state under timm's keys, without the `dropped` tensors (with the
+    reason) and the `derived` buffers. `spec` describes the model, and `assumed` lists what is assumed of it."""
 
     state: State
     dialect: Dialect
@@ -32,15 +32,15 @@ class SourceState:
 
 
 Describe = Callable[[Family, State], Inferred]
-"""The description of a state under timm's keys."""
+"""A function that describes the model of a state under timm's keys."""
 
 
 def read(state: State, describe: Describe = infer) -> SourceState:
-    """Detect the dialect of `state` and take it under timm's keys; `describe` gives the description of its model, by
-    default from the shapes.
+    """Detect the dialect of `state` and translate it to timm's keys. `describe` describes its model, by default from
+    the shapes.
 
     Raises:
-        InputError: If a tensor is missing, left over or of another shape, or a buffer is not what the model gives.
+        InputError: If a tensor is missing, left over or of another shape, or a buffer is not that of the model.
     """
     dialect = detect(state)
     derived = tuple(key for key in state if dialect.is_derived(key))
@@ -79,7 +79,7 @@ def write(source: SourceState, to: Dialect) -> State:
 
 
 def convert_state(state: Mapping[str, object], to: str, describe: Describe = infer) -> State:
-    """A state dict, or what wraps one in a checkpoint, in another dialect by its name.
+    """Convert a state dict, or a checkpoint that contains one, to the dialect `to`.
 
     ``convert_state(torch.load(path, weights_only=True), "timm")``. Raises InputError as `read` and `write`.
     """
@@ -88,7 +88,8 @@ def convert_state(state: Mapping[str, object], to: str, describe: Describe = inf
 
 
 def differing(source: SourceState, state: State, to: Dialect) -> list[str]:
-    """Which tensors of `source` are not bit by bit what comes back from `state`, its dropped ones apart."""
+    """Return the names of the tensors of `source` that converting `state` back does not reproduce bit by bit. Dropped
+    tensors do not count."""
     remaining = {key: tensor for key, tensor in state.items() if not to.is_derived(key)}
     pivot, _ = to.keys.into(remaining)
     again = source.dialect.keys.back(pivot, source.dialect.shapes(source.spec))
@@ -103,7 +104,7 @@ def differing(source: SourceState, state: State, to: Dialect) -> list[str]:
 
 
 def pivot_shapes(spec: ModelSpec) -> Shapes:
-    """The shapes of timm's model of `spec`."""
+    """Return the shapes of timm's model of `spec`."""
     with torch.device("meta"):
         return _shapes(build_stock(replace(spec, name="")))
 
@@ -113,7 +114,7 @@ def _shapes(model: nn.Module) -> Shapes:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same bits."""
+    """Whether two tensors have the same bits."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     return torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8))

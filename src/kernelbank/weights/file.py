@@ -1,7 +1,8 @@
-"""Weights from and to files, with the one metadata schema of every file we write.
+"""Read and write files of weights, with one metadata schema for every file that this library writes.
 
-A pickle is only ever read as weights: code in it is never run. A safetensors file of ours holds in its metadata, under
-``kernelbank``, a JSON object with ``file_version``, ``model`` (`ModelSpec.to_document`) and ``source``.
+Pickles are read with ``weights_only``, so that code in them is never run. The metadata of a safetensors file of this
+library contains, under ``kernelbank``, a JSON object with ``file_version``, ``model`` (`ModelSpec.to_document`) and
+``source``.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ ENTRY, FILE_VERSION = "kernelbank", 2
 SAFETENSORS, PICKLES = ".safetensors", (".pth", ".pt", ".bin")
 SUFFIXES = (SAFETENSORS, *PICKLES)
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "module")
-"""Under which keys training scripts put the weights (DeiT and Swin, mmpretrain and timm, others)."""
+"""The keys under which training scripts store the weights (DeiT and Swin, mmpretrain and timm, others)."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every key."""
+"""The prefixes that DistributedDataParallel and torch.compile add to every key."""
 
 
 def read_state(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a weights file, unwrapped, and its metadata (safetensors only).
+    """Return the tensors of a weights file, unwrapped, and its metadata (safetensors only).
 
-    Raises InputError for a file that is missing, truncated or corrupted, holds code or no tensors.
+    Raises:
+        InputError: If the file is missing, truncated or corrupted, or contains code or no tensors.
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}{suggest(path.suffix, SUFFIXES)}; "
@@ -72,9 +74,10 @@ def _read_pickle(path: Path) -> Any:
 
 
 def unwrap(loaded: object, what: str) -> State:
-    """The state dict in what a file or a user holds: under one of `WRAPPERS`, without `PREFIXES`.
+    """Return the state dict in `loaded`, which may be under one of `WRAPPERS`, with `PREFIXES` removed from its keys.
 
-    Raises InputError where there are no tensors, or anything besides tensors.
+    Raises:
+        InputError: If there are no tensors, or values that are not tensors.
     """
     while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
         inside = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
@@ -98,7 +101,7 @@ def unwrap(loaded: object, what: str) -> State:
 
 
 def check_destination(path: Path) -> None:
-    """Raises InputError unless `path` can become a safetensors file."""
+    """Raise InputError unless a safetensors file can be written to `path`."""
     if path.suffix != SAFETENSORS:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}; expected {SAFETENSORS}")
     try:
@@ -111,7 +114,7 @@ def check_destination(path: Path) -> None:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all. Raises InputError where it cannot be written."""
+    """Write a safetensors file, completely or not at all. Raises InputError if it cannot be written."""
     check_destination(path)
     whole, storages = {}, set[int]()
     for key, tensor in state.items():  # safetensors refuses tensors that share memory
@@ -133,8 +136,8 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file in place: the library writes it in an order that changes from one process
-    to the next, so that equal models would have different bytes."""
+    """Sort the metadata of a safetensors file in place. The library writes it in an order that differs between
+    processes, so that equal models would have different bytes."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -149,8 +152,8 @@ def _sort_metadata(path: Path) -> None:
 
 
 def save_model(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec, source: str = "") -> None:
-    """Write a state with the description of its model, whole or not at all, for `kernelbank.load`. `source` says where
-    the weights came from. Raises InputError if the file cannot be written."""
+    """Write a state dict with the description of its model for `kernelbank.load`, completely or not at all. `source`
+    states the origin of the weights. Raises InputError if the file cannot be written."""
     document = {"file_version": FILE_VERSION, "model": spec.to_document(), "source": source}
     write_state(Path(path), state, {ENTRY: json.dumps(document, sort_keys=True)})
 

@@ -1,4 +1,4 @@
-"""`from_timm`: a timm model as our backbone with the same weights, its description read off the model."""
+"""`from_timm`: convert a timm model to a backbone of this library with the same weights."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ NORMS = ("norm", "norm1", "norm2", "norm_pre", "fc_norm", "q_norm", "k_norm")
 
 
 def from_timm(model: nn.Module | str, mixer: str | None = None, **kwargs: Any) -> Backbone:
-    """Our backbone with the weights of `model`, a timm VisionTransformer or SwinTransformer or its name.
+    """Return a backbone of this library with the weights of `model`, a timm VisionTransformer or SwinTransformer or its
+    name.
 
-    The specs are read off the model: `vit` or `swin` with its windows (with ``pad=timm`` where they do not fill the
-    grid), or those that `replace_mixers` put into it, and its FFN. `mixer` then replaces cells or specs as
-    `replace_mixers` does, and ``replaced`` of the backbone is a table of what became of each tensor. With a name,
-    `kwargs` go to ``timm.create_model``: ``from_timm("deit_small_patch16_224", pretrained=True)``.
+    The specs are those of the model: `vit` or `swin` with its windows (with ``pad=timm`` if they do not fill the grid),
+    or those of its replaced mixers, and its FFN. `mixer` then replaces cells or specs as `replace_mixers` does, and
+    ``replaced`` of the backbone is a table with the outcome for each tensor. For a name, `kwargs` are passed to
+    ``timm.create_model``: ``from_timm("deit_small_patch16_224", pretrained=True)``.
 
-    The backbone computes what the model computes, is on its device, in its dtype and its mode, and shares no tensor
-    with it.
+    The backbone computes the same as the model. It has the same device, dtype and mode, and shares no tensor with it.
 
     Raises:
-        InputError: If timm does not know the name, or the model has something that our trunks do not have: another
-            class, norm, MLP, block or attention pooling. The message names the first such part.
+        InputError: If timm does not know the name, or the model has a class, norm, MLP, block or attention pooling that
+            the trunks of this library do not have. The message names the first such part.
         SpecError: If `mixer` does not fit.
     """
     if isinstance(model, str):
@@ -91,13 +91,13 @@ def with_state(spec: ModelSpec, state: Mapping[str, Tensor]) -> Backbone:
 
 
 def our_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of our backbone by name."""
+    """Return the shape of every tensor of the backbone by name."""
     backbone = build_backbone(spec, weight_init="skip", device="meta")
     return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
 
 
 def _to_ours(spec: ModelSpec, model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of `model` under our names; the tensors of mixers that `replace_mixers` put into it have them."""
+    """Return the state of `model` under our names, which the tensors of replaced mixers already have."""
     mixers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Mixer))
     renamed = {key: tensor for key, tensor in with_biases(state).items() if not key.startswith(mixers)}
     ours = {key: tensor for key, tensor in state.items() if key.startswith(mixers)}
@@ -108,7 +108,7 @@ def _to_ours(spec: ModelSpec, model: nn.Module, state: Mapping[str, Tensor]) -> 
 
 
 def read_model(model: nn.Module) -> ModelSpec:
-    """The description of a timm model. Raises InputError naming what our trunks do not have."""
+    """Return the description of a timm model. Raises InputError naming a part that our trunks do not have."""
     if type(model) is vision_transformer.VisionTransformer:
         return _read_vit(model)
     if type(model) is swin_transformer.SwinTransformer:
@@ -185,7 +185,7 @@ def _read_swin(model: Any) -> ModelSpec:
 
 
 def _read_dropout(first: Any, last: Any, head: float, positions: float) -> Dropout:
-    """The rates of a timm model: of its first block's attention, and the drop path of its last block."""
+    """Return the dropout rates of a timm model, from the attention of its first block and the drop path of its last."""
     attention = first.attn
     rate = attention.attn_drop.p if isinstance(attention.attn_drop, nn.Dropout) else attention.attn_drop
     proj = attention.proj_drop.p if isinstance(attention.proj_drop, nn.Dropout) else attention.proj_drop
@@ -196,7 +196,7 @@ def _read_dropout(first: Any, last: Any, head: float, positions: float) -> Dropo
 
 
 def _read_mlps(blocks: list[Any]) -> tuple[str, bool]:
-    """Activation and bias of the MLPs. Raises InputError for one that no `ffn` spec holds, or if blocks differ."""
+    """Return the activation and bias of the MLPs. Raises InputError if no `ffn` spec has them, or if blocks differ."""
     kinds = set()
     for index, block in enumerate(blocks):
         mlp, where = block.mlp, f"mlp of block {index}"
@@ -215,7 +215,7 @@ def _read_mlps(blocks: list[Any]) -> tuple[str, bool]:
 
 
 def _read_norms(model: nn.Module) -> float:
-    """The epsilon of every norm. Raises InputError for another norm than LayerNorm, or several epsilons."""
+    """Return the epsilon of the norms. Raises InputError for norms other than LayerNorm, or several epsilons."""
     eps: dict[float, str] = {}
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
@@ -232,7 +232,7 @@ def _read_norms(model: nn.Module) -> float:
 
 
 def _exactly(module: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...], where: str, field: str) -> None:
-    """Raise InputError, naming `field`, for another class; subclasses compute something else."""
+    """Raise InputError, naming `field`, for another class or a subclass, which may compute something else."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if type(module) not in kinds:
         raise InputError(f"{where}: invalid {field}={type(module).__name__}; expected "
@@ -240,7 +240,7 @@ def _exactly(module: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], .
 
 
 def _freeze(backbone: Backbone, model: nn.Module, spec: ModelSpec) -> None:
-    """Freeze what comes of frozen parameters of `model`."""
+    """Freeze the parameters that come from frozen parameters of `model`."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if not frozen:
         return
@@ -251,7 +251,7 @@ def _freeze(backbone: Backbone, model: nn.Module, spec: ModelSpec) -> None:
 
 
 def with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state in which every projection has a bias, zero where it had none: our output projection always has one."""
+    """Return a state in which every projection has a bias, zero if it had none, since our output projection has one."""
     whole = dict(state)
     for key, tensor in state.items():
         if key.endswith("attn.proj.weight"):

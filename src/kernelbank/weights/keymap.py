@@ -1,8 +1,8 @@
-"""Invertible key maps: an ordered list of rules declared once, its inverse derived.
+"""Invertible key maps: a list of rules that is declared for one direction and inverted for the other.
 
-A rule pairs patterns of keys. ``{i}``, ``{j}`` stand for numbers, also as ``{i+1}`` or ``{2i+1}``; ``{p}`` for weight
-or bias. A rule of several keys on one side joins or splits tensors. Every key of a state is either translated,
-dropped for a stated reason, or left over, which is an error.
+A rule pairs patterns of keys. The placeholders ``{i}`` and ``{j}`` are numbers, also as ``{i+1}`` or ``{2i+1}``, and
+``{p}`` is weight or bias. A rule with several keys on one side joins or splits tensors. Every key of a state dict is
+translated, dropped for a stated reason, or left over, which is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Tensors = tuple[Tensor, ...]
 Wanted = Sequence[Shape | None]
 """The shape that each tensor must get, None where it is not known."""
 NAMED = 3
-"""How many keys an error names before it counts the rest."""
+"""The number of keys that an error lists before it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Change:
 
 
 class Misfit(InputError):
-    """A tensor that a rule cannot take."""
+    """A tensor that a rule cannot convert."""
 
 
 def _as_they_are(tensors: Tensors, shapes: Wanted) -> Tensors:
@@ -66,7 +66,7 @@ def _split(tensors: Tensors, shapes: Wanted) -> Tensors:
 
 SAME = Change(_as_they_are, _as_they_are)
 JOIN = Change(_join, _split)
-"""q, k and v as one tensor, below each other."""
+"""q, k and v concatenated along their outputs."""
 
 
 def of_one(into: Callable[[Tensor, Shape | None], Tensor], back: Callable[[Tensor, Shape | None], Tensor]) -> Change:
@@ -82,7 +82,7 @@ def of_one(into: Callable[[Tensor, Shape | None], Tensor], back: Callable[[Tenso
 _PLACE = re.compile(r"\{(\d*)([a-z])([+-]\d+)?\}")
 _LEAF = "p"
 Bound = tuple[tuple[str, int | str], ...]
-"""What the placeholders stand for."""
+"""The values of the placeholders."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Rule:
-    """Keys `theirs` of a dialect and `ours` of the pivot; `change` turns the tensors of theirs into ours."""
+    """The keys `theirs` of a dialect and `ours` of the pivot. `change` converts tensors of theirs to ours."""
 
     theirs: tuple[Pattern, ...]
     ours: tuple[Pattern, ...]
@@ -142,22 +142,22 @@ class Rule:
 
     @property
     def inverse(self) -> Rule:
-        """The rule read from the other side."""
+        """The rule in the other direction."""
         return Rule(self.ours, self.theirs, self.change.inverse)
 
 
 def rule(theirs: str | Sequence[str], ours: str | Sequence[str], change: Change = SAME) -> Rule:
-    """A rule from texts. Raises ValueError unless every placeholder stands on both sides, in every key."""
+    """Return the rule of texts. Raises ValueError unless every key has the same placeholders."""
     sides = [tuple(Pattern(text) for text in ((side,) if isinstance(side, str) else side)) for side in (theirs, ours)]
     if len({frozenset(pattern.places) for side in sides for pattern in side}) != 1:
-        raise ValueError(f"{theirs} and {ours} do not hold the same placeholders")
+        raise ValueError(f"invalid rule {theirs} -> {ours}; expected the same placeholders in every key")
     return Rule(sides[0], sides[1], change)
 
 
 Names = dict[str, str | tuple[str, ...]]
-"""A pattern of timm's keys -> the pattern of a library's; three where timm has q, k and v in one tensor."""
+"""From a pattern of timm's keys to that of a library; to three patterns where timm has q, k and v in one tensor."""
 Changes = dict[str, Change]
-"""A pattern of timm's keys -> what its tensor becomes."""
+"""From a pattern of timm's keys to the conversion of its tensor."""
 
 
 # ---- maps ------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ Changes = dict[str, Change]
 
 @dataclass(frozen=True)
 class Dropped:
-    """Keys that the pivot has no place for, and why they can go."""
+    """Keys without a counterpart in the pivot, and the reason why they can be dropped."""
 
     pattern: Pattern
     reason: str
@@ -173,7 +173,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """The rules between the keys of a dialect and those of the pivot, timm's.
+    """The rules between the keys of a dialect and those of timm, the pivot.
 
     `dropped` are patterns of the dialect's keys that have no counterpart.
     """
@@ -182,22 +182,22 @@ class KeyMap:
     dropped: tuple[Dropped, ...] = field(default=())
 
     def into(self, state: Mapping[str, Tensor], shapes: Shapes | None = None) -> tuple[State, dict[str, str]]:
-        """A dialect's state under the pivot's keys, and the keys that were dropped with the reason.
+        """Return the state of a dialect under the keys of the pivot, and the dropped keys with the reasons.
 
-        Raises InputError listing what no rule takes.
+        Raises InputError listing the keys that no rule matches.
         """
         gone = {key: drop.reason for key in state for drop in self.dropped if drop.pattern.match(key) is not None}
         kept = {key: tensor for key, tensor in state.items() if key not in gone}
         return _translate(kept, self.rules, shapes or {}), gone
 
     def back(self, state: Mapping[str, Tensor], shapes: Shapes | None = None) -> State:
-        """The pivot's state under the dialect's keys. Raises InputError as `into`."""
+        """Return the state of the pivot under the keys of the dialect. Raises InputError as `into`."""
         return _translate(state, [rule.inverse for rule in self.rules], shapes or {})
 
 
 def key_map(names: Names, changes: Changes | None = None, dropped: Mapping[str, str] | None = None) -> KeyMap:
-    """The key map of a table of names. Three names for one are joined, unless `changes` says otherwise; `dropped` maps
-    patterns without a counterpart to the reason."""
+    """Return the key map of a table of names. Three names for one are joined, unless `changes` has another conversion.
+    `dropped` maps patterns without a counterpart to the reason."""
     changes = changes or {}
     rules = (
         rule(theirs, timm, changes.get(timm, JOIN if isinstance(theirs, tuple) else SAME))
@@ -235,7 +235,7 @@ def _translate(state: Mapping[str, Tensor], rules: Iterable[Rule], shapes: Shape
 
 
 def cover(state: Mapping[str, Tensor], expected: Shapes, what: str) -> None:
-    """Raises InputError, naming tensors, unless `state` holds exactly the keys of `expected` with their shapes."""
+    """Raise InputError, naming tensors, unless `state` has exactly the keys of `expected` with their shapes."""
     problems = []
     if missing := [key for key in expected if key not in state]:
         problems.append(f"missing {listed(missing)}")
@@ -249,7 +249,7 @@ def cover(state: Mapping[str, Tensor], expected: Shapes, what: str) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
+    """Return the first few names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

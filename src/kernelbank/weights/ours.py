@@ -1,4 +1,5 @@
-"""Our names of the tensors in a backbone: timm's trunk with the names of `spec.inventory` in its blocks."""
+"""The names of the tensors in a backbone of this library: those of timm for the trunk, and those of `spec.inventory`
+for the mixers and MLPs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _TABLE = f"{STAGE_BLOCK}.attn.relative_position_bias_table"
 
 
 def _names(timm: Names, block: str) -> Names:
-    """timm's names with mixers in `block`: weights and biases of the FFN have rules of their own, as they differ."""
+    """timm's names with mixers in `block`. The weights and biases of the FFN have separate rules, since their
+    conversions differ."""
     renamed = {key: name for key, name in timm.items() if not key.startswith(f"{block}.mlp.")}
     renamed[f"{block}.attn.qkv.{{p}}"] = tuple(f"{block}.attn.{name}.{{p}}" for name in FUSED["qkv"])
     renamed[f"{block}.attn.proj.{{p}}"] = f"{block}.attn.out.{{p}}"
@@ -31,4 +33,4 @@ KEYS: dict[str, KeyMap] = {
         {**_changes(STAGE_BLOCK), _TABLE: TABLE},
     ),
 }
-"""Between our keys and timm's, by the family of the trunk."""
+"""The key maps between this library and timm, by the family of the trunk."""

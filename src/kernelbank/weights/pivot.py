@@ -1,4 +1,4 @@
-"""timm's names of the tensors of a ViT and a Swin: the pivot between all dialects."""
+"""timm's names of the tensors of a ViT and a Swin, which are the pivot between all dialects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SWIN: Names = {key: key for key in _SWIN_KEYS}
 
 
 def under(prefix: str, names: Names, heads: tuple[str, ...] = ("classifier.", "head.")) -> Names:
-    """`names` with `prefix` before each, except those of the head, which lies outside the backbone."""
+    """Return `names` with `prefix` before each, except for the head, which is outside the backbone."""
 
     def put(name: str) -> str:
         return name if name.startswith(heads) else prefix + name
@@ -33,5 +33,5 @@ def under(prefix: str, names: Names, heads: tuple[str, ...] = ("classifier.", "h
 
 
 def headless(names: Names) -> Names:
-    """`names` without those of the head."""
+    """Return `names` without those of the head."""
     return {timm: name for timm, name in names.items() if not timm.startswith("head.")}

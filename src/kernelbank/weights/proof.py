@@ -1,4 +1,4 @@
-"""A proof that two models compute the same: the same random images through both."""
+"""Compare two models by running the same random images through both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Proof:
 
 
 def prove(source: Callable[[], Run], target: Callable[[], Run], spec: ModelSpec) -> Proof:
-    """Run `IMAGES` random images through both models, built one after the other.
+    """Run `IMAGES` random images through both models, which are built one after the other.
 
     Raises:
         MissingLibraryError: If a library is missing, or the outputs are all zero.
@@ -47,7 +47,7 @@ def prove(source: Callable[[], Run], target: Callable[[], Run], spec: ModelSpec)
         raise InputError(f"not equal: outputs {tuple(outputs[0].shape)} and {tuple(outputs[1].shape)}")
     proof = Proof((outputs[0] - outputs[1]).abs().max().item(), outputs[0].abs().max().item())
     if proof.scale == 0:
-        raise MissingLibraryError("the outputs are all zero, so that nothing can be compared")
+        raise MissingLibraryError("the outputs are all zero and cannot be compared")
     if not proof.holds:
         raise InputError(f"not equal: max |difference| {proof.difference:.1e} on {IMAGES} random images, outputs up to "
                          f"{proof.scale:.1e}; expected at most {TOLERANCE:g} of the largest output")  # fmt: skip

@@ -1,5 +1,5 @@
-"""timm's own VisionTransformer and SwinTransformer from the description of a model: what conversions are checked
-against."""
+"""Build timm's VisionTransformer and SwinTransformer from the description of a model. Conversions are compared with
+them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def build_stock(spec: ModelSpec, **options: Any) -> Any:
 
 
 def stock_arguments(spec: ModelSpec) -> dict[str, Any]:
-    """`spec` as arguments of timm's VisionTransformer or SwinTransformer.
+    """Return `spec` as arguments of timm's VisionTransformer or SwinTransformer.
 
     Raises:
         InputError: If a mixer is not softmax attention (with Swin's windows in a Swin), an MLP is not fc1, activation,
-            fc2, or the trunk is a stock model already.
+            fc2, or the trunk is already a stock model.
     """
     trunk = spec.trunk
     if isinstance(trunk, TimmTrunk):
@@ -71,7 +71,7 @@ def stock_arguments(spec: ModelSpec) -> dict[str, Any]:
 
 
 def is_stock(spec: ModelSpec) -> bool:
-    """Whether timm's own classes can hold the model."""
+    """Whether timm's own classes can represent the model."""
     try:
         stock_arguments(spec)
     except InputError:
@@ -80,7 +80,7 @@ def is_stock(spec: ModelSpec) -> bool:
 
 
 def window_side(stage: Stage) -> int:
-    """M of a stage of Swin. Raises InputError for another mixer than Swin's window attention."""
+    """Return M of a stage of Swin. Raises InputError for mixers other than Swin's window attention."""
     support = stage.mixer.support
     if isinstance(support, Window):
         plain = replace(stage.mixer, bias=True, support=replace(support, M=7, pad="masked"))
@@ -90,13 +90,13 @@ def window_side(stage: Stage) -> int:
 
 
 def windows(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
-    """(a, b) in tokens by stage: the window, cut to the grid."""
+    """Return the window (a, b) of each stage in tokens, cut to the grid."""
     return tuple((min(window_side(stage), stage.grid[0]), min(window_side(stage), stage.grid[1]))
                  for stage in spec.stages)  # fmt: skip
 
 
 def mlp_width(stage: Stage) -> int:
-    """The hidden channels of the MLP. Raises InputError for another MLP than fc1, activation, fc2."""
+    """Return the hidden channels of the MLP. Raises InputError for MLPs other than fc1, activation, fc2."""
     mlp = stage.mlp
     if mlp is None or not isinstance(mlp.bank, Static):
         raise InputError(f"invalid mlp={'none' if mlp is None else str(mlp)!r} for timm; expected 'ffn'")
@@ -106,7 +106,7 @@ def mlp_width(stage: Stage) -> int:
 
 
 def mlp_activation(stage: Stage) -> str:
-    """timm's name of the activation of the MLP. Raises InputError for one that timm does not have."""
+    """Return timm's name of the activation of the MLP. Raises InputError if timm does not have it."""
     mlp_width(stage)
     steps = cast(MixerSpec, stage.mlp).activation
     name = "" if len(steps) != 1 or steps[0].argument is not None else steps[0].name
@@ -116,7 +116,7 @@ def mlp_activation(stage: Stage) -> str:
 
 
 def mlp_text(dim: int, width: int, activation: str, bias: bool) -> str:
-    """The spec of an MLP with `width` hidden channels at `dim` channels."""
+    """Return the spec of an MLP with `width` hidden channels at `dim` channels."""
     kernels = f"{width // dim}C" if width % dim == 0 else str(width)
     return str(MixerSpec.parse(f"ffn bank=static({kernels}) activation={activation} bias={bias}"))
 
@@ -136,7 +136,7 @@ def with_padding(spec: ModelSpec, pad: Padding) -> ModelSpec:
 
 
 def one_of_all(values: Sequence[Any], name: str) -> Any:
-    """The one value that all stages have. Raises InputError where they differ."""
+    """Return the value that all stages have. Raises InputError if they differ."""
     if len(set(values)) != 1:
         listed = ", ".join(map(str, dict.fromkeys(values)))
         raise InputError(f"invalid {name}={listed} over the stages; expected one value for all, as this library has")
@@ -144,7 +144,7 @@ def one_of_all(values: Sequence[Any], name: str) -> Any:
 
 
 def unless_equal(values: Sequence[Any]) -> Any:
-    """The value of all stages where it is one, else a tuple of them."""
+    """Return the value of all stages if it is the same, else the tuple of the values."""
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 

@@ -1,4 +1,4 @@
-"""A conversion as text and as JSON."""
+"""Print a conversion as text or JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kernelbank.weights.session import Outcome, Request, Status, run
 
 
 def convert(request: dict[str, Any], status: Status, as_json: bool) -> str:
-    """Run the conversion of a `Request`, given by its fields; the transcript, or the outcome as JSON. Raises InputError
-    and SpecError as `session.run`."""
+    """Run the conversion of a `Request`, given by its fields, and return its transcript, or the outcome as JSON. Raises
+    InputError and SpecError as `session.run`."""
     outcome = run(Request(**request), status)
     return json.dumps(document(outcome), indent=2, allow_nan=False) if as_json else "\n".join(lines(outcome))
 
 
 def lines(outcome: Outcome) -> list[str]:
-    """The transcript: what was read, assumed, dropped, translated, proved and written."""
+    """Return the transcript, which lists what was read, assumed, dropped, translated, proved and written."""
     source, size = outcome.source, outcome.path.stat().st_size / 1e6
     text = [f"read: {_described(outcome)}"]
     text += [f"assumed: {', '.join(source.assumed)}"] * bool(source.assumed)
@@ -61,7 +61,7 @@ def _proof(outcome: Outcome) -> str:
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as a JSON document."""
+    """Return the outcome as a JSON document."""
     source, proof = outcome.source, outcome.proof
     compared = {"not_proved": proof} if isinstance(proof, str) else {
         "difference": proof.difference, "scale": proof.scale, "images": proof.images,

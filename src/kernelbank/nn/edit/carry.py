@@ -1,7 +1,7 @@
-"""What carries over when a cell of a mixer or its grid changes: every tensor of both sides, accounted for.
+"""Carry the weights of a mixer over to another spec or grid.
 
-A tensor is kept, or transformed (see `transform`); the rest of the old side is dropped, the rest of the new side
-initialised.
+Every tensor of both mixers is accounted for: it is kept, transformed (see `transform`), dropped from the old mixer, or
+initialised in the new one.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from kernelbank.spec.inventory import Grid
 from kernelbank.spec.inventory import Tensor as Entry
 
 M = TypeVar("M", bound=Mixer)
-Verdict = Literal["kept", "transformed", "dropped", "initialised"]
+CarryVerdict = Literal["kept", "transformed", "dropped", "initialised"]
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of one tensor, and how it was transformed or why it was dropped."""
+    """The outcome for one tensor; `how` states how it was transformed or why it was dropped."""
 
     name: str
-    verdict: Verdict
+    verdict: CarryVerdict
     how: str = ""
 
 
 def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> tuple[M, tuple[Carried, ...]]:
-    """`mixer` with another spec or on another grid, and what became of each tensor.
+    """Return `mixer` with another spec or on another grid, and the outcome for each tensor.
 
-    Parameters that are kept are the same objects. Raises SpecError for a spec or grid that the channels, heads or
-    prefix cannot hold, for attention dropout that the new spec has no place for, and for parameters that are computed
-    (parametrised, pruned): a new mixer would not compute them.
+    Parameters that are kept are the same objects.
+
+    Raises:
+        SpecError: If the channels, heads or prefix do not fit the spec or grid, if the new spec has no attention map to
+            drop from, or if a layer is adapted, hooked, parametrised or pruned, which the new mixer would not be.
     """
     spec, grid = spec or mixer.spec, grid or mixer.grid
     carried = type(mixer)(

@@ -1,4 +1,4 @@
-"""`dynamize`: the convolutions of a ConvNet become dynamic, with equal output until they are trained."""
+"""`dynamize`: make the convolutions of a ConvNet dynamic. The output is the same until they are trained."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def dynamize(
     """Replace the convolutions of `model` by dynamic convolutions, in place, and return the model (a new module if the
     model itself is a convolution), as timm.layers.convert_sync_batchnorm does.
 
-    The output is equal until training changes it, see `DynamicConv2d.from_conv`. The parameters are new objects: an
-    optimiser must be given them again. ``model.dynamized`` is a `DynamizeReport`, a table of all convolutions with the
-    reason for those that stay; `survey` returns it without a change.
+    The output stays the same until training changes it (see `DynamicConv2d.from_conv`). The parameters are new objects:
+    create the optimiser afterwards. ``model.dynamized`` is a `DynamizeReport`, a table of all convolutions with the
+    reason for those that stay. `survey` returns the report without changing the model.
 
     Args:
         model: A ConvNet.
         text: A spec such as ``dconv``, ``condconv`` or ``ddwconv``. Each convolution keeps its own kernel and size; if
             `text` states a kernel or size, only convolutions that have it are replaced.
         only: Names of convolutions, or of modules that contain them, or patterns (``layer4``, ``*.conv2``). The default
-            is every convolution but the first, whose input is the raw image: the mean of three colours is little to
-            route by, and the public D-Conv ResNet keeps it too (kaijieshi7/Dynamic-convolution-Pytorch at 4befa50,
-            dy_resnet.py).
-        skip: Names or patterns of those that stay.
+            is every convolution but the first, whose input is the raw image: the mean of three colours says little
+            about the image, and the public D-Conv ResNet keeps its first convolution too
+            (kaijieshi7/Dynamic-convolution-Pytorch at 4befa50, dy_resnet.py).
+        skip: Names or patterns of convolutions that stay.
 
     Raises:
         SpecError: If the spec does not have one kernel per image, or cannot start out equal to a convolution.

@@ -1,4 +1,4 @@
-"""replace_mixers: another spec in every block of a trained model, and what became of each tensor."""
+"""`replace_mixers`: replace the mixer of every block of a trained model, and report the outcome for each tensor."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from kernelbank.text import columns
 
 @dataclass(frozen=True)
 class Replaced:
-    """What `replace_mixers` did: the `specs` by stage, and every tensor of every mixer; `others` counts the tensors
-    outside, which stay. Its text is a table."""
+    """The outcome of `replace_mixers`: the `specs` of the stages, the outcome for every tensor of every mixer, and the
+    number of `others`, the tensors outside the mixers, which stay. Its string is a table."""
 
     specs: tuple[MixerSpec, ...]
     lines: tuple[Carried, ...]
@@ -35,20 +35,24 @@ class Replaced:
 
 
 def replace_mixers(model: nn.Module, text: str) -> nn.Module:
-    """Give every block of `model` the spec `text`, in place, and return the model (as timm.layers.
-    convert_sync_batchnorm does).
+    """Replace the mixer of every block of `model`, in place, and return the model, as
+    timm.layers.convert_sync_batchnorm does.
 
-    `model` is a timm VisionTransformer or SwinTransformer, ours included. `text` is one spec for all stages or one
-    each separated by ``|``; cells alone (``"activation=relu,count"``) change the spec that the model has. What
-    carries over is carried (see `nn.edit.carry`); ``model.replaced`` is a `Replaced`, whose text is a table of every
-    tensor: kept, transformed, dropped or initialised. The parameters of a stock model's attention are new objects with
-    the values that were kept: give them to the optimiser anew.
+    Weights carry over where they have a place in the new mixer (see `nn.edit.carry`). ``model.replaced`` is a
+    `Replaced`, whose string is a table of every tensor: kept, transformed, dropped or initialised. The parameters of a
+    stock model's attention are new objects: create the optimiser afterwards.
 
-    A ViT finds the grid of its tokens in its patch embedding. On another grid tables are resampled in every forward;
-    `kernelbank.from_timm` makes a backbone that resamples them once.
+    A ViT takes the grid of its tokens from its patch embedding. On another grid, tables are resampled in every forward;
+    `kernelbank.from_timm` returns a backbone that resamples them once.
 
-    Raises InputError for another model and for attention that no spec holds, SpecError for a spec that does not
-    exist or does not fit; both leave the model as it was.
+    Args:
+        model: A VisionTransformer or SwinTransformer of timm, or a backbone of this library.
+        text: A spec for all stages, or one per stage separated by ``|``. Cells alone (``"activation=relu,count"``)
+            change the spec that the model has.
+
+    Raises:
+        InputError: For another model, or attention that no spec describes. The model is then unchanged.
+        SpecError: For a spec that does not exist or does not fit. The model is then unchanged.
     """
     attentions = list(block_attentions(model))
     if not attentions:
@@ -71,7 +75,7 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
 
 
 def _lines(attentions: Sequence[BlockAttention], logs: Iterable[Iterable[Carried]]) -> list[Carried]:
-    """The outcome of every tensor under its name in the model. Zeros for what a model lacks are initialised."""
+    """The outcome for every tensor, by its name in the model. A tensor that the model lacks is initialised to zeros."""
     return [
         replace(line, name=f"{attention.name}.attn.{line.name}", verdict="initialised", how="zeros")
         if line.name in attention.lacking and line.verdict == "kept"
@@ -82,13 +86,13 @@ def _lines(attentions: Sequence[BlockAttention], logs: Iterable[Iterable[Carried
 
 
 def _outside(model: nn.Module, blocks: list[str]) -> int:
-    """How many tensors of the state are of no block's attention."""
+    """The number of tensors in the state dict outside the attention of `blocks`."""
     inside = tuple(f"{name}.attn." for name in blocks)
     return sum(not name.startswith(inside) for name in model.state_dict())
 
 
 def _remember(model: nn.Module, specs: tuple[MixerSpec, ...]) -> None:
-    """What a saved configuration and timm's resizing go on from."""
+    """Update the arguments that a saved configuration and timm's resizing use."""
     if isinstance(model, (PlainBackbone, HierarchicalBackbone)):
         remember(model, mixer=" | ".join(map(str, specs)), window_size=None)
     if isinstance(model, SwinTransformer):  # timm scales these with the grid
@@ -99,7 +103,8 @@ def _remember(model: nn.Module, specs: tuple[MixerSpec, ...]) -> None:
 
 
 def no_weight_decay(model: Any) -> set[str]:
-    """What the class of a stock model leaves out of weight decay, and the relative tables (Swin's rule)."""
+    """The parameters that the class of a stock model excludes from weight decay, and the relative tables, as in
+    Swin."""
     return {*type(model).no_weight_decay(model), *table_names(model)}
 
 
@@ -107,7 +112,7 @@ def no_weight_decay(model: Any) -> set[str]:
 
 
 def _merged(lines: tuple[Carried, ...]) -> list[tuple[str, str, str]]:
-    """One row for tensors of consecutive blocks that fared alike: ``blocks.0-11.attn.q.weight``."""
+    """One row for the tensors of several blocks with the same outcome: ``blocks.0-11.attn.q.weight``."""
     alike: dict[tuple[str, str, str], list[int]] = {}
     for line in lines:
         head, block, tail = re.split(r"(?<=blocks\.)(\d+)", line.name, maxsplit=1)
@@ -116,6 +121,6 @@ def _merged(lines: tuple[Carried, ...]) -> list[tuple[str, str, str]]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """``0-11``, or ``0,2,4`` for numbers that do not follow each other."""
+    """``0-11``, or ``0,2,4`` for numbers that are not consecutive."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])]
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

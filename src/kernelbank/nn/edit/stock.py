@@ -1,4 +1,4 @@
-"""timm's stock attention as mixers with the same weights, and mixers in its place."""
+"""Read the attention of timm's stock models as mixers with the same weights, and put other mixers in its place."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BlockAttention:
         spec: The spec of the stage, an alternating shift unresolved.
         mixer: A mixer that computes the same.
         place: Puts another mixer, and the spec of its stage, into the block.
-        lacking: The mixer's tensors that the model does not have; they are zero.
+        lacking: The tensors of the mixer that the model does not have. They are zero.
     """
 
     name: str
@@ -50,7 +50,7 @@ class BlockAttention:
 
 
 class AttentionMixer(Mixer):
-    """A mixer in the place of timm's Attention: it takes tokens and timm's masks and looks up the grid itself.
+    """A mixer in place of timm's Attention. It takes tokens and timm's masks and looks up the grid of the tokens.
 
     `stage_spec` is the spec before its shift is resolved for the block.
     """
@@ -75,8 +75,8 @@ def _attended(mixer: AttentionMixer, x: Tensor, attn_mask: Tensor | None, is_cau
 
 
 class SwinMixerBlock(nn.Module):
-    """timm's SwinTransformerBlock with a mixer as `attn`, which takes the whole map: nothing is rolled or partitioned
-    around it. The other parts are those of the stock block, under their names."""
+    """timm's SwinTransformerBlock with a mixer as `attn`. The mixer takes the whole map, so the block neither rolls nor
+    partitions it. The other parts are those of the stock block, under the same names."""
 
     norm1: nn.Module
     attn: Mixer
@@ -101,8 +101,7 @@ class SwinMixerBlock(nn.Module):
         return x.reshape(B, H, W, C)
 
     def set_input_size(self, feat_size: Grid, window_size: Grid, always_partition: bool | None = None) -> None:
-        """Resize, as timm's stages do; windows get the side that timm gives them, as in stock blocks. Raises SpecError
-        for windows that are not square."""
+        """Set the grid and the window size, as timm's stages do. Raises SpecError for windows that are not square."""
         support = self.stage_spec.support
         if isinstance(support, Window):
             self.stage_spec = replace(self.stage_spec, support=replace(support, M=square(window_size)))
@@ -114,8 +113,8 @@ class SwinMixerBlock(nn.Module):
 
 
 def block_attentions(model: nn.Module) -> Iterator[BlockAttention]:
-    """Yield the attention of every block, without changing the model. Raises InputError for a model or an attention
-    that no spec can state; the message names it."""
+    """Yield the attention of every block without changing the model. Raises InputError, naming the module, for a model
+    or an attention that no spec describes."""
     if isinstance(model, VisionTransformer):
         yield from _vit_attentions(model)
     elif isinstance(model, SwinTransformer):
@@ -134,7 +133,7 @@ def _vit_attentions(model: VisionTransformer) -> Iterator[BlockAttention]:
     for index, block in enumerate(model.blocks):
         name = f"blocks.{index}"
         if isinstance(block, Block):
-            yield _of_ours(block, name, 0, index)
+            yield _read_own_block(block, name, 0, index)
             continue
         attention = getattr(block, "attn", None)
         if isinstance(attention, AttentionMixer):
@@ -164,7 +163,7 @@ def _placer(block: nn.Module, token_grid: Callable[[], TokenGrid]) -> Callable[[
     return place
 
 
-def _of_ours(block: Block, name: str, stage: int, index: int) -> BlockAttention:
+def _read_own_block(block: Block, name: str, stage: int, index: int) -> BlockAttention:
     def place(stage_spec: MixerSpec, mixer: Mixer) -> None:
         block.replace_mixer(stage_spec, mixer)
 
@@ -177,7 +176,7 @@ def _swin_attentions(model: SwinTransformer) -> Iterator[BlockAttention]:
         for index, block in enumerate(layer.blocks):
             name = f"layers.{stage}.blocks.{index}"
             if isinstance(block, Block):
-                yield _of_ours(block, name, stage, index)
+                yield _read_own_block(block, name, stage, index)
             elif isinstance(block, SwinMixerBlock):
                 yield BlockAttention(name, stage, index, block.stage_spec, block.attn, _seat(layer, block, index))
             else:
@@ -197,18 +196,18 @@ def _seat(layer: Any, block: nn.Module, index: int) -> Callable[[MixerSpec, Mixe
 
 
 def _read_attention(attention: Any, name: str, grid: Grid, prefix: int) -> AttentionMixer:
-    """Return timm's Attention as a mixer with its weights. Raises InputError for what no spec can state."""
+    """Return timm's Attention as a mixer with its weights. Raises InputError for an option that no spec describes."""
     if type(attention) is not Attention:
         kind = None if attention is None else type(attention).__name__
         raise InputError(f"{name}: invalid attention={kind}; expected timm's Attention, in a Block or "
                          "ResPostBlock")  # fmt: skip
     dim = attention.qkv.in_features
-    refused = {
+    unsupported = {
         "attn_head_dim": attention.attn_dim != dim, "dim_out": attention.proj.out_features != dim,
         "scale": attention.scale != attention.head_dim**-0.5, "gated": attention.gate is not None,
         "scale_norm": not isinstance(attention.norm, nn.Identity),
     }  # fmt: skip
-    for field, present in refused.items():
+    for field, present in unsupported.items():
         if present:
             raise InputError(f"invalid {name}: {field} has no place in a spec; expected timm's Attention without it")
     for norm in (attention.q_norm, attention.k_norm):
@@ -233,7 +232,8 @@ def check_head_norm(norm: nn.Module, name: str) -> None:
 
 def window_spec(block: Any, name: str, index: int, reference: Grid) -> MixerSpec:
     """Return the spec of timm's Swin block, with an alternating shift. Windows that the grid cuts keep the side of the
-    stage's `reference`. Where windows do not divide the grid, or the grid changes with the image, ``pad=timm``.
+    stage's `reference`. The padding is ``timm`` where windows do not divide the grid, or the grid changes with the
+    image.
 
     Raises:
         InputError: For another block or attention, windows larger than the grid (always_partition), or a shift that is
@@ -282,7 +282,7 @@ _PARTS = {
 }  # fmt: skip
 """The parts of timm's attention and their classes. A LayerNorm may be timm's subclass."""
 _SOURCES = ATTENTION | {OUR_TABLE.partition(".")[0]: TABLE}
-"""The parameter of timm's that each of ours comes from."""
+"""The parameter of timm that each of ours comes from."""
 
 
 def _take(mixer: M, attention: Any, name: str) -> M:

@@ -1,5 +1,5 @@
-"""Ways to run the operator. A path is a file of this package and an entry here; the first entry that supports a call
-and is preferred for it is taken (`ops.plan`)."""
+"""Implementations of the operator. A path is a file of this package and an entry here. `ops.plan` chooses the first
+entry that supports a call and is preferred for it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from kernelbank.ops.paths import (
     sdpa,
     shifts,
     toeplitz,
+    triton,
     vectorised,
     windows,
 )
 from kernelbank.ops.paths.path import LinearPath, MixerPath, PathError, PositionPath, Slot
 
 _MIXER: tuple[MixerPath, ...] = (
+    *triton.PATHS,
     bottleneck.PATH,
     windows.SOFTMAX,
     windows.PATH,
@@ -36,10 +38,10 @@ _MIXER: tuple[MixerPath, ...] = (
 )
 
 MIXER_PATHS: dict[str, MixerPath] = {path.name: path for path in _MIXER}
-"""By name, in the order in which they are asked. `vectorised` supports what the ones before it do not; the last two run
-only where they are forced."""
+"""The mixer paths by name, in the order of the plan. `vectorised` supports what the ones before it do not; the last two
+run only if they are forced."""
 LINEAR_PATHS: dict[str, LinearPath] = {path.name: path for path in linear.PATHS}
-POSITION_PATHS: dict[str, PositionPath] = {path.name: path for path in toeplitz.PATHS}
+POSITION_PATHS: dict[str, PositionPath] = {path.name: path for path in (triton.POSITION, *toeplitz.PATHS)}
 
 SLOTS: dict[str, Slot] = {
     **dict.fromkeys(MIXER_PATHS, "mixer"),

@@ -119,7 +119,7 @@ LINEAR_TIME = 190
 
 
 def affine_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Activations that are not affine, hidden kernels, dropout."""
+    """Not supported: activations that are not affine, hidden kernels, dropout."""
     if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
         return reason
     if affine(s.spec.activation, 1, 1) is None:
@@ -128,13 +128,13 @@ def affine_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def affine_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """More kernels than channels per head."""
+    """Preferred for more kernels than channels per head."""
     n, d = kernel_count(s), s.dim // s.heads * s.spec.size**2
     return f"q (k^T v) costs {d} per query, (q k^T) v {n}" if n > d else None
 
 
 def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Other activations, hidden kernels, dropout, half precision, and calls whose values cannot be read."""
+    """Not supported: other activations, hidden kernels, dropout, half precision, values that cannot be read."""
     if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
         return reason
     steps = moments(s.spec.activation, 2, 2)
@@ -151,8 +151,10 @@ def moments_unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def moments_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Many kernels."""
+    """Many kernels, on a CPU: elsewhere the guard would wait for the device."""
     n = kernel_count(s)
+    if call.device != "cpu":
+        return None
     return f"linear in {n} kernels (from {LINEAR_TIME} on)" if n >= LINEAR_TIME else None
 
 

@@ -1,4 +1,4 @@
-"""Static kernels of one head: two linear layers around the activation, with the GELU in the first one's epilogue."""
+"""Static kernels of one head: two linear layers around the activation, with the GELU fused into the first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> 
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Dynamic banks and several heads."""
+    """Not supported: dynamic banks, several heads."""
     if not isinstance(s.spec.kernel, TwoStep):
         return f"it runs kernel two_step, not {s.spec.kernel}"
     if not isinstance(s.spec.bank, Static):
@@ -40,7 +40,7 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Always."""
+    """Preferred always."""
     return "static kernels of one head are two linear layers"
 
 

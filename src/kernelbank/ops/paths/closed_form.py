@@ -3,11 +3,12 @@ steps."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
 
-from kernelbank.spec.pipeline import Pipeline
+from kernelbank.spec.pipeline import Pipeline, Step
 
 NORMALISERS = ("center", "layernorm", "rmsnorm", "l2")
 
@@ -42,6 +43,17 @@ def affine(steps: Pipeline, kernels: int, positions: int) -> Affine | None:
     return Affine(gain, shift)
 
 
+def between_affine(
+    steps: Pipeline, names: Container[str], kernels: int, positions: int
+) -> tuple[Affine, Step, Affine] | None:
+    """The only step with a name in `names`, between the affine maps before and after it; None for other pipelines."""
+    at = [index for index, step in enumerate(steps) if step.name in names]
+    if len(at) != 1:
+        return None
+    before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
+    return None if before is None or after is None else (before, steps[at[0]], after)
+
+
 @dataclass(frozen=True)
 class Moments:
     """A pipeline affine, normaliser over the kernels, affine."""
@@ -53,8 +65,8 @@ class Moments:
 
 def moments(steps: Pipeline, kernels: int, positions: int) -> Moments | None:
     """`steps` as such a pipeline, or None."""
-    at = [index for index, step in enumerate(steps) if step.name in NORMALISERS]
-    if len(at) != 1 or steps[at[0]].axis == "positions":
+    parts = between_affine(steps, NORMALISERS, kernels, positions)
+    if parts is None or parts[1].axis == "positions":
         return None
-    before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
-    return None if before is None or after is None else Moments(before, steps[at[0]].name, after)
+    before, step, after = parts
+    return Moments(before, step.name, after)

@@ -80,7 +80,7 @@ def core(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tens
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Static kernels that are modules."""
+    """Not supported: static kernels that are modules."""
     return needs_static_tensors(s)
 
 

@@ -1,4 +1,4 @@
-"""A core between the linear layers of the frame: what most mixer paths are."""
+"""The form of most mixer paths: a core between the linear layers of the frame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = Callable[[Tensor, Params, Context], Tensor]
 
 
 def framed(core: Core) -> Run:
-    """The linear layers around a core, on the padded grid where the spec has one."""
+    """Return the core with the linear layers around it, on the padded grid if the spec has one."""
 
     def run(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
         operand, source = enter(pad_tokens(x_BTC, s.geo), p, s)
@@ -27,5 +27,5 @@ def framed(core: Core) -> Run:
 
 
 def attending(attend: Attend) -> Run:
-    """The mixer whose attention is `attend`."""
+    """Return the mixer whose attention is `attend`."""
     return framed(lambda operand, source, p, s: two_step(operand, source, p, s, attend))

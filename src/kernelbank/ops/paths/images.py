@@ -1,5 +1,5 @@
-"""One predicted kernel per image: each image is convolved by itself, channels last, where one grouped convolution over
-all images is slower."""
+"""One predicted kernel per image. Each image is convolved separately in channels-last format, where one grouped
+convolution over all images is slower."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ WIDE = 400
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Any kernel that is not predicted; a traced batch, whose size may change."""
+    """Not supported: kernels that are not predicted, and traced batches, whose size may change."""
     if not isinstance(s.spec.mix, Predict) or isinstance(s.spec.kernel, Grouped):
         return "it runs kernels that are predicted per image, full or depthwise"
     return "a compiler unrolls its images" if call.compiling else None
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Full kernels on wide maps, on CPUs."""
+    """Preferred for full kernels on wide maps, on CPUs."""
     wide = isinstance(s.spec.kernel, Full) and s.geo.grid[0] * s.geo.grid[1] > WIDE
     return "wide maps channels-last, image by image" if wide and call.device == "cpu" and not call.transformed else None
 

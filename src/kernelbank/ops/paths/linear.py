@@ -21,7 +21,7 @@ def supports_all(call: Call, m: Machine) -> Reason:
 
 
 def onednn_unsupported(call: Call, m: Machine) -> Reason:
-    """oneDNN's fused linear has no gradient, no autocast and two dtypes, and a compiler does not lower it."""
+    """Not supported by oneDNN's fused linear: gradients, autocast, other dtypes, compilers."""
     if call.device != "cpu" or not m.fused:
         return f"torch's fused oneDNN linear does not work ({m.reason or 'its trial failed'})"
     if call.grad or call.transformed:
@@ -34,18 +34,18 @@ def onednn_unsupported(call: Call, m: Machine) -> Reason:
 
 
 def onednn_preferred(call: Call, m: Machine) -> Reason:
-    """Where it is the fastest in the probe, or nearly."""
+    """Preferred if it is the fastest form in the probe, or nearly."""
     return _gain("mkldnn", call, m, EPILOGUE)
 
 
 def conv1x1_preferred(call: Call, m: Machine) -> Reason:
-    """Where it is the fastest in the probe, outside graphs and transforms."""
+    """Preferred if it is the fastest form in the probe, outside graphs and transforms."""
     plain = call.compiling or call.transformed
     return _gain("conv1x1", call, m) if call.device == "cpu" and not plain else None
 
 
 def plain_preferred(call: Call, m: Machine) -> Reason:
-    """Where no other form is."""
+    """Preferred if no other form is."""
     if call.compiling or call.transformed:
         return "compilers and transforms see through it"
     return f"no other form is {WORTH} times as fast" + (f" ({m.reason})" if m.reason else "")

@@ -9,7 +9,7 @@ from kernelbank.ops.paths.path import MixerPath, Reason, first, needs_no_dropout
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Dropout, and linear layers that are modules."""
+    """Not supported: dropout, linear layers that are modules."""
     names = ", ".join(s.modules)
     modules = f"it reads the weights of {names}, which must be called as modules" if names else None
     return first(needs_no_dropout(s), modules)

@@ -1,6 +1,6 @@
-"""What a path is: one implementation of a part of the operator, what it does not support, and where it is preferred.
+"""Paths: implementations of a part of the operator, with the calls that they do not support or are preferred for.
 
-Each file of this package declares its paths with their thresholds; `paths` is the ordered tuple of all of them.
+Each file of this package declares its paths with their thresholds. `ops.paths` lists all of them in order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Positional = Callable[[Tensor, Tensor, Grid], Tensor]
 
 
 class PathError(ValueError):
-    """A forced path that does not support the call; the message says why and names the paths that do."""
+    """A forced path that does not support the call. The message states the reason and the paths that do."""
 
 
 def _never(s: Context) -> bool:
@@ -37,10 +37,10 @@ def _never(s: Context) -> bool:
 
 @dataclass(frozen=True)
 class MixerPath:
-    """A way to run the whole mixer, linear layers included.
+    """An implementation of the whole mixer, including its linear layers.
 
-    `unsupported` says why the path cannot run a call, or None; `preferred` why it is the one to take, or None;
-    `uses_position` whether it calls the positional operator for a context.
+    `unsupported` returns the reason why the path does not support a call, or None. `preferred` returns the reason why
+    it is preferred for a call, or None. `uses_position` returns whether it calls the positional operator.
     """
 
     name: str
@@ -52,7 +52,7 @@ class MixerPath:
 
 @dataclass(frozen=True)
 class PositionPath:
-    """A way to compute sum_j p_ij x_j; see `MixerPath`."""
+    """An implementation of sum_j p_ij x_j (see `MixerPath`)."""
 
     name: str
     run: Positional
@@ -62,7 +62,7 @@ class PositionPath:
 
 @dataclass(frozen=True)
 class LinearPath:
-    """A way to compute a linear layer, whatever the spec; see `MixerPath`."""
+    """An implementation of linear layers, for any spec (see `MixerPath`)."""
 
     name: str
     run: Linear
@@ -74,17 +74,17 @@ class LinearPath:
 
 
 def first(*reasons: Reason) -> Reason:
-    """The first reason that is not None."""
+    """Return the first reason that is not None."""
     return next((reason for reason in reasons if reason is not None), None)
 
 
 def supports_all(s: Context, call: Call, m: Machine) -> Reason:
-    """Of a path that supports every call: None."""
+    """Return None, for a path that supports every call."""
     return None
 
 
 def never_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Of a path that runs only where it is forced: None."""
+    """Return None, for a path that runs only if it is forced."""
     return None
 
 

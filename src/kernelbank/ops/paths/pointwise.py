@@ -1,6 +1,6 @@
-"""Attention with a pointwise activation: an entry of its map needs no other entry, so the map is computed, activated
-and used in chunks that fit the cache. Training keeps one tensor of the size of the map: the activated scores where the
-derivative follows from them, else the scores."""
+"""Attention with a pointwise activation. An entry of its map depends on no other entry, so the map is computed,
+activated and used in chunks that fit the cache. Training stores one tensor of the size of the map: the activated scores
+if the derivative can be computed from them, else the scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kernelbank.ops.expansion import LARGEST, expanded
 from kernelbank.ops.kernel import logits
 from kernelbank.ops.linear import onednn
 from kernelbank.ops.machine import Machine
-from kernelbank.ops.paths.closed_form import Affine, affine
+from kernelbank.ops.paths.closed_form import Affine, between_affine
 from kernelbank.ops.paths.framed import attending
 from kernelbank.ops.paths.linear import onednn_unsupported
 from kernelbank.ops.paths.path import (
@@ -77,13 +77,11 @@ class Pointwise:
 
 def pointwise(steps: Pipeline, kernels: int, positions: int) -> Pointwise | None:
     """`steps` as an affine map, one non-linearity and a scale, or None."""
-    at = [index for index, step in enumerate(steps) if step.name in NON_LINEARITIES]
-    if len(at) != 1:
+    parts = between_affine(steps, NON_LINEARITIES, kernels, positions)
+    if parts is None or parts[2].shift:
         return None
-    before, after = (affine(part, kernels, positions) for part in (steps[: at[0]], steps[at[0] + 1 :]))
-    if before is None or after is None or after.shift:
-        return None
-    return _without_gain(Pointwise(before, steps[at[0]].name, after.gain))
+    before, step, after = parts
+    return _without_gain(Pointwise(before, step.name, after.gain))
 
 
 def _without_gain(steps: Pointwise) -> Pointwise:
@@ -320,7 +318,7 @@ ONEDNN_KERNELS = 256
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Other activations, hidden kernels, dropout, compilers and transforms."""
+    """Not supported: other activations, hidden kernels, dropout, compilers, transforms."""
     if (reason := first(needs_two_step(s), needs_every_kernel(s), needs_no_dropout(s))) is not None:
         return reason
     if pointwise(s.spec.activation, 2, 2) is None:
@@ -331,17 +329,17 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """On CPUs."""
+    """Preferred on CPUs."""
     return "chunks of the map stay in the cache" if call.device == "cpu" else None
 
 
 def onednn_path_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Gradients, and whatever oneDNN's linear does not support."""
+    """Not supported: gradients, and what oneDNN's linear does not support."""
     return first(unsupported(s, call, m), onednn_unsupported(call, m))
 
 
 def onednn_path_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Many kernels, on a machine where oneDNN's linear is far ahead."""
+    """Preferred for many kernels, on a machine where oneDNN's linear is much faster."""
     n, gain = kernel_count(s), m.gain("mkldnn", call.tokens)
     suits = n > ONEDNN_KERNELS and gain >= AHEAD and call.dtype == torch.float32
     return f"{n} kernels, and oneDNN's linear is {gain:.2f}x as fast as F.linear" if suits else None

@@ -1,4 +1,4 @@
-"""Softmax over the kernels through torch's fused attention: it never holds the attention map."""
+"""Softmax over the kernels through torch's fused attention, which does not store the attention map."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ def fused(q: Tensor, bank: TwoStepBank, added: Tensor | None, visible: Tensor | 
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Any activation but softmax over kernels."""
+    """Not supported: activations other than softmax over kernels."""
     if (reason := needs_two_step(s)) is not None:
         return reason
     return "the activation is not softmax over kernels" if temperature(s.spec.activation) is None else None
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Except under forward-mode differentiation and transforms, which torch's fused attention lacks on CPUs."""
+    """Preferred except under forward-mode differentiation and transforms, which torch's fused attention does not
+    support on CPUs."""
     return None if call.transformed else "torch's fused attention holds no map"
 
 

@@ -1,4 +1,4 @@
-"""A kernel per position, larger than 1: one multiply-add of a shifted map per tap, and no patches."""
+"""One kernel per position, larger than 1: one multiply-add of a shifted map per tap, without patches."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _parts(padded: Tensor, size: int, grid: torch.Size) -> list[tuple[int, Tenso
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """One kernel for all positions, and size 1."""
+    """Not supported: one kernel for all positions, and size 1."""
     if (reason := needs_one_step(s)) is not None:
         return reason
     if not isinstance(s.spec.bank, Dynamic) or s.spec.size == 1:
@@ -96,7 +96,7 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Always."""
+    """Preferred always."""
     return f"{s.spec.size**2} shifted maps instead of patches {s.spec.size**2} times as large"
 
 

@@ -241,7 +241,7 @@ TRANSFORMED = 72
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Specs whose table does not enter linearly, and hidden kernels."""
+    """Not supported: specs whose output is not linear in the table, hidden kernels."""
     if s.geo.sides is None:
         return "the spec has no relative position"
     if (reason := needs_every_kernel(s)) is not None:
@@ -253,14 +253,14 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def dense_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Few positions."""
+    """Preferred for few positions."""
     positions = s.geo.grid[0] * s.geo.grid[1]
     most = DENSE_HALF if half_precision(call) else DENSE_TRAINED if call.grad else DENSE
     return f"{positions} positions (up to {most}) make a matrix that is fast" if positions <= most else None
 
 
 def hybrid_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Spectra that are cached, or small enough to be computed at every call."""
+    """Preferred for spectra that are cached, or small enough to be computed in every call."""
     H, W = s.geo.grid
     suits = s.num_heads * H * 4 * W * W * 4 <= LARGEST if caches_expansions(call) else max(H, W) <= TRANSFORMED
     if not suits:
@@ -269,14 +269,14 @@ def hybrid_preferred(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def hybrid_fft_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Spectra that are cached: two numbers where `hybrid` has four."""
+    """Preferred for cached spectra, which have half the size of those of `hybrid`."""
     (H, W), h = s.geo.grid, s.num_heads
     suits = caches_expansions(call) and h * (smooth(2 * H - 1) // 2 + 1) * W * W * 8 <= LARGEST
     return f"{H * W} positions: about {H} frequencies of {W} x {W} products" if suits else None
 
 
 def fourier_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Where no other way is."""
+    """Preferred if no other path is."""
     return f"{s.geo.grid[0]} x {s.geo.grid[1]} positions: two transforms, no product of W x W"
 
 

@@ -24,12 +24,12 @@ def one_step_with_table(s: Context) -> bool:
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Static kernels that are modules."""
+    """Not supported: static kernels that are modules."""
     return needs_static_tensors(s)
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Where no other path is."""
+    """Preferred if no other path is."""
     if one_step_with_table(s):
         return "one kernel per image is a gate, and the table a positional operator"
     return "no other path is faster for this spec"

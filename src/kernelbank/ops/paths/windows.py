@@ -1,5 +1,5 @@
-"""Windows region by region: tokens are put in the order of their regions once, before the linear layers. A group of
-equal regions is then one batch of small images, and there is no N x N tensor."""
+"""Windows per region. Tokens are put in the order of their regions once, before the linear layers. A group of equal
+regions is then one batch of small images, and there is no N x N tensor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Cell = Callable[[Tensor, TwoStepBank, Tensor | None, Params, Context], Tensor]
 """(q (M, h, n, e), the bank of M regions, what is added to the scores, params, context) -> o (M, h, n, d)."""
 
 
-class Group(NamedTuple):
+class RegionGroup(NamedTuple):
     """Regions of one shape: the offsets of their rows and columns from the first ones, and the first cell (y, x) of
     each region."""
 
@@ -61,19 +61,19 @@ def _is_partition(axis: tuple[Coordinates, ...]) -> bool:
     return all(at in region and all(axis[other] == region for other in region) for at, region in enumerate(axis))
 
 
-def groups(support: Support, grid: Grid) -> tuple[Group, ...]:
+def groups(support: Support, grid: Grid) -> tuple[RegionGroup, ...]:
     """The regions of the grid by shape."""
     return _group.__wrapped__(support, grid) if torch.compiler.is_compiling() else _group(support, grid)
 
 
 @cache
-def _group(support: Support, grid: Grid) -> tuple[Group, ...]:
+def _group(support: Support, grid: Grid) -> tuple[RegionGroup, ...]:
     axes = [sorted(set(seen(support, side))) for side in grid]
     corners: dict[Offsets, list[Grid]] = {}
     for rows, columns in product(*axes):
         offsets = tuple(y - rows[0] for y in rows), tuple(x - columns[0] for x in columns)
         corners.setdefault(offsets, []).append((rows[0], columns[0]))
-    return tuple(Group(offsets, tuple(at)) for offsets, at in corners.items())
+    return tuple(RegionGroup(offsets, tuple(at)) for offsets, at in corners.items())
 
 
 def token_order(support: Support, grid: Grid, prefix: int, batch: int, device: torch.device | None = None) -> Tensor:
@@ -251,7 +251,7 @@ def softmax(q: Tensor, bank: TwoStepBank, added: Tensor | None, p: Params, s: Co
     return sdpa.fused(q, bank, added, None, s)
 
 
-def _added(p: Params, s: Context, group: Group) -> Tensor | None:
+def _added(p: Params, s: Context, group: RegionGroup) -> Tensor | None:
     """The relative position of a region's queries to the prefix's kernels and its own, (h, n, P + n)."""
     if s.geo.sides is None:
         return None
@@ -329,7 +329,7 @@ def _positional_terms(parts: list[Tensor], prefix: Tensor, p: Params, s: Context
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Supports without regions, statistics across regions, patches of one-step kernels."""
+    """Not supported: supports without regions, statistics across regions, patches of one-step kernels."""
     if not has_regions(s.geo.support, s.geo.grid):
         return f"support={s.geo.support} has no regions"
     if s.mask is not None:
@@ -344,17 +344,17 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Always."""
+    """Preferred always."""
     return "regions are small images of their own: no N x N tensor"
 
 
 def softmax_unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """What either part does not support."""
+    """Not supported: what windows or `sdpa` do not support."""
     return first(sdpa.unsupported(s, call, m), unsupported(s, call, m))
 
 
 def softmax_preferred(s: Context, call: Call, m: Machine) -> Reason:
-    """Except under transforms, as `sdpa`."""
+    """Preferred except under transforms, as `sdpa`."""
     return None if call.transformed else "regions are small images of their own, and softmax is fused"
 
 

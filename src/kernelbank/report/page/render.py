@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordLinks:
     """Where the runs come from: the folder that was read, and the folder of the page, from which records are linked."""
 
     folder: Path
@@ -43,17 +43,17 @@ class Source:
         return hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
 
 
-def render(found: Sequence[Section], aside: Sequence[SetAside], source: Source) -> str:
+def render(found: Sequence[Section], aside: Sequence[SetAside], links: RecordLinks) -> str:
     """The page. Raises OSError if a record cannot be read again."""
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, finalize=_shown, trim_blocks=True)
     code, runs = CodeIdentity.here(), [run for section in found for run in section.runs]
     anchors = {run.file: f"run-{index}" for index, run in enumerate(runs)}
-    name = source.folder.resolve().name
+    name = links.folder.resolve().name
     return environment.get_template("report.html.j2").render(
         title=f"Report of {name}", summary=_summary(runs), version=code.version, sources=code.sources[:16],
         notes=report_notes(found, aside), rules=verdicts.RULES, best_rule=verdicts.BEST_RATE, columns=tables.COLUMNS,
         run_columns=tables.RUN_COLUMNS,
-        sections=[_section(section, f"s{index}", anchors, source) for index, section in enumerate(found)],
+        sections=[_section(section, f"s{index}", anchors, links) for index, section in enumerate(found)],
         css=_asset("report.css"), script=_asset("report.js"), plotly=Markup(get_plotlyjs()),
     )  # fmt: skip
 
@@ -73,18 +73,18 @@ def _summary(runs: Sequence[TrainedRun]) -> str:
     return f"{plural(len(runs), 'run')}, {finished} of them with all epochs; {named}."
 
 
-def _section(section: Section, where: str, anchors: Mapping[str, str], source: Source) -> dict[str, Any]:
+def _section(section: Section, where: str, anchors: Mapping[str, str], links: RecordLinks) -> dict[str, Any]:
     best = None if section.best is None else verdicts.verdict_views(section.best, f"{where}-b", anchors.__getitem__)
     return {
         "anchor": where, "title": section.title, "size": plural(len(section.runs), "run"), "notes": section.notes,
         "caveat": section.caveat, "shared": verdicts.verdict_views(section.shared, f"{where}-a", anchors.__getitem__),
         "best": best, "missing": verdicts.missing_lines(section.shared),
-        "groups": [_group(rows, f"{where}-g{index}", anchors, source) for index, rows in enumerate(section.groups)],
+        "groups": [_group(rows, f"{where}-g{index}", anchors, links) for index, rows in enumerate(section.groups)],
         "facts": list(tables.facts(section.runs)),
     }  # fmt: skip
 
 
-def _group(rows: Sequence[SummaryRow], where: str, anchors: Mapping[str, str], source: Source) -> dict[str, Any]:
+def _group(rows: Sequence[SummaryRow], where: str, anchors: Mapping[str, str], links: RecordLinks) -> dict[str, Any]:
     first, compared = rows[0], any(row.is_baseline for row in rows)
     return {
         "anchor": where,
@@ -96,7 +96,7 @@ def _group(rows: Sequence[SummaryRow], where: str, anchors: Mapping[str, str], s
                   for plot in plots(rows)],
         "runs": [
             {"anchor": anchors[run.file], "first": "" if place else f"{where}-r{index}", "file": run.file,
-             "href": source.href(run.file), "cells": tables.run_cells(run, source.sha256(run.file))}
+             "href": links.href(run.file), "cells": tables.run_cells(run, links.sha256(run.file))}
             for index, row in enumerate(rows) for place, run in enumerate(row.runs)
         ],
     }  # fmt: skip

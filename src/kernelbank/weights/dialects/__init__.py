@@ -1,4 +1,4 @@
-"""The dialects: one file per library, listed here in the order in which states are matched."""
+"""The dialects, one file per library, in the order in which state dicts are matched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = tuple(dict.fromkeys(dialect.name for dialect in DIALECTS))
 
 
 def detect(keys: Collection[str]) -> Dialect:
-    """The one dialect that `keys` are of. Raises InputError naming what was looked for."""
+    """Return the dialect of a state dict with `keys`. Raises InputError if none or several match."""
     matching = [dialect for dialect in DIALECTS if dialect.matches(keys)]
     if len(matching) == 1:
         return matching[0]
@@ -40,14 +40,14 @@ def detect(keys: Collection[str]) -> Dialect:
 
 
 def known(name: str) -> str:
-    """`name`, if it is a dialect's. Raises InputError."""
+    """Return `name`. Raises InputError if it is not the name of a dialect."""
     if name not in NAMES:
         raise InputError(f"unknown dialect {name!r}{suggest(name, NAMES)}; expected one of {', '.join(NAMES)}")
     return name
 
 
 def named(name: str, family: Family) -> Dialect:
-    """The dialect of this name for a family. Raises InputError for an unknown name, or one without the family."""
+    """Return the dialect of this name for a family. Raises InputError if there is none."""
     for dialect in DIALECTS:
         if (dialect.name, dialect.family) == (known(name), family):
             return dialect

@@ -1,4 +1,4 @@
-"""What a dialect is: how one library names the tensors of one family, and how its model is built and run."""
+"""A dialect: the names that a library gives to the tensors of a family, and how its model is built and run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from kernelbank.weights.keymap import KeyMap, Pattern, Shapes, State
 from kernelbank.weights.stock import Padding
 
 Derivation = Callable[[str, ModelSpec], State]
-"""The buffers whose keys follow a pattern, from the description of the model."""
+"""A function that computes the buffers whose keys match a pattern from the description of the model."""
 Run = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) -> logits, or the features before the head where there is none: (B, n)."""
+"""A function from images (B, C, H, W) to logits, or to the features of a model without a head, (B, n)."""
 
 
 class MissingLibraryError(Exception):
-    """A library that is not installed, or cannot be imported or build the model; the message says what to do."""
+    """A library that is not installed, or that cannot be imported or build the model. The message states what to
+    install."""
 
 
 def load_strictly(model: nn.Module, state: State) -> nn.Module:
-    """`model` with `state`. Raises InputError for a tensor that is missing, left over or of another shape."""
+    """Load `state` into `model` and return it. Raises InputError for a tensor that is missing, left over or of another
+    shape."""
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -39,20 +41,21 @@ def load_strictly(model: nn.Module, state: State) -> nn.Module:
 
 
 def call_plainly(model: nn.Module, images: Tensor) -> Tensor:
-    """The output of a model that takes images alone."""
+    """Return the output of a model whose only input is the images."""
     output: Tensor = model(images)
     return output
 
 
 def write_plainly(path: Path, state: State, spec: ModelSpec, source: str) -> None:
-    """Write the tensors without a description: the library has no place for one."""
+    """Write the tensors without a description of the model, which files of other libraries do not contain."""
     write_state(path, state, {"source": source})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library:
-    """Whose model it is: `build` makes it, `load` gives it a state, `call` runs it, `write` writes its files; `install`
-    says what to do where it is missing. `holds_specs` says whether its files can hold any mixer."""
+    """The library of a dialect. `build` builds a model, `load` loads a state dict, `call` runs the model, and `write`
+    writes a file. `install` states how to install the library, and `holds_specs` whether its files can contain any
+    mixer."""
 
     install: str
     build: Callable[[ModelSpec, Dialect], nn.Module]
@@ -68,11 +71,12 @@ def _no_shapes(spec: ModelSpec) -> Shapes | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How one library names the tensors of one family. `marks` are keys that its states always hold, `unmarked` keys
-    that they never hold; `derived` are buffers by the pattern of their keys, made anew when a state is written.
+    """The names that a library gives to the tensors of a family.
 
-    `pad` is what its code does at windows that the grid does not fill (see `spec.axes.Window`), None where the
-    description says it; `shapes` gives the shapes that its tensors must get where a change of tensors needs them.
+    Its states always have the keys `marks` and never the keys `unmarked`. `derived` are the buffers, by the pattern of
+    their keys, that are computed when a state is written. `pad` is the padding of windows that the grid does not fill
+    (see `spec.axes.Window`), or None if the description states it. `shapes` returns the shapes of the tensors, if a
+    conversion of tensors needs them.
     """
 
     name: str
@@ -87,7 +91,7 @@ class Dialect:
 
     @property
     def owner(self) -> str:
-        """The name of the library: that of the dialect without what it says of the head."""
+        """The name of the library, which is that of the dialect up to the suffix for the head."""
         return self.name.partition("-")[0]
 
     @property
@@ -96,7 +100,7 @@ class Dialect:
         return self.name.endswith("-bare")
 
     def buffers(self, spec: ModelSpec) -> State:
-        """Every derived buffer of a model."""
+        """Return the derived buffers of a model."""
         state = State()
         for pattern, derive in self.derived.items():
             state |= derive(pattern, spec)
@@ -111,7 +115,7 @@ class Dialect:
         return all(mark in keys for mark in self.marks) and not any(mark in keys for mark in self.unmarked)
 
     def model(self, spec: ModelSpec, state: State) -> Run:
-        """The library's own model with the weights of `state`, in eval mode and float32.
+        """Return the model of the library with the weights of `state`, in eval mode and float32, as a function.
 
         Raises:
             MissingLibraryError: If the library is missing.
@@ -121,7 +125,7 @@ class Dialect:
         wide = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
         try:
             with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")  # of other libraries, about themselves
+                warnings.simplefilter("ignore")  # other libraries warn about themselves
                 model = library.load(library.build(spec, self), wide)
         except (ImportError, AssertionError) as error:
             raise MissingLibraryError(f"{library.install} ({one_line(error)})") from None
@@ -130,7 +134,7 @@ class Dialect:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line of at most 200 characters."""
+    """Return the message of an error as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 

@@ -1,4 +1,4 @@
-"""facebookresearch/deit at 7e160fe: timm's names, but for LayerScale (models_v2.py)."""
+"""facebookresearch/deit at 7e160fe, which has timm's names except for LayerScale (models_v2.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
 
 DIALECTS = (
     Dialect(
-        name="facebook", family="vit", library=Library(install="keys and shapes are checked alone", build=_build),
+        name="facebook", family="vit", library=Library(install="only keys and shapes are checked", build=_build),
         keys=key_map(_NAMES), marks=(f"{FIRST}.qkv.weight", "blocks.0.gamma_1"),
     ),
 )  # fmt: skip

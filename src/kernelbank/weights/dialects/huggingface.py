@@ -66,7 +66,7 @@ _SWIN_4: Names = _SWIN_TRUNK | _block(STAGE_BLOCK, _SWIN_BLOCK, *_OLD_SWIN) | {
 
 
 def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
-    """transformers 5 reads the keys of both versions, transformers 4 its own."""
+    """Build the model. transformers 5 reads the keys of both versions, transformers 4 only its own."""
     need("transformers")
     transformers = import_module("transformers")
     version = transformers.__version__
@@ -96,7 +96,7 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
 
 
 def _load(model: Any, state: State) -> nn.Module:
-    """transformers' own loading, which knows the keys of its earlier versions."""
+    """Load a state dict with transformers' own loader, which renames the keys of its earlier versions."""
     pooling = {"add_pooling_layer": False} if type(model).__name__ == "ViTModel" else {}
     loaded, report = type(model).from_pretrained(
         None, config=model.config, state_dict=state, output_loading_info=True, **pooling
@@ -120,8 +120,8 @@ def _call(model: nn.Module, images: Tensor) -> Tensor:
 def _dialects(
     name: str, install: str, vit: Names, swin: Names, queries: tuple[str, str], index: str = ""
 ) -> tuple[Dialect, ...]:
-    """Both families, as classifiers and bare. `queries` is the first block's query in each family, `index` the pattern
-    of Swin's index where it is in the state."""
+    """Return the dialects of both families, as classifiers and without a head. `queries` is the query of the first
+    block in each family, `index` the pattern of Swin's index if it is in the state dict."""
     library = Library(install=install, build=_build, call=_call, load=_load)
     bare = (
         Dialect(

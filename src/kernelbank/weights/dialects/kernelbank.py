@@ -1,4 +1,4 @@
-"""KernelBank: our backbones, whose files hold their description."""
+"""KernelBank: the backbones of this library, whose files contain their description."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
 
 
 def _module() -> ModuleType:
-    """models/swin_transformer.py of the repository, if its root is on the path: that file alone is imported, not the
-    package around it."""
+    """Import models/swin_transformer.py of the repository if its root is on the path. The package around the file is
+    not imported."""
     package = PathFinder.find_spec("models", sys.path)
     for folder in (package.submodule_search_locations if package else None) or ():
         path = Path(folder) / "swin_transformer.py"

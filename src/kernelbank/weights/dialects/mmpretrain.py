@@ -71,7 +71,7 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
 
 
 def _configuration(spec: ModelSpec, dialect: Dialect) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """(configuration of the backbone, that of the head, channels of the last stage)."""
+    """Return the configurations of the backbone and of the head, and the channels of the last stage."""
     trunk, arguments, last = spec.trunk, stock_arguments(spec), spec.stages[-1]
     shared = {"img_size": spec.image, "patch_size": arguments["patch_size"], "in_channels": spec.in_chans}
     if isinstance(trunk, ViTTrunk):
@@ -105,7 +105,8 @@ _MMPRETRAIN = Library(install="install mmpretrain", build=_build, call=_call)
 
 
 def _dialects() -> tuple[Dialect, ...]:
-    """Both families, as classifiers and the backbones alone; ViT also with a linear head, ``head.fc``."""
+    """Return the dialects of both families, as classifiers and as backbones, and of ViT with a linear head,
+    ``head.fc``."""
     first, first_of_stage = "layers.0.ln1.weight", "stages.0.blocks.0.attn.w_msa.qkv.weight"
     vit, swin = under("backbone.", _VIT), under("backbone.", _SWIN)
     whole = Dialect(

@@ -1,4 +1,4 @@
-"""timm: the names of its VisionTransformer and SwinTransformer are the pivot."""
+"""timm, whose names of VisionTransformer and SwinTransformer are the pivot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from kernelbank.weights.stock import build_stock
 
 PATCHES, FIRST, FIRST_OF_STAGE = "patch_embed.proj.weight", "blocks.0.attn", "layers.0.blocks.0.attn"
 MERGED_FIRST = "layers.0.downsample.reduction.weight"
-"""In a Swin whose patch merging closes a stage (microsoft's, and timm's before 0.8) in place of opening the next."""
+"""The names in a Swin whose patch merging is at the end of a stage (microsoft, and timm before 0.8) and not at the
+start of the next one."""
 
 
 def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
