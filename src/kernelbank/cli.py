@@ -42,6 +42,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.commands.compare:main",
         "compare runs: convergence curves, and differences with confidence intervals over seeds",
     ),
+    "report": (
+        "kernelbank.commands.report:main",
+        "write one HTML page from run records: the verdicts on the paper's claims, tables and curves",
+    ),
     "explain": (
         "kernelbank.commands.explain:main",
         "show which kernels a model selects on your own pictures: a page that works offline, and a table",

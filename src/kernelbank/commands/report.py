@@ -1,0 +1,37 @@
+"""``kernelbank report``: one HTML page from a folder of run records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from kernelbank.commands.options import read_options
+from kernelbank.errors import UsageError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write one HTML page from run records: the verdict on each claim of the paper with its effect, interval and rule,
+    tables, convergence curves, accuracy against cost, and the recipe. The page needs no network. Nothing is trained."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A folder that holds run records of studies or of training, itself or in its folders."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: FOLDER/report.html)")] = None
+    """Where the page goes: a name that ends in .html."""
+    json: bool = False
+    """Print verdicts and rows as JSON."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb and return the exit code. Raises InputError."""
+    options = read_options(Options, "report", argv)
+    if options.out is not None and Path(options.out).suffix != ".html":
+        raise UsageError("report", f"invalid --out={options.out!r}; expected a name that ends in .html")
+    require("report", "report", "matplotlib", "jinja2", "plotly", "scipy")
+    page = None if options.out is None else Path(options.out)
+    code: int = import_module("kernelbank.report.folder").run(Path(options.folder), page, options.json)
+    return code
