@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "text", "schema"}, {"files", "memory", "terminal"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"},
     {"records"}, {"ops"}, {"nn"},
     {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"}, {"benchmark"},
-    {"explanation"},
+    {"explanation"}, {"exports"},
     {"commands"}, {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip

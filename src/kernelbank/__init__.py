@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernelbank.explanation.capture import explain
+    from kernelbank.exports.export import export
     from kernelbank.nn.accelerate import accelerate
     from kernelbank.nn.edit.dynamize import dynamize
     from kernelbank.nn.edit.replace import replace_mixers
@@ -24,6 +25,7 @@ __all__ = [
     "accelerate",
     "dynamize",
     "explain",
+    "export",
     "from_timm",
     "load",
     "mix",
@@ -39,6 +41,7 @@ _HOMES = {
     "accelerate": "kernelbank.nn.accelerate",
     "dynamize": "kernelbank.nn.edit.dynamize",
     "explain": "kernelbank.explanation.capture",
+    "export": "kernelbank.exports.export",
     "from_timm": "kernelbank.weights.from_timm",
     "load": "kernelbank.weights.load",
     "mix": "kernelbank.ops.plan",

@@ -50,6 +50,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "kernelbank.commands.explain:main",
         "show which kernels a model selects on your own pictures: a page that works offline, and a table",
     ),
+    "export": (
+        "kernelbank.commands.export:main",
+        "write a model to an ONNX or torch.export file, and compare the file with the model",
+    ),
 }
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""

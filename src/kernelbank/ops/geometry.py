@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from kernelbank.ops.scope import ForkSafeLock
 from kernelbank.ops.transforms import recorded, transformed
@@ -102,10 +103,25 @@ _LOCK = ForkSafeLock()
 
 
 def cached(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Return `compute(*arguments)`, from a cache for equal arguments. A graph contains the computation instead, and a
-    transform gets a tensor of its own."""
+    """Return `compute(*arguments)`, from a cache for equal arguments. A graph that is compiled or exported holds the
+    tensor as a constant, up to `MOST_EXPORTED` numbers where it is exported; a transform gets a tensor of its own."""
+    if torch.compiler.is_dynamo_compiling():
+        return _constant(compute, *arguments)
+    if torch.compiler.is_exporting():
+        with _disable_current_modes():  # else the graph would hold the computation
+            tensor = _remembered(compute, *arguments)
+        return tensor if tensor.numel() <= MOST_EXPORTED else compute(*arguments)
     if recorded() or transformed():
         return compute(*arguments)
+    return _remembered(compute, *arguments)
+
+
+MOST_EXPORTED = 2**20
+"""The numbers of a constant above which an exported graph computes it, to keep the file small."""
+
+
+def _remembered(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The tensor from the cache, computed if it is new."""
     key = (compute, *arguments)
     with _LOCK:
         if key in _CACHE:
@@ -119,6 +135,13 @@ def cached(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
             while len(_CACHE) > 1 and sum(t.numel() * t.element_size() for t in _CACHE.values()) > _CACHE_BYTES:
                 _CACHE.popitem(last=False)
     return tensor
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The tensor from the cache, which torch.compile puts into the graph as a constant."""
+    # a parameter: of two other tensors from one function torch.compile (2.14) takes the shape of the second as dynamic
+    return nn.Parameter(_remembered(compute, *arguments), requires_grad=False)
 
 
 # ---- visibility ------------------------------------------------------------------------------------------
@@ -164,6 +187,12 @@ def padded_cells(support: Window, grid: Grid, device: torch.device | None = None
     return cells.flatten()
 
 
+def unpadded_cells(support: Window, grid: Grid, prefix: int, device: torch.device | None = None) -> Tensor:
+    """The tokens on the padded grid that hold the positions of `grid`, in their order."""
+    cells = padded_cells(support, grid, device)
+    return cells.argsort(stable=True)[len(cells) - math.prod(grid) :] + prefix
+
+
 def _padded_axis(window: Window, length: int, device: torch.device | None) -> Tensor:
     """Source coordinates along one axis, padded to whole windows; a coordinate >= length is padding."""
     side = min(window.M, length)
@@ -184,10 +213,9 @@ def pad_tokens(x_BTC: Tensor, geo: Geometry) -> Tensor:
 
 def crop(y_BTC: Tensor, geo: Geometry) -> Tensor:
     """The inverse of `pad_tokens`: the tokens in their order, without the padding."""
-    if geo.unpadded is None or geo.layout is None:
+    if geo.unpadded is None:
         return y_BTC
-    pads = math.prod(geo.grid) - math.prod(geo.unpadded)
-    back = geo.layout.argsort(stable=True)[pads:] + geo.prefix
+    back = cached(unpadded_cells, geo.support, geo.unpadded, geo.prefix, geo.device)
     return torch.cat([y_BTC[:, : geo.prefix], y_BTC[:, back]], 1)
 
 

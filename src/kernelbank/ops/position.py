@@ -53,7 +53,8 @@ def region_matrix(p: Params, offsets: Offsets, prefix: int, device: torch.device
 
     def compute() -> Tensor:
         index = cached(region_offsets, _sides(p), offsets, prefix, device)
-        return _entries(p, prefix).index_select(1, index.flatten()).view(-1, *index.shape)
+        tokens = prefix + len(offsets[0]) * len(offsets[1])
+        return _entries(p, prefix).index_select(1, index.flatten()).view(-1, tokens, tokens)
 
     return expanded(tables, ("region", offsets, prefix), compute)
 

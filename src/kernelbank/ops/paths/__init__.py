@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from kernelbank.ops.paths import (
     associated,
+    blocks,
     bottleneck,
     conv,
     images,
@@ -23,6 +24,7 @@ from kernelbank.ops.paths.path import LinearPath, MixerPath, PathError, Position
 _MIXER: tuple[MixerPath, ...] = (
     *triton.PATHS,
     bottleneck.PATH,
+    blocks.PATH,
     windows.SOFTMAX,
     windows.PATH,
     associated.AFFINE,

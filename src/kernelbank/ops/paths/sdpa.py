@@ -12,6 +12,7 @@ from kernelbank.ops.kernel import logits
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths.framed import attending
 from kernelbank.ops.paths.path import MixerPath, Reason, needs_two_step
+from kernelbank.ops.transforms import traced
 from kernelbank.spec.pipeline import L1, Pipeline
 
 
@@ -41,7 +42,9 @@ def fused(q: Tensor, bank: TwoStepBank, added: Tensor | None, visible: Tensor | 
         if visible is not None:
             mask = torch.where(visible, mask, -torch.inf)
     drop = s.attn_drop if s.training else 0.0
-    return F.scaled_dot_product_attention(q, key.to(q.dtype), value.to(q.dtype), mask, drop, scale=bank.scale * x)
+    o = F.scaled_dot_product_attention(q, key.to(q.dtype), value.to(q.dtype), mask, drop, scale=bank.scale * x)
+    # the strides of the output are those of one kernel: exporters put products with other strides in its place
+    return o.clone(memory_format=torch.contiguous_format) if traced() else o
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:

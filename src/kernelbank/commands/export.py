@@ -1,0 +1,54 @@
+"""``kernelbank export``: a model as a file that runs without this library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Literal
+
+import tyro
+
+from kernelbank.commands.options import default_text, read_options
+from kernelbank.errors import UsageError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write a model to an ONNX file or a program of torch.export that takes batches of any size. The file is loaded
+    again and compared with the model; it is kept only if its outputs are those of the model."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A model of ours or of timm by name, the folder of a run, or a file that kernelbank wrote."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The file to write: .onnx (ONNX) or .pt2 (torch.export)."""
+    pretrained: bool = False
+    """Take timm's published weights for a model given by name; else they are random."""
+    mixer: Annotated[str | None, default_text("TEXT", "the specs that the model has")] = None
+    """Specs to put in their place, or cells to change, such as "activation=relu,count"."""
+    img_size: Annotated[tuple[int, int] | None, default_text("H W", "the model's own")] = None
+    """The height and width of the images in pixels."""
+    half: Annotated[Literal["float16", "bfloat16"] | None, default_text("DTYPE", "the dtype of the weights")] = None
+    """Store the weights and compute in half precision: float16 or bfloat16. Input and output stay float32."""
+    opset: Annotated[int | None, default_text("N", "that of torch.onnx")] = None
+    """The version of ONNX's operator set."""
+    classes: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Names of the classes, one per line, or a folder with a folder per class. Default: ImageNet's for 1000 classes,
+    else numbers."""
+    overwrite: bool = False
+    """Replace a file that exists."""
+    json: bool = False
+    """Print the outcome as JSON."""
+
+    def check(self) -> None:
+        """Raise UsageError for a value that no model takes."""
+        if self.img_size is not None and min(self.img_size) < 1:
+            raise UsageError("export", f"invalid --img-size={self.img_size}; expected whole numbers >= 1")
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb and return the exit code. Raises InputError and SpecError, and leaves no file half-written."""
+    options = read_options(Options, "export", argv)
+    options.check()
+    require("export", "train,export", "timm", "safetensors", "sklearn", "accelerate")
+    code: int = import_module("kernelbank.exports.session").run(options)  # torch takes seconds to import
+    return code

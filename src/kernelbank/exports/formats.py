@@ -1,0 +1,126 @@
+"""The formats of exported files: each writes a traced program with an entry of metadata, and runs the file again."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from kernelbank.errors import InputError
+from kernelbank.exports.preprocessing import ENTRY
+
+INPUT, OUTPUT, BATCH = "images", "outputs", "batch"
+"""The names of the input, the output and the dynamic axis."""
+LARGEST_ONNX = 2**31 - 2**24
+"""The bytes of weights that fit in one ONNX file, whose messages have at most 2 GiB, with room for the graph."""
+
+Run = Callable[[Tensor], Tensor]
+"""images (B, C, H, W) -> outputs (B, ...)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files. `write(program, path, entry, opset)` writes one, `open(path)` loads one and returns its
+    function and its entry. `runtime` is what runs it, `packages` are what it needs, and `opsets` is the range of the
+    operator set version, None without one."""
+
+    name: str
+    suffix: str
+    runtime: str
+    packages: tuple[str, ...]
+    opsets: range | None
+    write: Callable[[ExportedProgram, Path, str, int | None], None]
+    open: Callable[[Path], tuple[Run, str]]
+
+
+# ---- torch.export ----------------------------------------------------------------------------------------
+
+_EXTRA = f"{ENTRY}.json"
+
+
+def _write_program(program: ExportedProgram, path: Path, entry: str, opset: int | None) -> None:
+    buffer = io.BytesIO()  # torch warns about names that do not end in .pt2, as those of temporary files
+    with _quiet():
+        torch.export.save(program, buffer, extra_files={_EXTRA: entry})
+    path.write_bytes(buffer.getbuffer())
+
+
+def _open_program(path: Path) -> tuple[Run, str]:
+    extra = {_EXTRA: ""}
+    module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra).module()
+    found: Any = extra[_EXTRA]
+    return module, found.decode() if isinstance(found, bytes) else str(found)
+
+
+# ---- ONNX ------------------------------------------------------------------------------------------------
+
+
+def _write_onnx(program: ExportedProgram, path: Path, entry: str, opset: int | None) -> None:
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    if size > LARGEST_ONNX:
+        raise InputError(f"too many weights for an ONNX file: {size / 1e9:.1f} GB; expected at most "
+                         f"{LARGEST_ONNX / 1e9:.1f} GB, or a .pt2 file")  # fmt: skip
+    with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        made = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT], opset_version=opset
+        )
+    assert made is not None
+    model = made.model
+    if opset is not None and model.opset_imports[""] != opset:
+        raise InputError(f"invalid opset={opset}: an operator of the model needs a newer one; expected at least "
+                         f"{model.opset_imports['']}")  # fmt: skip
+    shape: Any = model.graph.inputs[0].shape
+    made.rename_axes({shape[0]: BATCH})
+    for node in model.graph.all_nodes():  # the exporter's notes name source files of this machine
+        node.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props[ENTRY] = entry
+    path.write_bytes(made.model_proto.SerializeToString())
+
+
+def _open_onnx(path: Path) -> tuple[Run, str]:
+    import onnxruntime  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+    return run, session.get_modelmeta().custom_metadata_map[ENTRY]
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Hide the warnings and logs of exporters: what they say is checked on the file."""
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, loggers)]
+    try:
+        for logger, _ in levels:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
+FORMATS = {
+    form.suffix: form
+    for form in (
+        Format("ONNX", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), range(18, 24), _write_onnx,
+               _open_onnx),
+        Format("torch.export", ".pt2", "torch", (), None, _write_program, _open_program),
+    )
+}  # fmt: skip
+"""The formats by the suffix of their files."""
