@@ -76,7 +76,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     case, file = sys.argv[1], Path(sys.argv[2])
     answer = {"together": together, "sharded": sharded}[case](file)
-    if Engine(Hardware(device="cpu")).main:
+    engine = Engine(Hardware(device="cpu"))
+    if engine.main:
         beside = file.with_suffix(".part")
         beside.write_text(json.dumps(answer))
         beside.replace(file)
+    engine.close()

@@ -87,6 +87,7 @@ def run(study: Study, setup: Setup, folder: Path) -> list[RunRecord]:
                f"records in {folder}")  # fmt: skip
         with stop_on_signal(notify) as request, reporter(console, len(missing), setup.recipe.epochs) as sink:
             _run_missing(missing, setup, folder, sink, request)
+        engine.close()
         return [RunRecord.load(run.record_path(folder)) for run in runs] if engine.main else []
 
 

@@ -245,13 +245,17 @@ class Session:
                 self._introduce(self.watch, record, data, notes)
             self.logged = set(self.folder.epochs()) if engine.main else set()
             self.count = 0
+            stopped: Stopped | None = None
             try:
                 record, diverged = train_and_test(
                     model, data, recipe, record, engine=engine, checkpoint=self.folder.checkpoint,
                     hooks=Hooks(self._on_epoch, self._on_step, request),
                 )  # fmt: skip
-            except Stopped as stopped:
-                return self._stopped(stopped, request)
+            except Stopped as error:
+                stopped = error
+        # outside the context, whose line about the signal comes first
+        if stopped is not None:
+            return self._stopped(stopped, request)
         if diverged is not None:
             self._diverged(record, diverged)
         self._finish(record)
@@ -315,6 +319,7 @@ class Session:
 
     def _stopped(self, stopped: Stopped, request: StopRequest) -> int:
         self._write("stopped", message=str(stopped))
+        self.engine.close()
         if self.engine.main:
             _print_message(f"{stopped}; go on with: kernelbank train --resume --out {self.folder.path}")
         return request.exit_code
@@ -322,6 +327,7 @@ class Session:
     def _diverged(self, record: RunRecord, diverged: DivergedError) -> None:
         """Record the failure. Raises WorkerError."""
         self._write("diverged", message=record.failure)
+        self.engine.close()
         if self.engine.main:
             record.save(self.folder.record)
         last = f"the last good checkpoint is {diverged.last_good}" if diverged.last_good else "there is no checkpoint"
@@ -329,7 +335,7 @@ class Session:
 
     def _finish(self, record: RunRecord) -> None:
         """Write weights and run record, and print the summary. The checkpoint is kept."""
-        cast(Any, self.engine.accelerator).end_training()
+        self.engine.close()
         if not self.engine.main:
             return
         write_weights(self.folder, record.model)
