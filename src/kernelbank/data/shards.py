@@ -28,7 +28,8 @@ from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import Loading
 from kernelbank.data.sources import SPLITS, check_classes
 from kernelbank.errors import InputError
-from kernelbank.files import read_json, replace_file
+from kernelbank.files import read_json, regular_file, replace_file
+from kernelbank.text import one_line
 
 INFO = ("_info.json", "info.json")
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -73,7 +74,7 @@ class Sharded:
 
     def open(self, row: int) -> Image.Image:
         """Open the image. Raises the errors of Pillow and of the file."""
-        with self.shards[self.places[row]].open("rb") as file:
+        with regular_file(self.shards[self.places[row]]).open("rb") as file:
             file.seek(int(self.offsets[row]))
             image = Image.open(io.BytesIO(file.read(int(self.sizes[row]))))
         image.load()
@@ -138,7 +139,7 @@ def _shards(text: str) -> dict[str | None, list[Path]]:
     return {None: shards}
 
 
-MOST_SHARDS = 1_000_000
+MOST_SHARDS, MOST_DIGITS = 1_000_000, 18
 
 
 def _check_count(text: str, pattern: str) -> None:
@@ -146,9 +147,12 @@ def _check_count(text: str, pattern: str) -> None:
     count = 1
     for inside in re.findall(r"\{([^{}]*)\}", pattern):
         ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-        count *= max(int(ends[2][:30]) - int(ends[1][:30]) + 1, 1) if ends else inside.count(",") + 1
-    if count > MOST_SHARDS:
-        raise InputError(f"data: {text} stands for {count} shards; expected at most {MOST_SHARDS}")
+        if ends and max(map(len, ends.groups())) > MOST_DIGITS:
+            raise InputError(f"data: {text}: invalid range {{{one_line(inside, 40)}}}; expected numbers of at most "
+                             f"{MOST_DIGITS} digits")  # fmt: skip
+        count *= max(int(ends[2]) - int(ends[1]) + 1, 0) if ends else inside.count(",") + 1
+    if not 0 < count <= MOST_SHARDS:
+        raise InputError(f"data: {text} stands for {count} shards; expected 1 to {MOST_SHARDS}")
 
 
 def _matching(text: str, pattern: str) -> list[Path]:
@@ -215,7 +219,7 @@ def _named_split(path: Path) -> str | None:
 
 def _members(path: Path) -> Iterator[Member]:
     """Yield the files of a shard. The key is the name up to the first dot in its last part, as in WebDataset."""
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(regular_file(path), "r:") as tar:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every one of them
             match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", info.name)

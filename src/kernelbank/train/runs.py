@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelbank.errors import InputError
-from kernelbank.files import read_json, replace_text
+from kernelbank.files import read_json, regular_file, replace_text
 from kernelbank.records import EpochResult, RecordError, RunRecord
 from kernelbank.schema import decode
 
@@ -120,8 +120,10 @@ class Log:
     """Appends events to a run's log, a line of JSON each."""
 
     def __init__(self, folder: RunFolder) -> None:
-        if folder.log.exists() and not folder.log.is_file():  # a pipe would be waited for
-            raise InputError(f"run: {folder.log} is not a regular file")
+        try:
+            regular_file(folder.log)
+        except OSError as error:
+            raise InputError(f"run: {error}") from None
         cut = folder.log.exists() and folder.log.read_bytes()[-1:] not in (b"", b"\n")
         self.file = folder.log.open("a", encoding="utf-8", buffering=1)
         if cut:
