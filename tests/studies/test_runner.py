@@ -33,6 +33,7 @@ from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipes import digits_recipe
 from kernelbank.train.request import DataOptions
 from kernelbank.train.session import Hooks
+from kernelbank.train.signals import stop_on_signal
 
 DIGITS = Conditions(source=DataOptions(data="digits"), hardware=Hardware(device="cpu"))
 WORDS = ["study", "softmax", "--models", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
@@ -150,11 +151,42 @@ def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) ->
         runner.run_all(runs_of, DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
 
 
-def test_a_worker_is_born_deaf_to_ctrl_c() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with runner._interrupts_ignored():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) is before
+def test_ctrl_c_while_workers_start_reaches_the_parent_alone() -> None:
+    blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    lines: list[str] = []
+    with stop_on_signal(lines.append) as request:
+        with runner._interrupts_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            worker = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=True)
+        assert request() and request.signal == signal.SIGINT  # delivered when it is unblocked, if not before
+    assert worker.stdout == "True\n" and len(lines) == 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_while_a_study_starts_ends_it_in_seconds(tmp_path: Path) -> None:
+    """The signal goes to the whole process group, as from a terminal, at moments while modules are imported, workers
+    start and training begins."""
+    words = [sys.executable, "-m", "kernelbank", *WORDS, "--epochs", "500", "--jobs", "2"]
+    for index, moment in enumerate(("study softmax", ".lock", "checkpoints")):
+        out = tmp_path / str(index)
+        process = subprocess.Popen(
+            [*words, "--out", str(out)], start_new_session=True, text=True, env={**os.environ, **path_env()},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stderr is not None
+        deadline = time.monotonic() + 120
+        if moment == "study softmax":  # the line before the workers start
+            while moment not in process.stderr.readline():
+                assert time.monotonic() < deadline and process.poll() is None
+        else:
+            while not (out / moment).exists():
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        begun = time.monotonic()
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said
+        assert time.monotonic() - begun < 30
 
 
 def test_records_of_other_code_are_pointed_out(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

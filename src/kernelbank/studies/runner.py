@@ -6,16 +6,16 @@ import logging
 import math
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import current_thread, main_thread
 
 from kernelbank.errors import InputError, WorkerError
 from kernelbank.files import set_aside
@@ -162,7 +162,7 @@ def _run_spawned(
             gpu = crew.gpus[index % len(crew.gpus)] if crew.gpus else None
             # not daemons: they have processes of their own, which read images
             process: BaseProcess = context.Process(target=_serve, args=(theirs, conditions, folder, gpu))
-            with _interrupts_ignored():  # a worker inherits it: Ctrl-C while it imports is not its own
+            with _interrupts_blocked():  # Ctrl-C would end a worker that imports with a traceback
                 process.start()
             theirs.close()
             workers[ours] = process
@@ -204,15 +204,18 @@ def _stop(workers: dict[Connection, BaseProcess]) -> None:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if current_thread() is not main_thread():  # the only one that may set, and gets, signals
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in this thread, and in the processes that it starts. Ctrl-C in between is delivered afterwards, or
+    to another thread of this process; if the signal were ignored, it would be lost."""
+    if sys.platform == "win32":
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which would unblock the signal when the first process starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send(pipe: Connection, process: BaseProcess, run: Run) -> None:
@@ -243,6 +246,8 @@ def _serve(pipe: Connection, conditions: Conditions, folder: Path, gpu: str | No
     """A worker: runs until its parent closes the pipe, whether by intent or by dying, or asks it to stop."""
     request = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, lambda number, _: setattr(request, "signal", number))
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
