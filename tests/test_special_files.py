@@ -109,8 +109,13 @@ def test_a_pipe_among_images_is_counted_as_broken(pipe: Pipe, tmp_path: Path) ->
 def test_the_command_line_says_so(pipe: Pipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RECORD.save(tmp_path / "whole.json")
     image, record = pipe("a.png"), pipe("a.json")
-    for words in (["explain", "vit_kb_test_patch16_64", str(image)], ["compare", str(record), str(tmp_path / "whole.json")],
-                  ["explain", str(pipe("a.safetensors")), str(image)], ["convert", str(pipe("b.pth")), "b.safetensors"]):  # fmt: skip
-        assert main(words) == 2
+    weights, pickled = pipe("a.safetensors"), pipe("b.pth")
+    for words in (
+        ["explain", "vit_kb_test_patch16_64", image],
+        ["compare", record, tmp_path / "whole.json"],
+        ["explain", weights, image],
+        ["convert", pickled, "b.safetensors"],
+    ):
+        assert main([str(word) for word in words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("kernelbank: error: ")
