@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,16 +46,17 @@ def decoded(split: FileSplit, size: tuple[int, int] | None, cache: Path, progres
     if state is None:
         return _decode(split, size, progress)
     loading = split.loading
+    shape = (len(split), loading.size[0], *(loading.size[1:] if size is None else size))
     how = [_VERSION, state, split.rows.tolist(), size, loading.size, loading.crop_pct]
     name = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
     pixels, marker = cache / f"decoded-{name}.npy", cache / f"decoded-{name}.json"
-    if (kept := _kept(pixels, marker, len(split))) is not None:
+    if (kept := _kept(pixels, marker, shape)) is not None:
         return kept
     found = _decode(split, size, progress)
     cache.mkdir(parents=True, exist_ok=True)
     replace_file(pixels, lambda beside: _write(beside, found.pixels))
     replace_text(marker, json.dumps({"broken": found.broken}) + "\n")
-    return _kept(pixels, marker, len(split)) or found
+    return _kept(pixels, marker, shape) or found
 
 
 def _write(path: Path, pixels: Pixels) -> None:
@@ -63,16 +64,20 @@ def _write(path: Path, pixels: Pixels) -> None:
         np.save(file, pixels)
 
 
-def _kept(pixels: Path, marker: Path, count: int) -> Decoded | None:
-    """What lies in the cache; None where there is nothing, or it is damaged."""
+def _kept(pixels: Path, marker: Path, shape: tuple[int, ...]) -> Decoded | None:
+    """Return the images of `shape` in the cache, or None if there are none or they are damaged."""
     try:
-        broken = cast("dict[str, Any]", read_json(marker))["broken"]
+        document = read_json(marker)
+        broken = document.get("broken") if isinstance(document, dict) else None
         array = np.load(pixels, mmap_mode="c")
-        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != count:
-            return None
-        return Decoded(array, tuple(int(row) for row in broken))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError):
         return None
+    rows = range(shape[0])
+    if not isinstance(broken, list) or not all(type(row) is int and row in rows for row in broken):
+        return None
+    if array.dtype != np.uint8 or array.shape != shape or len(set(broken)) < len(broken):
+        return None
+    return Decoded(array, tuple(broken))
 
 
 def _decode(split: FileSplit, size: tuple[int, int] | None, progress: Progress | None) -> Decoded:
