@@ -183,13 +183,14 @@ def test_folders_of_records(tmp_path: Path) -> None:
     """Damaged, of other versions, twice, in another encoding, with a name of control characters."""
     rng, folder = random.Random(0), tmp_path / "records"
     folder.mkdir()
-    document = RECORD.to_document()
+    whole = replace(RECORD, recipe={"epochs": 2, "lr": 1e-3})
+    document = whole.to_document()
     for _ in range(25):
         for path in folder.iterdir():
             path.unlink()
-        RECORD.save(folder / "whole.json")
-        RECORD.save(folder / "again.json")
-        replace(RECORD, seed=RECORD.seed + 1).save(folder / "other.json")
+        whole.save(folder / "whole.json")
+        whole.save(folder / "again.json")
+        replace(whole, seed=whole.seed + 1).save(folder / "other.json")
         (folder / "a\x1b[31m.json").write_text(text_of(damaged(document, rng), rng))
         (folder / "latin.json").write_bytes(json.dumps(document).encode("utf-16"))
         (folder / "version.json").write_text(json.dumps(document | {"record_version": rng.choice((0, 99, None, "2"))}))
@@ -198,6 +199,33 @@ def test_folders_of_records(tmp_path: Path) -> None:
     for words in (["report", str(tmp_path)], ["report", str(tmp_path), "--json"]):
         code, error = said(words)
         assert code == 0 and "Traceback" not in error and "\x1b" not in error, error
+
+
+WILD = {"nan": float("nan"), "infinite": float("inf"), "above 100": 1e300, "negative": -5.0}
+
+
+@pytest.mark.parametrize("wild", WILD)
+@pytest.mark.parametrize("field", ["val_top1", "train_loss", "test_top1", "lr"])
+def test_numbers_that_no_run_has(tmp_path: Path, wild: str, field: str) -> None:
+    """Such a record is set aside by a report and is an error of a comparison; neither computes with it."""
+    value, records = WILD[wild], tmp_path / "records"
+    if wild == "above 100" and field in ("train_loss", "lr"):
+        pytest.skip("a finite number >= 0")
+    records.mkdir()
+    whole = replace(RECORD, recipe={"epochs": 2, "lr": 1e-3})
+    whole.save(records / "whole.json")
+    replace(whole, seed=7).save(records / "other.json")
+    if field == "test_top1":
+        broken = replace(whole, seed=8, test_top1=value)
+    elif field == "lr":
+        broken = replace(whole, seed=8, recipe={"epochs": 2, "lr": value})
+    else:
+        broken = replace(whole, seed=8, epochs=tuple(replace(epoch, **{field: value}) for epoch in whole.epochs))
+    broken.save(records / "wild.json")
+    (aside,) = read_folder(tmp_path)[1]
+    assert aside.file == "records/wild.json" and field in aside.reason
+    code, error = said(["compare", str(records / "wild.json"), str(records / "whole.json")])
+    assert code == 2 and len(error.splitlines()) == 1 and field in error
 
 
 def test_runs_at_the_command_line(tmp_path: Path) -> None:

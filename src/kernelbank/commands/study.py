@@ -132,7 +132,7 @@ def _settings(argv: list[str], recipe: str | None, design: Design) -> Recipe:
     """The recipe by name as published, else the design's with its changes."""
     if recipe is not None:
         return starting_recipe(argv, recipe)
-    return starting_recipe(argv, design.recipe, design.changes) if design.recipe else digits_recipe()
+    return starting_recipe(argv, design.recipe or "digits", design.changes)
 
 
 def _name(study: Study, options: Options) -> str:
@@ -173,7 +173,7 @@ def _check(options: Options, study: Study, design: Design) -> None:
         raise UsageError("study", f"invalid --jobs={options.jobs}; expected a whole number >= 1")
     ModelOptions(model_args=options.model_args).arguments("study")
     for seed in options.seeds or ():
-        check_seed("study", seed)
+        check_seed("study", seed, "--seeds")
     if options.shard is not None:
         Shard.parse(options.shard)
     if options.on is not None and options.on != "ray" and not options.on.startswith("ray://"):

@@ -12,7 +12,7 @@ from typing import Any
 from kernelbank.errors import InputError
 from kernelbank.files import read_json
 from kernelbank.model import TimmTrunk
-from kernelbank.records import CodeIdentity, DataIdentity, MachineIdentity, RunRecord
+from kernelbank.records import CodeIdentity, DataIdentity, MachineIdentity, RunRecord, check_numbers
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES, Role
 from kernelbank.train.runs import RunFolder, read_run
@@ -94,7 +94,8 @@ class SetAside:
 
 
 def trained_run(record: RunRecord, file: str = "") -> TrainedRun:
-    """The numbers of a run record."""
+    """The numbers of a run record. Raises ValueError where they cannot be those of a run."""
+    check_numbers(record)
     stock = isinstance(record.model.trunk, TimmTrunk)
     return TrainedRun(
         study=record.study,

@@ -166,7 +166,7 @@ class EvaluateOptions:
             raise UsageError("evaluate", f"invalid --crop-pct={self.crop_pct}; expected 0 < crop_pct <= 1")
 
 
-def check_seed(verb: str, seed: int) -> None:
+def check_seed(verb: str, seed: int, option: str = "--seed") -> None:
     """Raise UsageError unless torch's generators take the seed."""
     if not 0 <= seed <= LARGEST_SEED:
-        raise UsageError(verb, f"invalid --seed={seed}; expected 0 to {LARGEST_SEED}")
+        raise UsageError(verb, f"invalid {option}={seed}; expected 0 to {LARGEST_SEED}")
