@@ -25,7 +25,7 @@ from kernelbank.studies import runner, session
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.designs import DESIGNS
 from kernelbank.studies.run import Conditions, Run, grid
-from kernelbank.studies.runner import Crew
+from kernelbank.studies.runner import WorkerPool
 from kernelbank.studies.study import changed, named_host
 from kernelbank.train.checkpoint import Progress, State, save
 from kernelbank.train.engine import Engine
@@ -148,7 +148,7 @@ def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) ->
         state = State(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Progress())
         save(run.checkpoint_path(tmp_path), {}, state, Engine(Hardware(device="cpu")))
     with pytest.raises(InputError, match="belongs to another run"):
-        runner.run_all(runs_of, DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
+        runner.run_all(runs_of, DIGITS, folder_of(tmp_path), WorkerPool(2), lambda event: None)
 
 
 def test_ctrl_c_while_workers_start_reaches_the_parent_alone() -> None:
@@ -235,7 +235,7 @@ def test_sigterm_stops_a_study_with_checkpoints(whole: Path, tmp_path: Path, job
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "the same command goes on from here" in told and "Traceback" not in told
+    assert process.returncode == 143 and "run the same command to resume" in told and "Traceback" not in told
     kept = list(tmp_path.glob("checkpoints/*.safetensors")) + list(tmp_path.glob("records/*.json"))
     assert kept and len(list(tmp_path.glob("records/*.json"))) < 2
     assert study(tmp_path) == 0
@@ -298,14 +298,14 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(runner, "execute", interrupt)
     assert study(tmp_path) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_a_crash_of_a_worker_is_reported(tmp_path: Path) -> None:
     (run,) = some_runs()[:1]
     broken = replace(run, model=replace(run.model, mixer="vit kernel=two_step(7)"))
     with pytest.raises(runner.WorkerError, match="expected a multiple of 7, the number of heads") as caught:
-        runner.run_all([broken, broken], DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
+        runner.run_all([broken, broken], DIGITS, folder_of(tmp_path), WorkerPool(2), lambda event: None)
     assert "Traceback" in caught.value.detail and "\n" not in str(caught.value)
 
 
@@ -318,7 +318,7 @@ def test_a_failed_worker_is_told_in_the_command(
     monkeypatch.setattr(session, "run_all", fail)
     assert study(tmp_path) == 1
     complaint = capsys.readouterr().err
-    assert "ended unasked (exit code -9)" in complaint and "goes on from there" in complaint
+    assert "ended unasked (exit code -9)" in complaint and "the same command resumes the study" in complaint
     assert "Traceback" not in complaint and complaint.splitlines()[-1].startswith("kernelbank: error: a worker")
     assert study(tmp_path, "--debug") == 1
     assert "Traceback: here\n" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Images decoded once into one array of whole grey levels, kept in a file that processes share."""
+"""Images that are decoded once into one array of uint8, which is cached in a file and shared between processes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ _VERSION = 1
 
 
 class UnequalSizes(ValueError):
-    """The images of a split are not all of one size."""
+    """The images of a split differ in size."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a split, (N, C, H, W), and which of its rows could not be read; those are zero."""
+    """The decoded images of a split, (N, C, H, W), and the rows that could not be read, whose pixels are zero."""
 
     pixels: Pixels
     broken: tuple[int, ...]
 
 
 def decoded(split: FileSplit, size: tuple[int, int] | None, cache: Path, progress: Progress | None) -> Decoded:
-    """The images of `split`: as they are in their files, all (H, W) of `size`, or as evaluation sees them for None.
+    """Return the decoded images of `split`: at the size of their files, which must be `size` = (H, W), or, if `size` is
+    None, resized and cropped as in evaluation.
 
-    They are kept below `cache`, where the files tell whether they have changed, and read from there without a copy.
+    The array is cached below `cache`, under a name that changes with the files, and is memory-mapped from there.
 
     Raises:
         UnequalSizes: If an image has another size.
@@ -107,14 +108,14 @@ def _channels_first(pixels: Any) -> Pixels:
 
 
 def _seen(loading: Loading) -> Callable[[Image.Image], Any]:
-    """timm's transform in evaluation up to whole grey levels."""
+    """Return timm's transform for evaluation, without normalisation."""
     return create_transform(loading.size, is_training=False, interpolation="bicubic", crop_pct=loading.crop_pct,
                             use_prefetcher=True)  # fmt: skip
 
 
 def replacements(count: int, broken: Sequence[int], tries: int) -> NDArray[np.int64]:
-    """The row that stands for every row in training: itself, or for an unreadable one the next of the `tries - 1` after
-    it that can be read; -1 where there is none."""
+    """Return the row that replaces each row in training: the row itself, or for an unreadable image the first readable
+    one among the next `tries - 1`, or -1 if there is none."""
     rows, unreadable = np.arange(count), set(broken)
     for row in broken:
         after = ((row + step) % count for step in range(1, tries))

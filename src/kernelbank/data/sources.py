@@ -92,7 +92,7 @@ class MapSource:
         return f"{type(self.images).__name__}/{row}"
 
     def state(self) -> None:
-        """Unknown: where the library keeps its files is its own affair."""
+        """Return None: where a library stores its files is not known here."""
 
 
 # ---- the sources -------------------------------------------------------------------------------------------
