@@ -15,6 +15,7 @@ from kernelbank.spec.axes import (
     Box,
     Channels,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -73,12 +74,14 @@ def choose_pipeline(choose: Choose) -> Pipeline:
     return tuple(steps)
 
 
-def _choose_support(choose: Choose, two_step: bool, paddable: bool) -> All | Window | Neighborhood | Own:
-    match choose(("all", "window", "window", "neighborhood", "self")):
+def _choose_support(choose: Choose, two_step: bool, paddable: bool) -> All | Window | Dilated | Neighborhood | Own:
+    match choose(("all", "window", "window", "grid", "neighborhood", "self")):
         case "window":
             M = choose((2, 3, 4))
             pad = choose(("masked", "mmpretrain", "timm")) if paddable else "masked"
             return Window(M, choose(range(M)), pad)
+        case "grid":
+            return Dilated(choose((2, 3, 4)))
         case "neighborhood":
             return Neighborhood(choose((3, 5)))
         case "self" if not two_step:

@@ -50,6 +50,7 @@ PAPER = "Zhou, Loy, Dai: Interpret Vision Transformers as ConvNets with Dynamic 
 _DEIT = "facebookresearch/deit README and timm results at aa4b585"
 _SWIN = "microsoft/Swin-Transformer README at f82860b"
 _VIL = "microsoft/vision-longformer README, ViL-Small trunk"
+_MAXVIT = "google-research/maxvit README at 127a2b1"
 _TIMM = "timm results-imagenet at aa4b585"
 _DWN = "Atten4Vis/DemystifyLocalViT README at ce7c0b7"
 
@@ -83,6 +84,18 @@ ROWS: dict[str, Row] = {
             Published("Swin-S", 49.61, 8.7, 83.2, _SWIN),
             Published("Swin-B", 87.77, 15.4, 83.5, _SWIN),
         ),
+    ),
+    "maxvit_grid": Row(
+        title="grid attention of MaxViT: 7 x 7 positions spread over the whole grid",
+        bank="dynamic", support="grid(7)", mix="stack", kernel="two_step",
+        size="1", activation="softmax", position="relative", frame="linear",
+        cite="Tu et al., arXiv 2204.01697",
+        published=(
+            Published("MaxViT-T", 31.0, 5.6, 83.62, _MAXVIT),
+            Published("MaxViT-S", 69.0, 11.7, 84.45, _MAXVIT),
+            Published("MaxViT-B", 119.0, 24.2, 84.95, _MAXVIT),
+        ),
+        note="published in turns with windows, after convolutions; MobileViT's is `vit support=grid(M)`, M = H / 2",
     ),
     "linformer": Row(
         title="self-attention over r learned mixtures of the kernels",

@@ -220,6 +220,8 @@ IMPOSSIBLE = {  # text: what the one line must say
     "vit support=window(1)": "invalid support=window.1.: M=1; expected a whole number >= 2",
     "vit support=window(7, 7)": "invalid support=window.7,7.: shift=7; expected 0 to 6",
     "vit support=window(7, shift=-1)": "shift=-1",
+    "vit support=grid(1)": "invalid support=grid.1.: M=1; expected a whole number >= 2",
+    "strided_bank support=grid(7)": "stride=2 generates kernels on the pooled grid",
     "vit support=neighborhood(1)": "for M = 1 write self",
     "vit support=neighborhood(4)": "an odd number >= 3",
     "vit support=window": "M is missing",

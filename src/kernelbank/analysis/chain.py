@@ -11,6 +11,7 @@ from kernelbank.analysis.host import Host
 from kernelbank.spec import (
     All,
     Box,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -191,6 +192,8 @@ def _regions(host: Host) -> str:
             return "the image"
         case Window(M=M):
             return f"each {M} × {M} window"
+        case Dilated(M=M):
+            return f"each dilated {M} × {M} grid"
         case Neighborhood(M=M):
             return f"each {M} × {M} neighborhood"
         case Own():
@@ -203,6 +206,8 @@ def _per(host: Host) -> str:
             return "one per image"
         case Window():
             return "one per window"
+        case Dilated():
+            return "one per dilated grid"
         case Neighborhood():
             return "one per neighborhood"
         case Own():

@@ -10,6 +10,7 @@ from kernelbank.spec import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -81,7 +82,7 @@ def _count(spec: MixerSpec) -> str:
         case _, Static(K=K):
             return str(K)
         case _:
-            return "n_i" if isinstance(spec.support, Window) else "n"
+            return "n_i" if isinstance(spec.support, (Window, Dilated)) else "n"
 
 
 def _score(spec: MixerSpec) -> _Term:
@@ -224,6 +225,8 @@ def _seen(spec: MixerSpec) -> Iterator[str]:
             moved = "" if shift == 0 else f", windows shifted {shifted}"
             padded = "" if pad == "masked" else f"; windows that the grid does not fill are padded as in {pad}"
             yield f"V(i): the kernels of the {M} × {M} window of position i{moved}{padded}"
+        case Dilated(M=M):
+            yield f"V(i): kernels spread over the grid, those in steps of ⌈H / {M}⌉ rows and ⌈W / {M}⌉ columns from i"
         case Neighborhood(M=M):
             yield f"V(i): the {M} × {M} kernels around position i, shifted inward at borders"
         case Own():
@@ -245,7 +248,8 @@ def _symbols(spec: MixerSpec) -> Iterator[str]:
         case Depthwise():
             yield "⊙: channel by channel"
     if spec.position == "relative":
-        yield "p_ij: learned, one value per head and offset i − j"
+        steps = ", counted in these steps" if isinstance(spec.support, Dilated) else ""
+        yield f"p_ij: learned, one value per head and offset i − j{steps}"
     counted = {step.axis for step in spec.activation if step.name in ("count", "sqrt_count", "log_count")}
     if "kernels" in counted and _count(spec).startswith("n"):
         yield f"{_count(spec)}: the number of kernels that position i sees"

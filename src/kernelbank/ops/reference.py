@@ -122,13 +122,13 @@ def seen(i: int, b: int, s: Context) -> list[int]:
 
 
 def position(i: int, j: int, p: Params, s: Context) -> Tensor:
-    """p_ij (h): the table at offset i - j, or one of the three prefix entries."""
+    """p_ij (h): the table at offset i - j, in steps of the support, or one of the three prefix entries."""
     P, W = s.geo.prefix, s.geo.grid[1]
     if i < P or j < P:
         return p["table.prefix"][:, 2 if i < P and j < P else 0 if i < P else 1]
     a, b = (side + 1 for side in p["table.weight"].shape[1:])
-    (yi, xi), (yj, xj) = divmod(i - P, W), divmod(j - P, W)
-    return p["table.weight"][:, yi - yj + a // 2 - 1, xi - xj + b // 2 - 1]
+    (yi, xi), (yj, xj), (down, along) = divmod(i - P, W), divmod(j - P, W), s.geo.steps
+    return p["table.weight"][:, (yi - yj) // down + a // 2 - 1, (xi - xj) // along + b // 2 - 1]
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------

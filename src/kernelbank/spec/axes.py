@@ -163,6 +163,16 @@ class Window(Value):
 
 
 @dataclass(frozen=True)
+class Dilated(Value):
+    """A position sees at most M x M kernels spread over the whole grid: those whose row and column differ from its own
+    by multiples of ceil(H / M) and ceil(W / M) (the grid attention of MaxViT, arXiv 2204.01697). A relative table
+    counts offsets in these steps."""
+
+    word: ClassVar[str] = "grid"
+    M: int = argument(whole(2))
+
+
+@dataclass(frozen=True)
 class Neighborhood(Value):
     """A position sees the M x M kernels around it, M odd, shifted inward at borders (NAT, arXiv 2204.07143)."""
 
@@ -372,7 +382,7 @@ AXES: dict[str, Axis] = {
     axis.name: axis
     for axis in (
         _choice("bank", Dynamic(), Dynamic(4), Dynamic(stride=2), Static(1), Static(4), Box()),
-        _choice("support", All(), Window(7), Neighborhood(7), Own()),
+        _choice("support", All(), Window(7), Dilated(7), Neighborhood(7), Own()),
         _choice("mix", Stack(), Mean(), Pool(), Project(64), Predict("softmax")),
         _choice("kernel", TwoStep(), Full(), Depthwise(), Grouped(1), Grouped(2)),
         Axis("size", "1, 3, 5, 7, ...", _read_size, _odd, (1, 3)),

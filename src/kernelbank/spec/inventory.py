@@ -16,6 +16,7 @@ from kernelbank.spec.axes import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -126,11 +127,12 @@ def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
 
 
 def extent(spec: MixerSpec, grid: Grid) -> Grid:
-    """Return a x b, the sides of what a position can see; the relative table has (2a-1) x (2b-1) offsets."""
+    """Return a x b, the sides of what a position can see, in steps of the support; the relative table has
+    (2a-1) x (2b-1) offsets."""
     match spec.support:
         case All():
             return grid
-        case Window(M=M) | Neighborhood(M=M):
+        case Window(M=M) | Dilated(M=M) | Neighborhood(M=M):
             return min(M, grid[0]), min(M, grid[1])
         case Own():
             return 1, 1

@@ -20,6 +20,7 @@ from kernelbank.spec.axes import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -45,7 +46,7 @@ LONGEST_VALUE = 500
 CELLS = tuple(AXES)
 
 Bank = Dynamic | Static | Box
-Support = All | Window | Neighborhood | Own
+Support = All | Window | Dilated | Neighborhood | Own
 Mix = Stack | Mean | Pool | Project | Predict
 Kernel = TwoStep | Full | Depthwise | Grouped
 
