@@ -74,6 +74,20 @@ ROWS: dict[str, Row] = {
         cite="Shaw et al., arXiv 1803.02155; Liu et al., arXiv 2103.14030",
         note="study 1 of the paper changes the activation of this row and of swin",
     ),
+    "vit_rope": Row(
+        title="self-attention with axial rotary position embedding",
+        bank="dynamic", support="all", mix="stack", kernel="two_step",
+        size="1", activation="softmax", position="rope(100, axes=xy)", frame="linear",
+        cite="Heo et al., arXiv 2403.13298; Su et al., arXiv 2104.09864",
+        note="EVA-02 has `position=rope(10000, side=16)`, and no bias on k",
+    ),
+    "dinov3": Row(
+        title="self-attention of DINOv3: rotations by the place on an image from -1 to 1",
+        bank="dynamic", support="all", mix="stack", kernel="two_step",
+        size="1", activation="softmax", position="rope(100, half, unit)", frame="linear",
+        cite="Simeoni et al., arXiv 2508.10104",
+        note="published without a bias on k",
+    ),
     "swin": Row(
         title="shifted-window self-attention of Swin",
         bank="dynamic", support="window(7, alternate)", mix="stack", kernel="two_step",

@@ -160,7 +160,7 @@ def loops(text: str, grid: tuple[int, int], dim: int, heads: int) -> int:
         count += dim * dim * (2 if "two_step" in str(spec.kernel) else 1)  # k, v
         for key in positions(grid):
             if sees(spec.support, grid, query, key):
-                count += 2 * dim if "two_step" in str(spec.kernel) else dim * (spec.position == "relative")
+                count += 2 * dim if "two_step" in str(spec.kernel) else dim * (spec.text["position"] == "relative")
         count += 0 if "two_step" in str(spec.kernel) else dim  # gate
     return count
 

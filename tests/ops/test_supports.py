@@ -18,7 +18,7 @@ from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths import MIXER_PATHS, triton, windows
 from kernelbank.ops.paths.toeplitz import dense
 from kernelbank.spec import Support, support
-from kernelbank.spec.axes import All, Dilated, Neighborhood, Own, Window
+from kernelbank.spec.axes import All, Dilated, Neighborhood, Own, Relative, Window
 from kernelbank.spec.inventory import inventory
 
 CALL, CPU = Call(dtype=torch.float64, grad=True), Machine(reason="a test")
@@ -55,7 +55,7 @@ def _new_supports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def context(text: str, value: Support, grid: tuple[int, int], prefix: int) -> tuple[Context, dict[str, Tensor]]:
     spec = MixerSpec.parse(text)
-    sides = grid if spec.position == "relative" else None
+    sides = grid if isinstance(spec.position, Relative) else None
     params = {
         entry.name: normal(*entry.shape, seed=number).mul_(0.5).requires_grad_()
         for number, entry in enumerate(inventory(spec, 8, 2, grid, prefix))

@@ -20,6 +20,8 @@ from kernelbank.spec import (
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Static,
     TwoStep,
     Window,
@@ -87,9 +89,11 @@ def _count(spec: MixerSpec) -> str:
 
 def _score(spec: MixerSpec) -> _Term:
     operand, key = _operand(spec), _key(spec, "k")
+    if isinstance(spec.position, Rope):
+        return _Term(f"(R_i {operand}_i) (R_j {key}_j)ᵀ / √d", loose=True)
     product = f"{operand}_i {key}_jᵀ" if spec.size == 1 else f"Σ_t {operand}_{{i+t}} {key}_jtᵀ"
     scaled = product if isinstance(spec.bank, Static) else f"{product} / √d"
-    if spec.position == "relative":
+    if isinstance(spec.position, Relative):
         return _Term(f"{scaled} + p_ij", loose=True)
     if _biased(spec):
         return _Term(f"{scaled} + c_j", loose=True)
@@ -149,7 +153,9 @@ def _one_step(spec: MixerSpec) -> str:
             own = isinstance(spec.support, Own)
             kernel = f"k_i{t}" if own else f"mean_{_over(spec)} k_j{t}"
             position = f"p_ii {taps}k_i{t}" if own else f"Σ_{_over(spec)} p_ij {taps}k_j{t}"
-            return f"{taps}{_apply(spec, kernel, x)}" + (f" + {position}" if spec.position == "relative" else "")
+            return f"{taps}{_apply(spec, kernel, x)}" + (
+                f" + {position}" if isinstance(spec.position, Relative) else ""
+            )
 
 
 def _apply(spec: MixerSpec, kernel: str, x: str) -> str:
@@ -247,11 +253,26 @@ def _symbols(spec: MixerSpec) -> Iterator[str]:
             yield f"⊙: the channels of each of {'h' if G == 'host' else G} groups share one weight per tap"
         case Depthwise():
             yield "⊙: channel by channel"
-    if spec.position == "relative":
+    if isinstance(spec.position, Relative):
         steps = ", counted in these steps" if isinstance(spec.support, Dilated) else ""
         yield f"p_ij: learned, one value per head and offset i − j{steps}"
+    if isinstance(spec.position, Rope):
+        yield from _rotation(spec.position)
     counted = {step.axis for step in spec.activation if step.name in ("count", "sqrt_count", "log_count")}
     if "kernels" in counted and _count(spec).startswith("n"):
         yield f"{_count(spec)}: the number of kernels that position i sees"
     if "positions" in counted:
         yield "m_j: the number of positions that see kernel j"
+
+
+def _rotation(rope: Rope) -> Iterator[str]:
+    pairs = "(2k, 2k + 1)" if rope.layout == "interleaved" else "(k, k + d/2)"
+    first, second = ("y", "x") if rope.axes == "yx" else ("x", "y")
+    yield f"R_i: rotates channels {pairs} by {first}_i ω_k, then by {second}_i ω_k;  ω_k = {number(rope.theta)}^(−4k/d)"
+    if rope.coordinates == "unit":
+        yield "y_i, x_i: 2π times the centre of position i on an image from −1 to 1"
+    else:
+        first_index = f", counted from {rope.origin}" if rope.origin else ""
+        scaled = "" if rope.side == "grid" else f", times {rope.side} / H and {rope.side} / W"
+        yield f"y_i, x_i: the row and column of position i{first_index}{scaled}"
+    yield "prefix tokens are not rotated"

@@ -164,6 +164,31 @@ def _layernorm_attention() -> float:
     return error(mixer(x), _out(mixer, o))
 
 
+def _rotary_offsets() -> float:
+    """Moving every position by the same rows and columns changes no score."""
+    worst = 0.0
+    for layout in ("interleaved", "half"):
+        mixer = random_mixer(f"vit_rope position=rope(50, {layout})", dim=16)
+        moved = twin(mixer, f"vit_rope position=rope(50, {layout}, origin=3)")
+        worst = max(worst, error(mixer(x := tokens(mixer)), moved(x)))
+    return worst
+
+
+def _rotary_products() -> float:
+    """Write the pairs of channels as complex numbers, times exp(i angle)."""
+    mixer = random_mixer("vit_rope position=rope(50)", dim=16, prefix=1)
+    x, (H, W) = tokens(mixer), mixer.grid
+    q, k, v = _qkv(mixer, x)
+    frequencies = 50.0 ** -torch.arange(0, 1, 0.5, dtype=torch.float64)
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in (H, W)), indexing="ij")
+    angles = torch.cat([at.flatten()[:, None] * frequencies for at in (rows, columns)], 1)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    turns = torch.cat([torch.ones_like(turns[:1]), turns])
+    q, k = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turns for t in (q, k))
+    scores = (q @ k.mH).real / (16 // HEADS) ** 0.5
+    return error(mixer(x), _out(mixer, scores.softmax(-1) @ v))
+
+
 def _window_is_grid() -> float:
     swin = random_mixer("swin support=window(5)", (5, 5), prefix=1)
     return error(swin(x := tokens(swin)), twin(swin, "vit_relpos")(x))
@@ -363,6 +388,9 @@ PROOFS: dict[str, Identity] = {
         "activation identity = q (k^T v) / sqrt(d) (paper, section 5.3)", _identity_attention),
     "LayerNorm is linear in N": Identity(
         "activation layernorm = a form through k^T k, k^T v, p k and p v", _layernorm_attention),
+    "rotations see offsets": Identity("rope without prefix: the same from any origin", _rotary_offsets),
+    "rotations are products": Identity(
+        "rope = pairs of channels as complex numbers times exp(i angle), the prefix alone", _rotary_products),
     "window as large as the grid": Identity("swin with M = H = W, shift 0 = vit_relpos", _window_is_grid),
     "shifted window": Identity("a shifted window = each region alone on its own grid",
                                lambda: _regions_alone("window(3, shift=1)")),

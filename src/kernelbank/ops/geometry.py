@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from kernelbank.ops.scope import ForkSafeLock
 from kernelbank.ops.transforms import recorded, transformed
-from kernelbank.spec import All, Dilated, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
+from kernelbank.spec import All, Dilated, Dynamic, MixerSpec, Neighborhood, Own, Relative, Support, Window
 from kernelbank.spec.inventory import Grid, extent
 from kernelbank.spec.support import seen, step_of
 
@@ -74,7 +74,7 @@ def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | No
         support if isinstance(spec.bank, Dynamic) and (padded or _hides(support, grid)) else All(),
         grid if padded is None else padded,
         prefix,
-        extent(spec, grid) if spec.position == "relative" else None,
+        extent(spec, grid) if isinstance(spec.position, Relative) else None,
         None if padded is None else grid,
         device,
     )

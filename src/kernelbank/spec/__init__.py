@@ -18,10 +18,13 @@ from kernelbank.spec.axes import (
     Grouped,
     Mean,
     Neighborhood,
+    NoPosition,
     Own,
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Stack,
     Static,
     TwoStep,
@@ -32,6 +35,6 @@ from kernelbank.spec.pipeline import STEPS, Pipeline, Step, roles
 
 __all__ = [
     "AXES", "CELLS", "STEPS", "All", "Box", "Channels", "Depthwise", "Dilated", "Dynamic", "Full", "Grouped", "Mean",
-    "MixerSpec", "Neighborhood", "Own", "Pipeline", "Pool", "Predict", "Project", "Reset", "SpecError", "Stack",
-    "Static", "Step", "Support", "TwoStep", "Window", "read_mlps", "read_stages", "roles",
+    "MixerSpec", "Neighborhood", "NoPosition", "Own", "Pipeline", "Pool", "Predict", "Project", "Relative", "Reset",
+    "Rope", "SpecError", "Stack", "Static", "Step", "Support", "TwoStep", "Window", "read_mlps", "read_stages", "roles",
 ]  # fmt: skip

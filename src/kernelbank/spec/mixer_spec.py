@@ -26,10 +26,13 @@ from kernelbank.spec.axes import (
     Grouped,
     Mean,
     Neighborhood,
+    NoPosition,
     Own,
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Stack,
     Static,
     TwoStep,
@@ -48,6 +51,7 @@ CELLS = tuple(AXES)
 Bank = Dynamic | Static | Box
 Support = All | Window | Dilated | Neighborhood | Own
 Mix = Stack | Mean | Pool | Project | Predict
+Position = NoPosition | Relative | Rope
 Kernel = TwoStep | Full | Depthwise | Grouped
 
 
@@ -78,7 +82,7 @@ class MixerSpec:
     kernel: Kernel
     size: int
     activation: Pipeline
-    position: Literal["none", "relative"]
+    position: Position
     frame: Literal["linear", "bn_relu", "bare"]
     bias: bool = True
     resets: tuple[Reset, ...] = field(default=(), compare=False, repr=False)

@@ -23,7 +23,7 @@ from kernelbank.ops.paths.toeplitz import dense, multiply
 from kernelbank.ops.position import region_matrix
 from kernelbank.ops.precision import full_precision, wide
 from kernelbank.ops.transforms import recorded, transformed
-from kernelbank.spec import All, Own, Pool, Support, TwoStep
+from kernelbank.spec import All, Own, Pool, Rope, Support, TwoStep
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.support import Coordinates, seen
 
@@ -339,6 +339,8 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
         return f"support={s.geo.support} has no regions"
     if s.mask is not None:
         return "an attn_mask hides kernels inside a region"
+    if isinstance(s.spec.position, Rope):
+        return f"position={s.spec.position} rotates tokens in the order of the grid"
     if not isinstance(s.spec.kernel, TwoStep) and s.spec.size > 1:
         return f"a one-step kernel of size {s.spec.size} crosses the regions"
     if s.geo.prefix and any(step.axis == "positions" for step in s.spec.activation):
