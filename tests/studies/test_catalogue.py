@@ -18,7 +18,7 @@ from kernelbank.spec.pipeline import ROLES
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.designs import DESIGNS
 from kernelbank.studies.hosts import with_rows
-from kernelbank.studies.run import built
+from kernelbank.studies.run import on_meta_device
 from kernelbank.studies.study import Study, StudyRow, changed, named_host
 from kernelbank.train.model import describe
 from kernelbank.train.recipes import published
@@ -74,7 +74,7 @@ def test_the_softmax_study_is_a_full_factorial_over_the_roles() -> None:
         rows = [in_host(study, label, model) for label in DESIGNS["digits"].rows["softmax"]]
         specs = [stage.mixer for row in rows for stage in row.stages]
         assert {frozenset(spec.roles) for spec in specs} == set(SUBSETS)
-        assert {spec.position for spec in specs} == {"relative"}
+        assert {spec.text["position"] for spec in specs} == {"relative"}
         baseline = MixerSpec.parse("vit_relpos" if model == "plain" else "swin support=window(2, alternate)")
         assert all(set(baseline.diff(spec)) <= {"activation"} for spec in specs)
 
@@ -134,7 +134,7 @@ def test_a_stock_model_is_a_host() -> None:
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
         models = with_rows(describe(name, num_classes=10), "", rows)
         assert list(models) == ["softmax", "relu"] and "position=none" not in str(models["relu"].mixer)
-        _, spec = built(models["relu"])
+        _, spec = on_meta_device(models["relu"])
         assert spec.mixer == models["relu"].mixer and "activation=relu,count" in str(spec.mixer)
 
 

@@ -1,5 +1,5 @@
-"""What a study is: rows that change cells of a host model's mixers, one of them the baseline, and questions. Imports
-no torch."""
+"""A study: rows that change cells of the mixers of a host model, one of them the baseline, and questions. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row: its label, what it isolates, and the cells that it changes in the mixers of a host model.
+    """A row: its label, what it isolates, and the cells that it changes in the mixers of a host model.
 
-    Two words stand for what depends on the host, stage by stage: ``{window}`` for its own windows, or windows of half
-    its grid where it has none, and ``{extent}`` for the number of offsets along the longer side of its grid, 2 n - 1.
+    Two placeholders depend on the host and the stage: ``{window}`` stands for its windows, or for windows of half its
+    grid if it has none, and ``{extent}`` for the number of offsets along the longer side of its grid, 2 n - 1.
     """
 
     label: str
@@ -27,17 +27,17 @@ class StudyRow:
     cells: str
 
     def cells_at(self, mixer: MixerSpec, grid: Grid) -> str:
-        """The cells in a stage whose host mixer is `mixer`, on a `grid` of (H, W) positions."""
+        """Return the cells of the row in a stage whose host mixer is `mixer`, on a `grid` of (H, W) positions."""
         side = max(grid)
         own = isinstance(mixer.support, Window)
         window = mixer.text["support"] if own else f"window({max(2, -(-side // 2))}, alternate)"
         return self.cells.format(window=window, extent=2 * side - 1)
 
     def mixers(self, stages: Sequence[tuple[MixerSpec, Grid]]) -> str:
-        """The text of the mixers of this row in a host with `stages` of (mixer, grid).
+        """Return the text of the mixers of this row in a host with `stages` of (mixer, grid).
 
         Raises:
-            SpecError: If the cells cannot be built together with the host's others, which stay as they are.
+            SpecError: If the cells cannot be combined with the other cells of the host.
         """
         return by_stage([str(self._mixer(mixer, grid)) for mixer, grid in stages])
 
@@ -79,22 +79,22 @@ class Study:
 
 
 def changed(host: ModelSpec, row: StudyRow) -> ModelSpec:
-    """`host`, a model of ours, with the cells of `row` in its mixers; its specs as they print themselves.
+    """Return `host`, a model of ours, with the cells of `row` in its mixers.
 
     Raises:
-        SpecError: If the cells cannot be built together in one of its stages, or for a stock model of timm.
+        SpecError: If the cells cannot be combined in one of its stages, or for a stock model of timm.
     """
     return replace(host, mixer=row.mixers([(stage.mixer, stage.grid) for stage in host.stages])).canonical()
 
 
 def named_host(name: str, cells: str = "") -> ModelSpec:
-    """The model `name` of the zoo, with `cells` changed in its mixers before any row. Raises SpecError."""
+    """Return the model `name` of the zoo with `cells` changed in its mixers. Raises SpecError."""
     host = find(name).canonical()
     return changed(host, StudyRow("", "", cells)) if cells else host
 
 
 def activation_rows(rows: Iterable[tuple[str, str, str]], position: str = "relative") -> tuple[StudyRow, ...]:
-    """Rows from (label, activation, what it isolates), each with the given `position`."""
+    """Return rows from (label, activation, what it isolates), all with the same `position`."""
     return tuple(StudyRow(label, what, f"position={position} activation={steps}") for label, steps, what in rows)
 
 
