@@ -1,8 +1,8 @@
 """Export every row of the atlas as the mixer of a small model in both trunks and every format, and write the run record
 and the table of the documentation: ``python benchmarks/export_table.py``.
 
-A row that is in the record already is measured again only with ``--again``, so that a run that was stopped goes on.
-``--page`` writes the page from the record and measures nothing.
+A run that was stopped goes on, unless the code has changed since. ``--page`` writes the page from the record and
+measures nothing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kernelbank.atlas import ROWS
-from kernelbank.exports.export import export
+from kernelbank.errors import InputError
+from kernelbank.exports.export import COMPARED, TOLERANCES, export
 from kernelbank.exports.formats import FORMATS
+from kernelbank.exports.runtimes import RUNTIMES, open_file
 from kernelbank.files import replace_text
 from kernelbank.records import CodeIdentity, MachineIdentity
-from kernelbank.testing.small_models import TRUNKS, small_model
+from kernelbank.testing.small_models import IMAGE, TRUNKS, small_model
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD, PAGE = ROOT / "records" / "exports" / "record.json", ROOT / "docs" / "export-table.md"
 RECORD_VERSION = 1
-PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
-SUFFIXES = (".onnx", ".pt2")
+PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 BEFORE = """# Exported rows
 
 Every row of the atlas as the mixer of a small model in both trunks (`kernelbank.testing.small_models`), exported,
@@ -43,14 +45,32 @@ above 1e-4 would be an error and not be kept.
 
 
 def measured(trunk: str, row: str) -> Iterator[dict[str, Any]]:
-    """One entry for each format: the difference, the largest output, and the runtime that ran the file."""
+    """One entry for each format and runtime: the largest difference of an output, the largest output and the tolerance
+    for the first as a share of the second. Raises InputError for a difference above the tolerance."""
     model = small_model(trunk, row)
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in SUFFIXES:
+        for suffix in FORMATS:
             report = export(model, Path(folder) / f"model{suffix}")
-            yield {"row": row, "trunk": trunk, "format": report.format, "runtime": report.runtime,
-                   "difference": report.difference, "largest": report.largest, "tolerance": report.tolerance,
-                   "bytes": report.bytes}  # fmt: skip
+            entry = {"row": row, "trunk": trunk, "format": report.format, "tolerance": report.tolerance}
+            yield entry | {"runtime": report.runtime, "difference": report.difference, "largest": report.largest}
+        yield entry_of_openvino(model, Path(folder) / "model.onnx") | {"row": row, "trunk": trunk}
+
+
+def entry_of_openvino(model: nn.Module, path: Path) -> dict[str, Any]:
+    """What OpenVINO gives for an ONNX file of the model, on other images than the export compared."""
+    run = open_file(RUNTIMES["OpenVINO"], path)
+    difference, largest, tolerance = 0.0, 0.0, TOLERANCES[torch.float32]
+    for batch in COMPARED:
+        images = torch.randn(batch, *IMAGE, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            outputs = model(images)
+        difference = max(difference, float((run(images) - outputs).abs().max()))
+        largest = max(largest, float(outputs.abs().max()))
+    if not difference <= tolerance * largest:
+        raise InputError(f"invalid outputs of OpenVINO: they differ by {difference:.1e} of {largest:.1e}; expected at "
+                         f"most {tolerance:.0e} of that")  # fmt: skip
+    return {"format": "ONNX", "runtime": "OpenVINO", "difference": difference, "largest": largest,
+            "tolerance": tolerance}  # fmt: skip
 
 
 def record(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -64,18 +84,27 @@ def record(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(again: bool) -> None:
-    """Measure the rows that the record lacks and write it after each."""
-    entries: list[dict[str, Any]] = json.loads(RECORD.read_text())["entries"] if RECORD.exists() and not again else []
+def measure() -> None:
+    """Measure what the record of this code lacks and write it after each model. Exits with the errors if some failed."""
+    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    entries: list[dict[str, Any]] = known["entries"] if known.get("code") == asdict(CodeIdentity.here()) else []
+    failures: list[str] = []
     done = {(entry["row"], entry["trunk"]) for entry in entries}
     for row in ROWS:
         for trunk in TRUNKS:
             if (row, trunk) in done:
                 continue
             print(row, trunk, file=sys.stderr)
-            entries += measured(trunk, row)
+            try:
+                entries += list(measured(trunk, row))
+            except InputError as error:
+                failures.append(f"{row}, {trunk}: {error}")
+                print(failures[-1], file=sys.stderr)
+                continue
             RECORD.parent.mkdir(parents=True, exist_ok=True)
             replace_text(RECORD, json.dumps(record(entries), indent=1) + "\n")
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 def page(document: dict[str, Any]) -> str:
@@ -99,14 +128,12 @@ def page(document: dict[str, Any]) -> str:
 def main() -> None:
     """Measure unless only the page is asked for, then write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--again", action="store_true", help="measure every row again")
     parser.add_argument("--page", action="store_true", help="write the page from the record and measure nothing")
     options = parser.parse_args()
     if not options.page:
-        measure(options.again)
+        measure()
     replace_text(PAGE, page(json.loads(RECORD.read_text())))
 
 
 if __name__ == "__main__":
-    assert set(SUFFIXES) <= set(FORMATS)
     main()

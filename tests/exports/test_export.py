@@ -9,34 +9,23 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tiny_models import PLAIN, STAGES, drawn
 from torch import Tensor, nn
 
 import kernelbank
 from kernelbank.atlas import ROWS
 from kernelbank.errors import InputError
 from kernelbank.exports import export as exporting
-from kernelbank.exports.formats import BATCH, FORMATS, INPUT, OUTPUT
+from kernelbank.exports.formats import FORMATS
 from kernelbank.exports.preprocessing import Preprocessing, read_entry
-from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
+from kernelbank.exports.runtimes import BATCH, INPUT, OUTPUT, open_file
+from kernelbank.exports.runtimes import RUNTIMES as ONNX_RUNTIMES
+from kernelbank.testing.small_models import TRUNKS, small_model
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-# 32 channels in a stage divide the groups of every row; static kernels do not mix the class token with the grid
-TRUNKS: dict[str, Callable[[str], nn.Module]] = {
-    "plain": lambda row: PlainBackbone(mixer=row, **(PLAIN | {"num_heads": 2, "global_pool": "avg"})),
-    "hierarchical": lambda row: HierarchicalBackbone(
-        mixer=row, **(STAGES | {"embed_dim": 32, "depths": (2, 1), "num_heads": (2, 4), "patch_size": 4})
-    ),
-}
-FAST = {
-    ".pt2": [("plain", "vit"), ("plain", "condconv"), ("plain", "dwsa"), ("hierarchical", "swin"),
-             ("hierarchical", "involution")],
-    ".onnx": [("plain", "relu_attention"), ("hierarchical", "swin"), ("hierarchical", "dwsa_window")],
-}  # fmt: skip
-FAST_CASES = [(trunk, row, suffix) for suffix, pairs in FAST.items() for trunk, row in pairs]
+FAST_CASES = [("plain", "relu_attention", ".pt2"), ("plain", "vit", ".onnx"), ("hierarchical", "swin", ".onnx")]
 OTHER_CASES = [
     (trunk, row, suffix) for suffix in FORMATS for trunk in TRUNKS for row in ROWS
     if (trunk, row, suffix) not in FAST_CASES
@@ -44,9 +33,7 @@ OTHER_CASES = [
 
 
 def model(trunk: str = "plain", row: str = "vit") -> nn.Module:
-    text = row if row not in ("swin", "dwsa_window", "swin3") else f"{row} support=window(3, 1)"
-    built: nn.Module = drawn(TRUNKS[trunk](text), std=0.1)
-    return built
+    return small_model(trunk, row)
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
@@ -79,6 +66,32 @@ def check(trunk: str, row: str, suffix: str, folder: Path) -> None:
 @pytest.mark.parametrize(("trunk", "row", "suffix"), FAST_CASES)
 def test_a_file_gives_the_outputs_of_its_model(trunk: str, row: str, suffix: str, tmp_path: Path) -> None:
     check(trunk, row, suffix, tmp_path)
+
+
+@pytest.mark.parametrize(("trunk", "row"), [("plain", "dwsa"), ("hierarchical", "swin")])
+def test_openvino_runs_onnx_files(trunk: str, row: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    built, path = model(trunk, row), tmp_path / "a.onnx"
+    kernelbank.export(built, path)
+    run = open_file(ONNX_RUNTIMES["OpenVINO"], path)
+    for batch in (1, 4):
+        images = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            expected = built(images)
+        assert torch.allclose(run(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ONNX_RUNTIMES)
+def test_files_that_a_runtime_cannot_load(name: str, tmp_path: Path) -> None:
+    runtime = ONNX_RUNTIMES[name]
+    pytest.importorskip(runtime.package)
+    with pytest.raises(InputError, match=r"invalid file .*none.onnx: no such file"):
+        open_file(runtime, tmp_path / "none.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(b"\x00\x01damaged")
+    with pytest.raises(InputError, match=rf"{name} cannot load .*damaged.onnx"):
+        open_file(runtime, tmp_path / "damaged.onnx")
+    with pytest.raises(InputError, match=rf"{name} needs no_such_package: pip install 'kernelbank\[{runtime.extra}\]'"):
+        open_file(replace(runtime, package="no_such_package"), tmp_path / "damaged.onnx")
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kernelbank.errors import InputError, SpecError, require
-from kernelbank.exports.formats import BATCH, FORMATS, INPUT, Format, Run
+from kernelbank.exports.formats import FORMATS, Format
 from kernelbank.exports.preprocessing import Preprocessing, read_entry
+from kernelbank.exports.runtimes import BATCH, INPUT, Run
 from kernelbank.files import replace_file
 from kernelbank.text import one_line, suggest
 

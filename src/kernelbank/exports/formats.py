@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from kernelbank.errors import InputError
 from kernelbank.exports.preprocessing import ENTRY
+from kernelbank.exports.runtimes import BATCH, INPUT, OUTPUT, Run, open_onnxruntime
 
-INPUT, OUTPUT, BATCH = "images", "outputs", "batch"
-"""The names of the input, the output and the dynamic axis."""
 LARGEST_ONNX = 2**31 - 2**24
 """The bytes of weights that fit in one ONNX file, whose messages have at most 2 GiB, with room for the graph."""
-
-Run = Callable[[Tensor], Tensor]
-"""images (B, C, H, W) -> outputs (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +82,6 @@ def _write_onnx(program: ExportedProgram, path: Path, entry: str, opset: int | N
     path.write_bytes(made.model_proto.SerializeToString())
 
 
-def _open_onnx(path: Path) -> tuple[Run, str]:
-    import onnxruntime  # noqa: PLC0415
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-    return run, session.get_modelmeta().custom_metadata_map[ENTRY]
-
-
 @contextmanager
 def _quiet(*loggers: str) -> Iterator[None]:
     """Hide the warnings and logs of exporters: what they say is checked on the file."""
@@ -119,7 +101,7 @@ FORMATS = {
     form.suffix: form
     for form in (
         Format("ONNX", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), range(18, 24), _write_onnx,
-               _open_onnx),
+               open_onnxruntime),
         Format("torch.export", ".pt2", "torch", (), None, _write_program, _open_program),
     )
 }  # fmt: skip

@@ -133,7 +133,7 @@ def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
 def is_sized(spec: MixerSpec) -> bool:
     """Return whether the shape of a tensor of `spec` depends on the grid: of a relative table, or of the matrices of
     `project`."""
-    return spec.position == "relative" or isinstance(spec.mix, Project)
+    return isinstance(spec.position, Relative) or isinstance(spec.mix, Project)
 
 
 def extent(spec: MixerSpec, grid: Grid) -> Grid:

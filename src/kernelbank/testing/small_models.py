@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kernelbank.nn.backbone import Backbone, HierarchicalBackbone, PlainBackbone
-from kernelbank.spec import MixerSpec, Window
+from kernelbank.spec import Dilated, MixerSpec, Neighborhood, Window
 
 IMAGE = (3, 32, 32)
 """The channels, height and width of the images."""
@@ -28,15 +29,17 @@ def small_model(trunk: str, row: str, std: float = 0.1, **arguments: Any) -> Bac
     """A model of two blocks of 64 channels on 4 x 4 patches (``plain``), or of two stages of 32 and 64 channels on 8 x
     8 and 4 x 4 patches (``hierarchical``), with `row` as its mixer, in eval mode.
 
-    Windows are 3 x 3, so that they do not fill the grid, and the second block shifts them. Every parameter
-    is drawn from a normal distribution of deviation `std`, norms and biases too. `arguments` are those of the backbone.
+    Windows and neighbourhoods are 3 x 3, so that they do not fill the grid, and the second block shifts windows that
+    alternate. Every parameter is drawn from a normal distribution of deviation `std`, norms and biases too.
+    `arguments` are those of the backbone.
     """
-    windows = isinstance(MixerSpec.parse(row).support, Window)
+    spec = MixerSpec.parse(row)
+    if isinstance(spec.support, Window | Neighborhood | Dilated):
+        spec = replace(spec, support=replace(spec.support, M=3))
     if trunk == "plain":
-        text = f"{row} support=window(3, alternate)" if windows else row
-        model: Backbone = PlainBackbone(mixer=text, **(_PLAIN | arguments))
+        model: Backbone = PlainBackbone(mixer=str(spec), **(_PLAIN | arguments))
     else:
-        model = HierarchicalBackbone(mixer=row, **(_STAGES | arguments))
+        model = HierarchicalBackbone(mixer=str(spec), **(_STAGES | arguments))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
