@@ -1,4 +1,4 @@
-"""Export every row of the atlas as the mixer of a small model in both trunks and every format, and write the run record
+"""Export every row of the atlas as the mixer of a small model in both trunks and both formats, and write the run record
 and the table of the documentation: ``python benchmarks/export_table.py``.
 
 A run that was stopped goes on, unless the code has changed since. ``--page`` writes the page from the record and
@@ -22,9 +22,9 @@ from torch import nn
 
 from kernelbank.atlas import ROWS
 from kernelbank.errors import InputError
-from kernelbank.exports.export import COMPARED, TOLERANCES, export
-from kernelbank.exports.formats import FORMATS
+from kernelbank.exports.export import TOLERANCES, export
 from kernelbank.exports.runtimes import RUNTIMES, open_file
+from kernelbank.exports.shapes import ANY_BATCH
 from kernelbank.files import replace_text
 from kernelbank.records import CodeIdentity, MachineIdentity
 from kernelbank.testing.small_models import IMAGE, TRUNKS, small_model
@@ -32,6 +32,7 @@ from kernelbank.testing.small_models import IMAGE, TRUNKS, small_model
 ROOT = Path(__file__).resolve().parents[1]
 RECORD, PAGE = ROOT / "records" / "exports" / "record.json", ROOT / "docs" / "export-table.md"
 RECORD_VERSION = 1
+SUFFIXES = (".onnx", ".pt2")
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino")
 BEFORE = """# Exported rows
 
@@ -49,7 +50,7 @@ def measured(trunk: str, row: str) -> Iterator[dict[str, Any]]:
     for the first as a share of the second. Raises InputError for a difference above the tolerance."""
     model = small_model(trunk, row)
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in FORMATS:
+        for suffix in SUFFIXES:
             report = export(model, Path(folder) / f"model{suffix}")
             entry = {"row": row, "trunk": trunk, "format": report.format, "tolerance": report.tolerance}
             yield entry | {"runtime": report.runtime, "difference": report.difference, "largest": report.largest}
@@ -60,7 +61,7 @@ def entry_of_openvino(model: nn.Module, path: Path) -> dict[str, Any]:
     """What OpenVINO gives for an ONNX file of the model, on other images than the export compared."""
     run = open_file(RUNTIMES["OpenVINO"], path)
     difference, largest, tolerance = 0.0, 0.0, TOLERANCES[torch.float32]
-    for batch in COMPARED:
+    for batch in ANY_BATCH:
         images = torch.randn(batch, *IMAGE, generator=torch.Generator().manual_seed(batch))
         with torch.no_grad():
             outputs = model(images)
@@ -85,7 +86,7 @@ def record(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure() -> None:
-    """Measure what the record of this code lacks and write it after each model. Exits with the errors if some failed."""
+    """Measure what the record of this code lacks and write it after each model. Exits with the errors if any."""
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     entries: list[dict[str, Any]] = known["entries"] if known.get("code") == asdict(CodeIdentity.here()) else []
     failures: list[str] = []

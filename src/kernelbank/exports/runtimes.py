@@ -13,8 +13,9 @@ from kernelbank.errors import InputError, require
 from kernelbank.exports.preprocessing import ENTRY
 from kernelbank.text import one_line, printable
 
-INPUT, OUTPUT, BATCH = "images", "outputs", "batch"
-"""The names of the input, the output and the dynamic axis of a file that `export` wrote."""
+INPUT, OUTPUT = "images", "outputs"
+BATCH, HEIGHT, WIDTH = "batch", "height", "width"
+"""The names of the input, the output and the dynamic axes of a file that `export` wrote."""
 
 Run = Callable[[Tensor], Tensor]
 """images (B, C, H, W) -> outputs (B, ...)."""
