@@ -11,7 +11,6 @@ from typing import Any
 from kernelbank.records import CodeIdentity, RunRecord
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES
-from kernelbank.spec.text import words
 from kernelbank.studies.study import Study
 from kernelbank.train.recipe import stated
 
@@ -67,7 +66,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         row=first.row,
         what=study.row(first.row).what,
         mixer=first.mixer,
-        changed=_changed(specs, specs_of(baseline[0])) if baseline else _stated(study, first.row, specs),
+        changed=_changed_here(study, first, baseline[0] if baseline else None),
         roles=tuple(role for role in ROLES if any(role in spec.roles for spec in specs)),
         params=first.params,
         macs=first.macs,
@@ -96,6 +95,14 @@ def by_epoch(records: Sequence[RunRecord]) -> list[tuple[float, ...]]:
     return list(zip(*curves, strict=True))
 
 
+def _changed_here(study: Study, record: RunRecord, baseline: RunRecord | None) -> tuple[tuple[str, str], ...]:
+    """The cells in which the row differs from the baseline, or states that it does, and its MLPs where they differ."""
+    specs = specs_of(record)
+    mixers = _stated(study, record.row, specs) if baseline is None else _changed(specs, specs_of(baseline))
+    other = study.row(record.row).mlp if baseline is None else record.mlp != baseline.mlp
+    return (*mixers, ("mlp", record.mlp)) if other else mixers
+
+
 def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
     """The cells that differ from the baseline; where stages differ among themselves, their values by stage."""
     count = max(len(specs), len(baseline))
@@ -107,9 +114,7 @@ def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> t
 def _stated(study: Study, label: str, specs: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
     """The cells that the study states for the row and not, or otherwise, for the baseline: where no record of the
     baseline says what its host has."""
-    row, baseline = (
-        dict(word.split("=", 1) for word in words(study.row(each).cells)) for each in (label, study.baseline)
-    )
+    row, baseline = (study.row(each).stated() for each in (label, study.baseline))
     return _texts(specs, [name for name, text in row.items() if baseline.get(name) != text])
 
 
@@ -157,7 +162,8 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     first, top1 = records[0], [row.test_top1 for row in rows if row.test_top1 is not None]
     runs, seeds = len(records), sorted({record.seed for record in records})
     recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
-    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {first.mlp}; {recipe}"
+    mlp = next((record.mlp for record in records if record.row == study.baseline), first.mlp)
+    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {mlp}; {recipe}"
     if first.data.test:
         yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
     else:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from kernelbank.studies.assumptions import assumptions
 from kernelbank.studies.depthwise import depthwise
+from kernelbank.studies.future import future
+from kernelbank.studies.kernels import kernels
 from kernelbank.studies.softmax import softmax
 from kernelbank.studies.study import Study
 
@@ -13,4 +15,6 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "softmax": softmax,
     "depthwise": depthwise,
     "assumptions": assumptions,
+    "kernels": kernels,
+    "future": future,
 }

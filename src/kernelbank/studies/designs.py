@@ -49,6 +49,7 @@ _SCALES = (
     "softmax", "softmax-cold", "softmax-warm", "relu-n", "relu-sqrt-n", "relu-raw", "layernorm-n", "layernorm-sqrt-n",
     "layernorm-raw", "layernorm-positions",
 )  # fmt: skip
+_SOURCES = ("softmax", "dconv", "static", "image", "position-heads", "bank")
 _TEMPERATURES = ("softmax", "softmax-colder", "softmax-cold", "softmax-warm", "softmax-warmer")
 
 _CIFAR10_HOSTS = MappingProxyType({"plain32": "", "hierarchical32": ""})
@@ -66,6 +67,8 @@ DESIGNS: Mapping[str, Design] = MappingProxyType({
             "softmax": ("softmax", "identity", "relu", "layernorm"),
             "depthwise": ("softmax", "dwsa", "gate", "position"),
             "assumptions": ("softmax", "relu-n", "relu-raw", "layernorm-n"),
+            "kernels": ("softmax", "static", "image", "bank"),
+            "future": ("softmax", "softmax-3", "no-mlp", "memory"),
         },
     ),
     "cifar10": Design(
@@ -80,6 +83,8 @@ DESIGNS: Mapping[str, Design] = MappingProxyType({
             "softmax": ("softmax", "identity", "relu", "layernorm"),
             "depthwise": ("softmax", "dwsa", "gate"),
             "assumptions": _TEMPERATURES,
+            "kernels": _SOURCES,
+            "future": ("softmax", "softmax-3", "strided", "no-mlp", "memory"),
         },
     ),
 })  # fmt: skip

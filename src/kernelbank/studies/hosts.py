@@ -11,7 +11,7 @@ from kernelbank.model import ModelSpec, TimmTrunk
 from kernelbank.nn.edit.stock import block_attentions
 from kernelbank.spec import MixerSpec
 from kernelbank.studies.run import built
-from kernelbank.studies.study import Grid, StudyRow
+from kernelbank.studies.study import Grid, StudyRow, changed
 from kernelbank.train.recipe import Recipe
 from kernelbank.train.request import DataOptions, ModelOptions
 from kernelbank.train.sources import model_spec
@@ -26,7 +26,7 @@ def host_model(name: str, arguments: Sequence[str], source: DataOptions, data: D
 
 
 def with_rows(host: ModelSpec, cells: str, rows: Sequence[StudyRow]) -> dict[str, ModelSpec]:
-    """`host` with the cells of every row in its mixers, by label; `cells` are changed before.
+    """`host` with the mixers and MLPs of every row, by label; `cells` are changed before.
 
     Raises:
         InputError: If a row cannot be built, with the reason and the rows that can.
@@ -34,15 +34,14 @@ def with_rows(host: ModelSpec, cells: str, rows: Sequence[StudyRow]) -> dict[str
     try:
         stages = _stages(host)
         if cells:
-            mixers = StudyRow("", "", cells).mixers(stages).split("|")
-            texts = mixers * (len(stages) if len(mixers) == 1 else 1)
-            stages = [(MixerSpec.parse(text), grid) for text, (_, grid) in zip(texts, stages, strict=True)]
+            mixers = StudyRow("", "", cells).mixers(stages)
+            stages = [(mixer, grid) for mixer, (_, grid) in zip(mixers, stages, strict=True)]
     except (InputError, SpecError) as error:
         raise InputError(f"models: {host.name} cannot be the host of a study: {error}") from None
     models, failed = dict[str, ModelSpec](), dict[str, Exception]()
     for row in rows:
         try:
-            model = replace(host, mixer=row.mixers(stages)).canonical()
+            model = changed(host, row, stages)
             built(model)
         except (InputError, SpecError) as error:
             failed[row.label] = error

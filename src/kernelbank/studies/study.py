@@ -6,40 +6,59 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from kernelbank.atlas import ROWS
 from kernelbank.errors import SpecError
 from kernelbank.model import ModelSpec, by_stage
 from kernelbank.spec import MixerSpec, Window
+from kernelbank.spec.text import words
 from kernelbank.zoo import find
 
 Grid = tuple[int, int]
+PUBLISHED_SIDE = 7
+"""The side of NAT's neighborhoods, as published."""
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row: its label, what it isolates, and the cells that it changes in the mixers of a host model.
+    """One row: its label, what it isolates, and the cells that it changes in the mixers of a host model, or a row of
+    the atlas, with cells, that replaces them. `mlp` is the spec of the MLPs, or ``none``; without one the host keeps
+    its own.
 
-    Two words stand for what depends on the host, stage by stage: ``{window}`` for its own windows, or windows of half
-    its grid where it has none, and ``{extent}`` for the number of offsets along the longer side of its grid, 2 n - 1.
+    Words in braces stand for what depends on the host, stage by stage. In `cells`: ``{window}`` for its own windows, or
+    windows of half its grid where it has none; ``{neighborhood}`` for the side of a neighborhood, 7, or the largest odd
+    number below the longer side of a grid of at most 7, but at least 3; ``{extent}`` for the number of offsets along
+    that side, 2 n - 1; ``{quarter}`` for a quarter of the positions. In `mlp`: ``{mixer}`` for the row's own mixer.
     """
 
     label: str
     what: str
     cells: str
+    mlp: str = ""
 
     def cells_at(self, mixer: MixerSpec, grid: Grid) -> str:
         """The cells in a stage whose host mixer is `mixer`, on a `grid` of (H, W) positions."""
         side = max(grid)
         own = isinstance(mixer.support, Window)
-        window = mixer.text["support"] if own else f"window({max(2, -(-side // 2))}, alternate)"
-        return self.cells.format(window=window, extent=2 * side - 1)
+        return self.cells.format(
+            window=mixer.text["support"] if own else f"window({max(2, -(-side // 2))}, alternate)",
+            neighborhood=min(PUBLISHED_SIDE, max(3, side // 2 * 2 - 1)),
+            extent=2 * side - 1,
+            quarter=max(1, grid[0] * grid[1] // 4),
+        )
 
-    def mixers(self, stages: Sequence[tuple[MixerSpec, Grid]]) -> str:
-        """The text of the mixers of this row in a host with `stages` of (mixer, grid).
+    def mixers(self, stages: Sequence[tuple[MixerSpec, Grid]]) -> list[MixerSpec]:
+        """The mixers of this row in a host with `stages` of (mixer, grid).
 
         Raises:
             SpecError: If the cells cannot be built together with the host's others, which stay as they are.
         """
-        return by_stage([str(self._mixer(mixer, grid)) for mixer, grid in stages])
+        return [self._mixer(mixer, grid) for mixer, grid in stages]
+
+    def stated(self) -> dict[str, str]:
+        """The cells that the row states, by field, with the words in braces; those of a row of the atlas included."""
+        first, *rest = words(self.cells)
+        cells = dict(ROWS[first].cells) if first in ROWS else {}
+        return cells | dict(word.split("=", 1) for word in (rest if first in ROWS else [first, *rest]))
 
     def _mixer(self, host: MixerSpec, grid: Grid) -> MixerSpec:
         cells = self.cells_at(host, grid)
@@ -78,13 +97,18 @@ class Study:
         return next(row for row in self.rows if row.label == label)
 
 
-def changed(host: ModelSpec, row: StudyRow) -> ModelSpec:
-    """`host`, a model of ours, with the cells of `row` in its mixers; its specs as they print themselves.
+def changed(host: ModelSpec, row: StudyRow, stages: Sequence[tuple[MixerSpec, Grid]] | None = None) -> ModelSpec:
+    """`host` with the mixers, and the MLPs, of `row`; its specs as they print themselves. A stock model of timm needs
+    its `stages` of (mixer, grid).
 
     Raises:
-        SpecError: If the cells cannot be built together in one of its stages, or for a stock model of timm.
+        SpecError: If the cells cannot be built together in one of its stages, or for MLPs in a stock model of timm.
     """
-    return replace(host, mixer=row.mixers([(stage.mixer, stage.grid) for stage in host.stages])).canonical()
+    if stages is None:
+        stages = [(stage.mixer, stage.grid) for stage in host.stages]
+    mixers = [str(mixer) for mixer in row.mixers(stages)]
+    mlp = by_stage([row.mlp.format(mixer=mixer) for mixer in mixers]) if row.mlp else host.mlp
+    return replace(host, mixer=by_stage(mixers), mlp=mlp).canonical()
 
 
 def named_host(name: str, cells: str = "") -> ModelSpec:
