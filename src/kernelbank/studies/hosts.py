@@ -31,13 +31,7 @@ def with_rows(host: ModelSpec, cells: str, rows: Sequence[StudyRow]) -> dict[str
     Raises:
         InputError: If a row cannot be built, with the reason and the rows that can.
     """
-    try:
-        stages = _stages(host)
-        if cells:
-            mixers = StudyRow("", "", cells).mixers(stages)
-            stages = [(mixer, grid) for mixer, (_, grid) in zip(mixers, stages, strict=True)]
-    except (InputError, SpecError) as error:
-        raise InputError(f"models: {host.name} cannot be the host of a study: {error}") from None
+    stages = host_stages(host, cells)
     models, failed = dict[str, ModelSpec](), dict[str, Exception]()
     for row in rows:
         try:
@@ -52,6 +46,17 @@ def with_rows(host: ModelSpec, cells: str, rows: Sequence[StudyRow]) -> dict[str
         runs = f"the rows that run: --rows {' '.join(models)}" if models else "none of the rows runs"
         raise InputError(f"models: {host.name} cannot hold row {label}: {reason}; {runs}")
     return models
+
+
+def host_stages(host: ModelSpec, cells: str) -> list[tuple[MixerSpec, Grid]]:
+    """The mixer and the grid of every stage of `host`, after `cells` are changed in it. Raises InputError if it cannot
+    be the host of a study."""
+    try:
+        stages = _stages(host)
+        mixers = StudyRow("", "", cells).mixers(stages) if cells else [mixer for mixer, _ in stages]
+    except (InputError, SpecError) as error:
+        raise InputError(f"models: {host.name} cannot be the host of a study: {error}") from None
+    return [(mixer, grid) for mixer, (_, grid) in zip(mixers, stages, strict=True)]
 
 
 def _stages(host: ModelSpec) -> list[tuple[MixerSpec, Grid]]:

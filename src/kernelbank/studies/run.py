@@ -137,12 +137,17 @@ def dataset(name: str, conditions: Conditions, recipe: Recipe) -> Dataset:
 
 
 def build(run: Run) -> torch.nn.Module:
-    """The model of `run`. The weights of our trunks are drawn from (seed, name), so that rows share what they have in
-    common; those of a stock model from the seed before its mixers are replaced."""
-    if isinstance(run.model.trunk, TimmTrunk):
-        return create(run.model, InitialWeights(), seed=run.seed)[0]
-    model = build_backbone(run.model)
-    initialise(model, run.seed)
+    """The model of `run` with its weights before training."""
+    return drawn(run.model, run.seed)
+
+
+def drawn(spec: ModelSpec, seed: int) -> torch.nn.Module:
+    """The model of `spec` with weights drawn from `seed`: those of our trunks from (seed, name), so that rows share
+    what they have in common; those of a stock model from the seed before its mixers are replaced."""
+    if isinstance(spec.trunk, TimmTrunk):
+        return create(spec, InitialWeights(), seed=seed)[0]
+    model = build_backbone(spec)
+    initialise(model, seed)
     return model
 
 

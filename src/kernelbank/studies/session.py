@@ -18,7 +18,8 @@ from kernelbank.errors import WorkerError
 from kernelbank.files import sole_user, writable_folder
 from kernelbank.model import ModelSpec
 from kernelbank.records import DataIdentity, RunRecord
-from kernelbank.studies.hosts import host_model, with_rows
+from kernelbank.studies.hosts import host_model, host_stages, with_rows
+from kernelbank.studies.post_scale import with_post_scales
 from kernelbank.studies.progress import reporter
 from kernelbank.studies.run import Conditions, Run, dataset, grid
 from kernelbank.studies.runner import Crew, finished, make_folders, run_all
@@ -101,7 +102,12 @@ def open_hosts(study: Study, setup: Setup, notify: Callable[[str], None]) -> lis
         model = host_model(name, setup.model_args, conditions.source, data, recipe)
         for note in (*data.notes, *enlargement(data, conditions.source)):
             notify(note)
-        hosts.append(Host(with_rows(model, cells, rows), data))
+        models = with_rows(model, cells, rows)
+        if scaled := [row for row in rows if row.scaled]:
+            notify(f"{name}: measuring the outputs of the mixers of {len(scaled)} rows, to scale them")
+            stages = host_stages(model, cells)
+            models |= with_post_scales(model, stages, scaled, study.row(study.baseline), data)
+        hosts.append(Host(models, data))
     return hosts
 
 

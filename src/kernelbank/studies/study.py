@@ -10,7 +10,7 @@ from kernelbank.atlas import ROWS
 from kernelbank.errors import SpecError
 from kernelbank.model import ModelSpec, by_stage
 from kernelbank.spec import MixerSpec, Window
-from kernelbank.spec.text import words
+from kernelbank.spec.text import number, words
 from kernelbank.zoo import find
 
 Grid = tuple[int, int]
@@ -27,7 +27,9 @@ class StudyRow:
     Words in braces stand for what depends on the host, stage by stage. In `cells`: ``{window}`` for its own windows, or
     windows of half its grid where it has none; ``{neighborhood}`` for the side of a neighborhood, 7, or the largest odd
     number below the longer side of a grid of at most 7, but at least 3; ``{extent}`` for the number of offsets along
-    that side, 2 n - 1; ``{quarter}`` for a quarter of the positions. In `mlp`: ``{mixer}`` for the row's own mixer.
+    that side, 2 n - 1; ``{quarter}`` for a quarter of the positions; ``{scale}`` for the factor at which the outputs of
+    the mixers are as large, at the start, as those of the baseline (see `post_scale`), or 1. In `mlp`: ``{mixer}`` for
+    the row's own mixer.
     """
 
     label: str
@@ -35,7 +37,12 @@ class StudyRow:
     cells: str
     mlp: str = ""
 
-    def cells_at(self, mixer: MixerSpec, grid: Grid) -> str:
+    @property
+    def scaled(self) -> bool:
+        """Whether the row has a factor that is measured before training."""
+        return "{scale}" in self.cells
+
+    def cells_at(self, mixer: MixerSpec, grid: Grid, scale: float = 1.0) -> str:
         """The cells in a stage whose host mixer is `mixer`, on a `grid` of (H, W) positions."""
         side = max(grid)
         own = isinstance(mixer.support, Window)
@@ -44,15 +51,17 @@ class StudyRow:
             neighborhood=min(PUBLISHED_SIDE, max(3, side // 2 * 2 - 1)),
             extent=2 * side - 1,
             quarter=max(1, grid[0] * grid[1] // 4),
+            scale=number(scale),
         )
 
-    def mixers(self, stages: Sequence[tuple[MixerSpec, Grid]]) -> list[MixerSpec]:
-        """The mixers of this row in a host with `stages` of (mixer, grid).
+    def mixers(self, stages: Sequence[tuple[MixerSpec, Grid]], scales: Sequence[float] = ()) -> list[MixerSpec]:
+        """The mixers of this row in a host with `stages` of (mixer, grid), with one of `scales` for each stage.
 
         Raises:
             SpecError: If the cells cannot be built together with the host's others, which stay as they are.
         """
-        return [self._mixer(mixer, grid) for mixer, grid in stages]
+        factors = scales or [1.0] * len(stages)
+        return [self._mixer(*stage, scale) for stage, scale in zip(stages, factors, strict=True)]
 
     def stated(self) -> dict[str, str]:
         """The cells that the row states, by field, with the words in braces; those of a row of the atlas included."""
@@ -60,8 +69,8 @@ class StudyRow:
         cells = dict(ROWS[first].cells) if first in ROWS else {}
         return cells | dict(word.split("=", 1) for word in (rest if first in ROWS else [first, *rest]))
 
-    def _mixer(self, host: MixerSpec, grid: Grid) -> MixerSpec:
-        cells = self.cells_at(host, grid)
+    def _mixer(self, host: MixerSpec, grid: Grid, scale: float) -> MixerSpec:
+        cells = self.cells_at(host, grid, scale)
         mixer = MixerSpec.parse(cells, host)
         if mixer.resets:
             reset = mixer.resets[0]
@@ -97,16 +106,21 @@ class Study:
         return next(row for row in self.rows if row.label == label)
 
 
-def changed(host: ModelSpec, row: StudyRow, stages: Sequence[tuple[MixerSpec, Grid]] | None = None) -> ModelSpec:
+def changed(
+    host: ModelSpec,
+    row: StudyRow,
+    stages: Sequence[tuple[MixerSpec, Grid]] | None = None,
+    scales: Sequence[float] = (),
+) -> ModelSpec:
     """`host` with the mixers, and the MLPs, of `row`; its specs as they print themselves. A stock model of timm needs
-    its `stages` of (mixer, grid).
+    its `stages` of (mixer, grid); `scales` has the factor of each stage.
 
     Raises:
         SpecError: If the cells cannot be built together in one of its stages, or for MLPs in a stock model of timm.
     """
     if stages is None:
         stages = [(stage.mixer, stage.grid) for stage in host.stages]
-    mixers = [str(mixer) for mixer in row.mixers(stages)]
+    mixers = [str(mixer) for mixer in row.mixers(stages, scales)]
     mlp = by_stage([row.mlp.format(mixer=mixer) for mixer in mixers]) if row.mlp else host.mlp
     return replace(host, mixer=by_stage(mixers), mlp=mlp).canonical()
 
