@@ -1,10 +1,10 @@
 """Measure which kernels trained models select, layer by layer: section 4.3 of the paper remarks that softmax prefers
 kernels close in cosine similarity to the input.
 
-``python benchmarks/selection.py OUT.json RUN RUN ... --images 256`` takes the folders of runs of ``kernelbank train``, one
-for each activation, and measures the first validation images: the rank correlation of weight and cosine similarity, the
-effective number of kernels, the sparsity and the other statistics of docs/explain.md, of every head. It prints a table of
-means over heads, and writes all heads with the run record of each run, the data, the code and the machine.
+``python benchmarks/selection.py OUT.json RUN RUN ... --images 256`` takes the folders of runs of ``kernelbank train``,
+one for each activation, and measures the first validation images: the rank correlation of weight and cosine similarity,
+the effective number of kernels, the sparsity and the other statistics of docs/explain.md, of every head. It prints a
+table of means over heads, and writes all heads with the run record of each run, the code and the machine.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def in_host(study: Study, label: str, model: str) -> ModelSpec:
 def test_every_row_differs_from_the_others_in_every_host(name: str, model: str) -> None:
     study = STUDIES[name]()
     models = {label: in_host(study, label, model) for label in study.labels}
-    texts = {label: (found.mixer, found.mlp) for label, found in models.items()}
+    texts = {label: (found.mixer, found.mlp, study.row(label).fine_tuning) for label, found in models.items()}
     # in windows of the whole grid, or without any, some rows coincide; nowhere do others
     same = {"dwsa": "dwsa-window", "gate": "gate-window"} if model == "hierarchical32" else {}
     kept = {label: text for label, text in texts.items() if label not in same.values()}

@@ -22,8 +22,9 @@ EPOCHS_TO_BASELINE = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row in one model. `changed` are the cells that differ from the baseline's, as (field, text); numbers
-    are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one)."""
+    """One row in one model. `changed` are the cells that differ from the baseline's, and the MLPs, as (field, text);
+    numbers are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one).
+    `start_top1` is the validation top-1 before the first update of a row that starts from trained weights."""
 
     model: str
     row: str
@@ -38,6 +39,7 @@ class TableRow:
     test_top1_sd: float | None
     val_top1: float | None
     epochs_to_baseline: int | None
+    start_top1: float | None
     failures: tuple[str, ...]
 
 
@@ -58,6 +60,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
     first = records[0]
     done = [record for record in records if record.failure is None]
     test = [record.test_top1 for record in done if record.test_top1 is not None]
+    starts = [record.start_top1 for record in records if record.start_top1 is not None]
     curve, goal = mean_curve(records), mean_curve(baseline)
     reached = [epoch for epoch, value in enumerate(curve, 1) if goal and value >= goal[-1]]
     specs = specs_of(first)
@@ -75,6 +78,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         test_top1_sd=stdev(test) if len(test) > 1 else None,
         val_top1=curve[-1] if curve else None,
         epochs_to_baseline=reached[0] if reached else None,
+        start_top1=mean(starts) if starts else None,
         failures=tuple(f"seed {record.seed}: {record.failure}" for record in records if record.failure),
     )
 
@@ -170,6 +174,7 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
         yield "val top-1: mean over seeds of the validation split after the last epoch, in per cent; no test split"
     yield LEGEND
     yield EPOCHS_TO_BASELINE
+    yield from _fine_tuned(study, records, rows)
     if not any(row.row == study.baseline for row in rows):
         yield f"the baseline {study.baseline!r} is not among the rows: nothing is compared with it"
     for row in rows:
@@ -183,6 +188,16 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     here = CodeIdentity.here()
     if other := sum(record.code.sources != here.sources for record in records):
         yield f"{other} of {runs} records were made by another state of the code than this one"
+
+
+def _fine_tuned(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
+    """What rows start from, and where: their 0 epochs."""
+    for row in rows:
+        tuning = study.row(row.row).fine_tuning
+        if tuning is not None and row.start_top1 is not None:
+            rate = next(record.recipe["lr"] for record in records if record.row == row.row)
+            yield (f"{row.model} {row.row}: from the weights of {tuning.row}, {tuning.epochs} more with lr {rate:g}; "
+                   f"validation top-1 {row.start_top1:.1f} before the first update")  # fmt: skip
 
 
 def markdown(study: Study, records: Sequence[RunRecord]) -> str:

@@ -10,6 +10,7 @@ from kernelbank.studies.future import future
 from kernelbank.studies.kernels import kernels
 from kernelbank.studies.softmax import softmax
 from kernelbank.studies.study import Study
+from kernelbank.studies.swap import swap
 
 STUDIES: dict[str, Callable[[], Study]] = {
     "softmax": softmax,
@@ -17,4 +18,5 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "assumptions": assumptions,
     "kernels": kernels,
     "future": future,
+    "swap": swap,
 }

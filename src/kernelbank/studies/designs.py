@@ -74,6 +74,7 @@ DESIGNS: Mapping[str, Design] = MappingProxyType({
             "assumptions": ("softmax", "relu-n", "relu-raw", "layernorm-n"),
             "kernels": ("softmax", "static", "image", "bank"),
             "future": ("softmax", "softmax-3", "no-mlp", "memory"),
+            "swap": ("softmax", "relu", "relu-1", "relu-5"),
         },
     ),
     "cifar10": Design(
@@ -91,6 +92,7 @@ DESIGNS: Mapping[str, Design] = MappingProxyType({
             "assumptions": _TEMPERATURES,
             "kernels": _SOURCES,
             "future": ("softmax", "softmax-3", "strided", "no-mlp", "memory"),
+            "swap": ("softmax", "relu", "relu-1", "relu-5", "layernorm", "layernorm-1", "layernorm-5"),
         },
     ),
 })  # fmt: skip

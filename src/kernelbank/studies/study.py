@@ -19,10 +19,18 @@ PUBLISHED_SIDE = 7
 
 
 @dataclass(frozen=True)
+class FineTuning:
+    """Training that goes on for `epochs` from the weights at the end of the runs of another row, seed by seed."""
+
+    row: str
+    epochs: int
+
+
+@dataclass(frozen=True)
 class StudyRow:
     """One row: its label, what it isolates, and the cells that it changes in the mixers of a host model, or a row of
     the atlas, with cells, that replaces them. `mlp` is the spec of the MLPs, or ``none``; without one the host keeps
-    its own.
+    its own. A row with `fine_tuning` starts from the weights of another row, whose mixers are replaced by its own.
 
     Words in braces stand for what depends on the host, stage by stage. In `cells`: ``{window}`` for its own windows, or
     windows of half its grid where it has none; ``{neighborhood}`` for the side of a neighborhood, 7, or the largest odd
@@ -36,6 +44,7 @@ class StudyRow:
     what: str
     cells: str
     mlp: str = ""
+    fine_tuning: FineTuning | None = None
 
     @property
     def scaled(self) -> bool:
@@ -83,7 +92,8 @@ class Study:
     """Rows that are compared with one of them, the baseline, in any host model, and the questions that they answer.
 
     Raises:
-        ValueError: If labels are not unique, or do not include the baseline.
+        ValueError: If labels are not unique, or do not include the baseline; if a row starts from the weights of no row
+            of the study, or of one that is fine-tuned itself.
     """
 
     name: str
@@ -95,6 +105,9 @@ class Study:
     def __post_init__(self) -> None:
         if len(set(self.labels)) < len(self.labels) or self.baseline not in self.labels:
             raise ValueError(f"study {self.name}: labels must be unique and include the baseline")
+        trained = {row.label for row in self.rows if row.fine_tuning is None}
+        if wrong := [row.label for row in self.rows if row.fine_tuning and row.fine_tuning.row not in trained]:
+            raise ValueError(f"study {self.name}: row {wrong[0]} must start from a row that is trained from scratch")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -104,6 +117,12 @@ class Study:
     def row(self, label: str) -> StudyRow:
         """The row of this label."""
         return next(row for row in self.rows if row.label == label)
+
+    def with_starts(self, labels: Iterable[str]) -> tuple[StudyRow, ...]:
+        """The rows of these labels, and those whose weights they start from, in order."""
+        chosen = set(labels)
+        starts = {row.fine_tuning.row for row in self.rows if row.label in chosen and row.fine_tuning}
+        return tuple(row for row in self.rows if row.label in chosen | starts)
 
 
 def changed(
