@@ -20,7 +20,7 @@ from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.designs import DESIGNS
 from kernelbank.studies.hosts import with_rows
 from kernelbank.studies.measures import BASELINE
-from kernelbank.studies.run import built
+from kernelbank.studies.run import on_meta_device
 from kernelbank.studies.study import Study, StudyRow, changed, named_host
 from kernelbank.train.model import describe
 from kernelbank.train.recipes import published
@@ -171,7 +171,7 @@ def test_a_stock_model_is_a_host() -> None:
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
         models = with_rows(describe(name, num_classes=10), "", rows)
         assert list(models) == ["softmax", "relu"] and "position=none" not in str(models["relu"].mixer)
-        _, spec = built(models["relu"])
+        _, spec = on_meta_device(models["relu"])
         assert spec.mixer == models["relu"].mixer and "activation=relu,count" in str(spec.mixer)
 
 

@@ -1,4 +1,4 @@
-"""Records to the figure of a study: convergence curves, one panel per model. Imports no torch."""
+"""The figure of a study: learning curves, one panel per model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEYOND = 103.0
 
 
 def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
-    """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
+    """Draw validation top-1 by epoch to a PNG: the mean over seeds with a band of one standard deviation."""
     models = list(dict.fromkeys(record.model.name for record in records))
     figure = new_figure(1.0 + 5.6 * len(models), 5.0)
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
@@ -40,7 +40,7 @@ def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
 
 
 def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str, tuple[int, float, str]]:
-    """Draw every row that has finished runs; where each curve ends and its colour, by label."""
+    """Draw every row with finished runs, and return the end and the colour of each curve, by label."""
     others, ends = [row.label for row in study.rows if row.label != study.baseline], {}
     for label in [*others, study.baseline]:
         chosen = [record for record in records if record.row == label]
@@ -58,7 +58,7 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
 
 
 def _stretch(top1: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scale of the vertical axis: logarithmic in the distance to 103 %, so that the last points have room."""
+    """Scale the vertical axis logarithmically in the distance to 103 %, which spreads high accuracies."""
     return -np.log(np.maximum(_BEYOND - top1, 1e-9))
 
 
@@ -67,7 +67,7 @@ def _shrink(height: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _label_ends(panel: Axes, ends: dict[str, tuple[int, float, str]]) -> None:
-    """Each curve's name to the right of its end, in its colour, pushed apart where ends are close."""
+    """Write the name of each curve to the right of its end, in its colour, without overlap."""
     to_axes = panel.transData + panel.transAxes.inverted()
     heights = {label: float(to_axes.transform((last, value))[1]) for label, (last, value, _) in ends.items()}
     ordered = sorted(heights, key=lambda label: heights[label])
@@ -81,7 +81,7 @@ def _label_ends(panel: Axes, ends: dict[str, tuple[int, float, str]]) -> None:
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as needed to stand `gap` apart: groups that collide are centred."""
+    """Move ascending heights as little as needed to be `gap` apart. Groups that overlap are centred."""
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])

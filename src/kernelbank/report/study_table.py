@@ -1,4 +1,4 @@
-"""Records to table rows, and the table as text: nothing here trains or recomputes. Imports no torch."""
+"""The table of a study from its run records, as text and as a document. Imports no torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TableRow:
 
 
 def tabulate(study: Study, records: Sequence[RunRecord]) -> tuple[TableRow, ...]:
-    """The rows of the table, in the study's order, of those that have records."""
+    """Return the table rows that have records, in the order of the study."""
     cells: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
         cells.setdefault((record.model.name, record.row), []).append(record)
@@ -84,7 +84,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
 
 
 def specs_of(record: RunRecord) -> tuple[MixerSpec, ...]:
-    """The specs of the record's mixers: one where all stages share it, else one per stage."""
+    """Return the specs of the mixers of a record: one if all stages are equal, otherwise one per stage."""
     return tuple(MixerSpec.parse(text) for text in record.mixer.split("|"))
 
 
@@ -108,7 +108,7 @@ def _changed_here(study: Study, record: RunRecord, baseline: RunRecord | None) -
 
 
 def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
-    """The cells that differ from the baseline; where stages differ among themselves, their values by stage."""
+    """Return the cells that differ from the baseline's. If stages differ from each other, the values are by stage."""
     count = max(len(specs), len(baseline))
     specs, baseline = (each * (count if len(each) == 1 else 1) for each in (specs, baseline))
     by_stage = [spec.diff(base) for spec, base in zip(specs, baseline, strict=True)]
@@ -135,12 +135,12 @@ LEGEND = "roles: N normalisation, C communication between kernels, L non-lineari
 
 
 def columns_of(records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """`COLUMNS`, with the validation split's top-1 for data without a test split."""
+    """Return `COLUMNS`, with validation top-1 for data without a test split."""
     return COLUMNS if records[0].data.test else tuple(name.replace("test", "val") for name in COLUMNS)
 
 
 def cells_of(row: TableRow, study: Study) -> tuple[str, ...]:
-    """The row as texts under `columns_of`."""
+    """Return the row as texts under `columns_of`."""
     changed = " ".join(f"{name}={text}" for name, text in row.changed)
     marks = "".join(letter if role in row.roles else "·" for letter, role in zip("NCL", ROLES, strict=True))
     accuracy = row.val_top1 if row.test_top1 is None else row.test_top1
@@ -155,14 +155,14 @@ def cells_of(row: TableRow, study: Study) -> tuple[str, ...]:
 
 
 def sizes_of(params: int, macs: int) -> tuple[str, str]:
-    """Parameters in thousands and multiply-adds in millions, large ones in millions and billions."""
+    """Return parameters in thousands and multiply-adds in millions, or in millions and billions if they are large."""
     small = params < 1e6
     return (f"{params / 1e3:.1f} K" if small else f"{params / 1e6:.2f} M",
             f"{macs / 1e6:.2f} M" if macs < 1e8 else f"{macs / 1e9:.3f} G")  # fmt: skip
 
 
 def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
-    """What must stand below the table: definitions, sample sizes, divergence, mixed code."""
+    """Yield the notes below the table: definitions, sample sizes, divergence, different states of the code."""
     first, top1 = records[0], [row.test_top1 for row in rows if row.test_top1 is not None]
     runs, seeds = len(records), sorted({record.seed for record in records})
     recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
@@ -201,7 +201,7 @@ def _fine_tuned(study: Study, records: Sequence[RunRecord], rows: Sequence[Table
 
 
 def markdown(study: Study, records: Sequence[RunRecord]) -> str:
-    """The study as Markdown: its questions, a table per model, notes, the figure."""
+    """Return the study as Markdown: its questions, a table per model, notes, the figure."""
     rows, columns = tabulate(study, records), columns_of(records)
     lines = [f"# {study.title}", "", *(f"- {question}" for question in study.questions), ""]
     for model in dict.fromkeys(row.model for row in rows):

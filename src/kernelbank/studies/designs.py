@@ -1,7 +1,7 @@
-"""Designs: which hosts, rows, seeds, data and recipe a study runs with. Imports no torch.
+"""Designs: the hosts, rows, seeds, data and recipe of a study. Imports no torch.
 
-`digits` is what ``kernelbank study NAME`` runs. `cifar10` decides claims on natural images, and `cifar10-short` is the
-part of it that two CPU cores finish in half an hour. A command without a design states hosts, data and recipe itself.
+`digits` is the default of ``kernelbank study NAME``. `cifar10` tests the claims on natural images, and `cifar10-short`
+is a part of it that takes half an hour on two CPU cores. A command without a design must state hosts, data and recipe.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from kernelbank.text import suggest
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a study runs with where its options do not say otherwise.
+    """The defaults of a study's options.
 
     Args:
-        what: The design in a sentence.
-        hosts: The host models, each with the cells that are changed in its mixers before any row.
-        rows: The labels of the rows, by study; None for a study with all of its rows.
+        what: A description in one sentence.
+        hosts: The host models, each with the cells that are changed in its mixers before those of a row.
+        rows: The labels of the rows, by study; a study that is not listed has all of its rows.
         seeds: The seeds of every row.
         recipe: The name of the recipe.
         changes: The fields of the recipe that differ.
-        data: The data set, where the design brings one.
-        train_images: How many training images are used; None for all.
+        data: The data set, or None if it must be given as an option.
+        train_images: The number of training images; None for all.
     """
 
     what: str
@@ -110,7 +110,7 @@ relu-scaled ...``.
 
 
 def find_design(name: str) -> Design:
-    """The design of this name. Raises InputError for an unknown one."""
+    """Return the design `name`. Raises InputError if it is unknown."""
     if name not in DESIGNS:
         raise InputError(
             f"design: unknown design {name!r}{suggest(name, DESIGNS)}; expected one of {', '.join(DESIGNS)}"

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: live bars in a terminal, a line per finished run elsewhere."""
+"""Show the progress of a study: bars in a terminal, otherwise one line per finished run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernelbank.studies.runner import EpochDone, Event, Note, RunDone, Sink
 
 
 class _Tally:
-    """Counts epochs and runs, and extrapolates the time left from the epochs that were trained here."""
+    """Counts epochs and runs, and estimates the remaining time from the epochs of this process."""
 
     def __init__(self, runs: int, epochs: int) -> None:
         self.runs, self.total = runs, epochs
@@ -31,8 +31,8 @@ class _Tally:
             self.total -= event.run.recipe.epochs - len(event.record.epochs)  # a diverged run skips its rest
 
     @property
-    def left(self) -> str:
-        """In words; empty while nothing is known."""
+    def time_left(self) -> str:
+        """Return the remaining time in words; empty before the first epoch."""
         if not self.epochs and self.total:
             return ""
         seconds = (monotonic() - self.start) / max(self.epochs, 1) * (self.total - self.epochs)
@@ -66,7 +66,7 @@ class _Lines:
             self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, RunDone):
             place = f"[{self.tally.runs_done}/{self.tally.runs}]"
-            text = "; ".join(filter(None, [f"{place} {event.run}: {outcome(event.record)}", self.tally.left]))
+            text = "; ".join(filter(None, [f"{place} {event.run}: {outcome(event.record)}", self.tally.time_left]))
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -88,12 +88,12 @@ class _Bars:
         elif isinstance(event, RunDone) and event.run in self.tasks:
             self.bars.remove_task(self.tasks.pop(event.run))
         self.bars.update(
-            self.overall, completed=self.tally.runs_done, what=", ".join(filter(None, ["runs", self.tally.left]))
+            self.overall, completed=self.tally.runs_done, what=", ".join(filter(None, ["runs", self.tally.time_left]))
         )
 
 
 def outcome(record: RunRecord) -> str:
-    """The end of a run in words."""
+    """Return the result of a run in words."""
     if record.failure is not None:
         return f"diverged: {record.failure}"
     test = "" if record.test_top1 is None else f", test {record.test_top1:.1f}"

@@ -1,4 +1,4 @@
-"""One run of a study: what identifies it, under which conditions it is computed, and how it becomes a run record."""
+"""One run of a study: its identity, its conditions, and its execution to a run record."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A readable name, and a hash of everything that the numbers depend on besides the code."""
+        """A readable name and a hash of everything besides the code that the results depend on."""
         identity = {
             "study": self.study, "row": self.row, "model": self.model.to_document(), "recipe": asdict(self.recipe),
             "data": asdict(self.data), "seed": self.seed,
@@ -65,17 +65,17 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields of a `RunRecord` that say which run it is."""
+        """The fields of the `RunRecord` that identify the run."""
         named = {name: getattr(self, name) for name in ("study", "row", "model", "data", "seed")}
         start = None if self.start is None else self.start.key
         return {**named, "recipe": json.loads(json.dumps(asdict(self.recipe))), "start": start}
 
     def record_path(self, folder: Path) -> Path:
-        """Where the run record lies in the study's folder."""
+        """The path of the run record in the folder of the study."""
         return folder / "records" / f"{self.key}.json"
 
     def checkpoint_path(self, folder: Path) -> Path:
-        """Where the checkpoint lies while the run trains."""
+        """The path of the checkpoint while the run is trained."""
         return folder / "checkpoints" / f"{self.key}.safetensors"
 
     def weights_path(self, folder: Path) -> Path:
@@ -88,8 +88,8 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Where the images of runs come from, on which hardware runs are computed, and which trackers they report to.
-    Which run it is does not depend on them."""
+    """The source of the images, the hardware and the trackers of all runs. They are not part of the identity of a
+    run."""
 
     source: DataOptions
     hardware: Hardware = field(default_factory=Hardware)
@@ -203,7 +203,7 @@ def started(run: Run, start: Run, folder: Path) -> torch.nn.Module:
 
 @cache
 def dataset(name: str, conditions: Conditions, recipe: Recipe) -> Dataset:
-    """The data as the model `name` sees them, opened once in a process. Raises InputError."""
+    """Return the data for the model `name`. They are opened once per process. Raises InputError."""
     console = Console(stderr=True, quiet=parent_process() is not None)  # one process shows how far it is
     return open_dataset(name, conditions.source, recipe, Engine(conditions.hardware), console)
 
@@ -223,9 +223,9 @@ def drawn(spec: ModelSpec, seed: int) -> torch.nn.Module:
     return model
 
 
-def built(spec: ModelSpec) -> tuple[torch.nn.Module, ModelSpec]:
-    """The model of `spec` without memory for its weights, and its description with the mixers that it has. Raises
-    InputError and SpecError where it cannot be built."""
+def on_meta_device(spec: ModelSpec) -> tuple[torch.nn.Module, ModelSpec]:
+    """Return the model of `spec` on the meta device, and its description with the mixers that it has. Raises InputError
+    and SpecError if it cannot be built."""
     with torch.device("meta"):
         model, _ = create(spec, InitialWeights(), seed=0)
     return model, described(spec, model)
@@ -233,7 +233,7 @@ def built(spec: ModelSpec) -> tuple[torch.nn.Module, ModelSpec]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """On a CPU every run has one thread, so that its numbers do not depend on how many runs there are at once."""
+    """Use one thread per run on a CPU, so that results do not depend on the number of runs at a time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

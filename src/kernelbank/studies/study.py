@@ -1,5 +1,5 @@
-"""What a study is: rows that change cells of a host model's mixers, one of them the baseline, and questions. Imports
-no torch."""
+"""A study: rows that change cells of the mixers of a host model, one of them the baseline, and questions. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class StudyRow:
         """The mixers of this row in a host with `stages` of (mixer, grid), with one of `scales` for each stage.
 
         Raises:
-            SpecError: If the cells cannot be built together with the host's others, which stay as they are.
+            SpecError: If the cells cannot be combined with the other cells of the host.
         """
         factors = scales or [1.0] * len(stages)
         return [self._mixer(*stage, scale) for stage, scale in zip(stages, factors, strict=True)]
@@ -145,13 +145,13 @@ def changed(
 
 
 def named_host(name: str, cells: str = "") -> ModelSpec:
-    """The model `name` of the zoo, with `cells` changed in its mixers before any row. Raises SpecError."""
+    """Return the model `name` of the zoo with `cells` changed in its mixers. Raises SpecError."""
     host = find(name).canonical()
     return changed(host, StudyRow("", "", cells)) if cells else host
 
 
 def activation_rows(rows: Iterable[tuple[str, str, str]], position: str = "relative") -> tuple[StudyRow, ...]:
-    """Rows from (label, activation, what it isolates), each with the given `position`."""
+    """Return rows from (label, activation, what it isolates), all with the same `position`."""
     return tuple(StudyRow(label, what, f"position={position} activation={steps}") for label, steps, what in rows)
 
 
