@@ -77,7 +77,7 @@ def test_the_softmax_study_is_a_full_factorial_over_the_roles() -> None:
         rows = [in_host(study, label, model) for label in DESIGNS["digits"].rows["softmax"]]
         specs = [stage.mixer for row in rows for stage in row.stages]
         assert {frozenset(spec.roles) for spec in specs} == set(SUBSETS)
-        assert {spec.position for spec in specs} == {"relative"}
+        assert {spec.text["position"] for spec in specs} == {"relative"}
         baseline = MixerSpec.parse("vit_relpos" if model == "plain" else "swin support=window(2, alternate)")
         assert all(set(baseline.diff(spec)) <= {"activation"} for spec in specs)
 

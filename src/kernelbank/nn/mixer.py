@@ -17,7 +17,7 @@ from kernelbank.nn.transform import Placement, move_all
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.spec import MixerSpec, SpecError, TwoStep
-from kernelbank.spec.arguments import TEMPERATURE
+from kernelbank.spec.arguments import POSITIVE
 from kernelbank.spec.inventory import Grid, check_host, inventory
 from kernelbank.spec.inventory import Tensor as Entry
 
@@ -34,8 +34,8 @@ class Tempered(FxLeaf):
 
     @temperature.setter
     def temperature(self, value: float | None) -> None:
-        if value is not None and not TEMPERATURE.accepts(value):
-            raise SpecError(f"invalid temperature={value}; expected None, or {TEMPERATURE.expected}")
+        if value is not None and not POSITIVE.accepts(value):
+            raise SpecError(f"invalid temperature={value}; expected None, or {POSITIVE.expected}")
         self._temperature = value
 
 
