@@ -31,6 +31,8 @@ class Options:
     mmpretrain-bare."""
     model: Annotated[str | None, default_text("TIMM_NAME", "inferred from the shapes")] = None
     """The timm model that a file belongs to."""
+    entry: Annotated[str | None, default_text("NAME", "averaged weights before others")] = None
+    """The entry of a training checkpoint to take, such as state_dict, where it holds several."""
     img_size: Annotated[tuple[int, int] | None, default_text("H W", "inferred from the shapes")] = None
     """The height and width of the model's images in pixels."""
     mixer: Annotated[str | None, default_text("TEXT", "the specs that the model has")] = None

@@ -21,7 +21,7 @@ from kernelbank.weights import convert
 from kernelbank.weights.alike import settle
 from kernelbank.weights.convert import SourceState
 from kernelbank.weights.dialects import Dialect, MissingLibraryError, known, named
-from kernelbank.weights.file import SUFFIXES, check_destination, read_model_file
+from kernelbank.weights.file import SUFFIXES, check_destination, open_model_file
 from kernelbank.weights.from_timm import create, from_timm, read_model
 from kernelbank.weights.infer import Family, Inferred, infer
 from kernelbank.weights.keymap import State, listed
@@ -42,6 +42,7 @@ class Request:
     dst: str
     to: str = OURS
     model: str | None = None
+    entry: str | None = None
     img_size: tuple[int, int] | None = None
     mixer: str | None = None
     untrained: bool = False
@@ -122,6 +123,8 @@ def _open_name(request: Request) -> _Opened:
     """A model that timm builds, with its weights."""
     if request.model is not None:
         raise UsageError("convert", f"invalid --model={request.model}; expected a file as SRC with it, not a name")
+    if request.entry is not None:
+        raise UsageError("convert", f"invalid --entry={request.entry}; expected a file as SRC with it, not a name")
     if timm.is_model(request.src) and not request.untrained and not timm.is_model_pretrained(request.src):
         raise InputError(f"model {request.src} has no pretrained weights; --untrained takes its initial ones")
     image: dict[str, Any] = {} if request.img_size is None else {"img_size": request.img_size}
@@ -137,9 +140,9 @@ def _open_file(request: Request, path: Path) -> _Opened:
     """A file of weights: ours with its description, or of a dialect."""
     if request.untrained:
         raise UsageError("convert", "invalid --untrained with a file as SRC; expected the name of a timm model")
-    state, spec = read_model_file(path)
+    contents, spec = open_model_file(path, request.entry)
     if spec is not None:
-        return _open_ours(spec, state, str(path))
+        return _open_ours(spec, contents.state, str(path))
 
     def describe(family: Family, pivot: State) -> Inferred:
         if request.model is None:
@@ -148,8 +151,8 @@ def _open_file(request: Request, path: Path) -> _Opened:
             inferred = _describe_named(request, pivot)
         return Inferred(replace(inferred.spec, name=request.model or path.name), inferred.assumed)
 
-    source = convert.read(state, describe)
-    return _Opened(source, lambda: source.dialect.model(source.spec, state))
+    source = replace(convert.read(contents.state, describe), notes=contents.notes)
+    return _Opened(source, lambda: source.dialect.model(source.spec, source.remaining))
 
 
 def _open_ours(spec: ModelSpec, state: State, path: str) -> _Opened:
