@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -41,6 +42,16 @@ OTHER_PARTS: Mapping[str, str] = {
     "logit_bias": "the loss of SigLIP",
 }
 """The beginnings of the keys of parts that are not of the vision model, with the reason for dropping them."""
+UNHELD: Mapping[str, str] = {
+    r"\.mlp\.(w12|w1|w2|w3|fc1_g|weights_in)\.": "SwiGLU in the MLPs",
+    r"(^|\.)(dist_token|distillation_token)$": "the distillation token of DeiT",
+    r"(^|\.)attn_pool\.": "attention pooling",
+    r"\.attn\.(q_bias|v_bias)$": "biases of BEiT, which has none on the keys",
+    r"(^|\.)rel_pos_bias\.": "one relative position bias for all blocks",
+    r"^(embeddings|vit)\..*relative_position": "the relative position bias of BEiT",
+    r"(^|\.)(rope|freqs)": "rotary position embeddings",
+}
+"""Patterns of the keys of parts that no trunk of ours has a place for, and the names of these parts."""
 
 
 @dataclass(frozen=True)
@@ -145,3 +156,11 @@ def other_parts(keys: Iterable[str]) -> dict[str, str]:
         if reason is not None:
             found[key] = reason
     return found
+
+
+def check_held(keys: Iterable[str], where: str) -> None:
+    """Raise InputError, naming the part and its tensors, if `keys` are of a part that no trunk has a place for."""
+    keys = list(keys)
+    for pattern, part in UNHELD.items():
+        if found := [key for key in keys if re.search(pattern, key)]:
+            raise InputError(f"{where}: no place for {listed(found)}: our trunks do not have {part}")

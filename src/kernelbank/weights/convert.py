@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
 from kernelbank.model import ModelSpec
-from kernelbank.weights.contents import TRUNKS, WRAPPERS, find, other_parts, shared_prefix, without
+from kernelbank.weights.contents import TRUNKS, WRAPPERS, check_held, find, other_parts, shared_prefix, without
 from kernelbank.weights.dialects import DIALECTS, Dialect, detect, named
 from kernelbank.weights.infer import Family, Inferred, infer
 from kernelbank.weights.keymap import Shapes, State, cover, listed
@@ -59,6 +59,7 @@ def read(state: State, describe: Describe = infer) -> SourceState:
         InputError: If a tensor is missing, left over or of another shape, or a buffer is not that of the model.
     """
     dialect, state, prefix, parts = locate(state)
+    check_held(state, dialect.name)
     derived = tuple(key for key in state if dialect.is_derived(key))
     try:
         pivot, dropped = dialect.keys.into(_apart(state, derived))
@@ -69,6 +70,7 @@ def read(state: State, describe: Describe = infer) -> SourceState:
     if spec.trunk.family != dialect.family:
         raise InputError(f"the tensors are those of a {dialect.family} model ({dialect.name}); expected those of a "
                          f"{spec.trunk.family} model")  # fmt: skip
+    spec = replace(spec, trunk=replace(spec.trunk, **dialect.trunk))
     if dialect.pad is not None:
         spec = with_padding(spec, dialect.pad)
     if wrong := [key for key, tensor in pivot.items() if not tensor.is_floating_point()]:
@@ -111,6 +113,7 @@ def write(source: SourceState, to: Dialect) -> State:
     """The state of `source` in another dialect, its derived buffers made anew. Raises InputError naming tensors that
     it has no place for, and for windows that its library pads in another way."""
     try:
+        to.check_trunk(source.spec)
         if to.pad is not None:
             check_padding(source.spec, to.pad)
         state = to.keys.back(source.pivot, to.shapes(source.spec))

@@ -18,26 +18,29 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """The names of the weights in a folder, in the order in which they are looked for; the index has ``.index.json``."""
 
 
-def read_folder(folder: Path) -> tuple[Contents, Mapping[str, Any] | None]:
-    """Return the tensors of a folder, and its configuration if it has one.
+def read_folder(folder: Path, entry: str | None = None) -> Contents:
+    """Return the tensors of a folder, from one file or from its shards. `entry` as for `contents.find`.
 
     Raises:
-        InputError: If there are no weights, the configuration or the index is damaged, a shard is missing, or the
-            shards do not hold exactly the tensors of the index.
+        InputError: If there are no weights, the index is damaged, a shard is missing, or the shards do not hold exactly
+            the tensors of the index.
     """
-    contents = _read_weights(folder)
-    path = folder / CONFIG
-    return contents, _read_json(path) if path.is_file() else None
-
-
-def _read_weights(folder: Path) -> Contents:
     for name in FILES:
         if (folder / name).is_file():
-            return read_state(folder / name)
+            return read_state(folder / name, entry)
         if (index := folder / f"{name}.index.json").is_file():
-            return find(_read_shards(index), str(folder))
+            return find(_read_shards(index), str(folder), entry)
     expected = ", ".join(f"{name} or {name}.index.json" for name in FILES)
     raise InputError(f"{folder}: a folder without weights; expected {expected} in it")
+
+
+def beside(path: Path) -> dict[str, Any] | None:
+    """Return the configuration in a folder, or beside a file that has one of the names in `FILES`; None without one.
+    Raises InputError if it is damaged."""
+    if path.is_file() and path.name not in FILES:
+        return None
+    config = (path if path.is_dir() else path.parent) / CONFIG
+    return _read_json(config) if config.is_file() else None
 
 
 def _read_shards(index: Path) -> State:
