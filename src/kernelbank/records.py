@@ -147,6 +147,8 @@ class RunRecord:
     one image in closed form, all products counted (`analysis.cost`); `linear_form` is how linear layers were computed,
     `images` where training images were augmented: as they were read from ``files``, or by the batch on the ``device``
     (None: in memory).
+    `start` names the run from whose weights it started, and `start_top1` is its validation top-1 before the first
+    update (None: from weights that were drawn).
     `test_*` are read once, after the last epoch. A run that diverged has a `failure`, the epochs before it, and no test
     numbers."""
 
@@ -166,6 +168,8 @@ class RunRecord:
     failure: str | None = None
     linear_form: str = "linear"
     images: str | None = None
+    start: str | None = None
+    start_top1: float | None = None
 
     @property
     def mixer(self) -> str:

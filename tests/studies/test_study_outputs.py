@@ -101,7 +101,7 @@ def test_labels_are_spread_but_not_moved_without_need() -> None:
 def test_progress_tells_runs_epochs_and_notes(terminal: bool) -> None:
     out, recipe = io.StringIO(), digits_recipe(3)
     run = Run("softmax", "relu", SMALL["plain"], recipe, RECORDS[0].data, 0)
-    with reporter(Console(file=out, force_terminal=terminal, width=100), 2, 3) as sink:
+    with reporter(Console(file=out, force_terminal=terminal, width=100), [run, replace(run, seed=1)]) as sink:
         for epoch in RECORDS[4].epochs:
             sink(EpochDone(run, epoch))
         sink(Note("a [file] was set aside"))

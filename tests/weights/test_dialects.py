@@ -54,7 +54,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize(("dialect", "dtype"), [
     *((dialect, torch.float32) for dialect in DIALECTS), *((dialect, torch.bfloat16) for dialect in DIALECTS[2:4]),
-], ids=str)  # fmt: skip
+], ids=lambda value: f"{value.name}-{value.family}" if isinstance(value, Dialect) else str(value))  # fmt: skip
 def test_there_and_back_is_bit_equal(dialect: Dialect, dtype: torch.dtype, models: Models) -> None:
     model = fitting(dialect, models).to(dtype)
     state = model.state_dict()

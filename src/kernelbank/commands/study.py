@@ -39,7 +39,8 @@ class Options:
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(STUDIES))] = ""
     """softmax: what softmax does in attention. depthwise: the kernel bank with depth-wise kernels. assumptions: the
-    choices that the paper leaves open."""
+    choices that the paper leaves open. kernels: where kernels come from. future: larger kernels, hierarchical banks, no
+    FFN. swap: another activation in a model that was trained with softmax."""
     out: Annotated[str | None, _shown("FOLDER", "runs/STUDY, runs/STUDY-DESIGN")] = None
     """The folder for the run records, table.md, table.json and study.png."""
     design: Annotated[str | None, _shown("|".join(DESIGNS), "digits without --data")] = None

@@ -134,7 +134,7 @@ def _remembered(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
             return _CACHE[key]
     with torch.inference_mode(False):
         tensor = compute(*arguments)
-    if type(tensor) is Tensor:  # fake and other tensor subclasses belong to a mode
+    if type(tensor) in (Tensor, nn.Parameter):  # fake and other tensor subclasses belong to a mode
         with _LOCK:
             _CACHE[key] = tensor
             while len(_CACHE) > 1 and sum(t.numel() * t.element_size() for t in _CACHE.values()) > _CACHE_BYTES:
@@ -145,7 +145,12 @@ def _remembered(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The tensor from the cache, which torch.compile puts into the graph as a constant."""
-    # a parameter: of two other tensors from one function torch.compile (2.14) takes the shape of the second as dynamic
+    # a parameter: of two other tensors from one function torch.compile (2.14) takes the shape of the second as dynamic;
+    # from the cache: it fails on two parameters of one shape from one function, and takes one object twice
+    return _remembered(_parameter, compute, *arguments)
+
+
+def _parameter(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return nn.Parameter(_remembered(compute, *arguments), requires_grad=False)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from kernelbank.records import CodeIdentity, RunRecord
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES
-from kernelbank.spec.text import words
 from kernelbank.studies.study import Study
 from kernelbank.train.recipe import stated
 
@@ -23,8 +22,9 @@ EPOCHS_TO_BASELINE = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row in one model. `changed` are the cells that differ from the baseline's, as (field, text). Values are over
-    the seeds that finished, top-1 in per cent, and `*_sd` the sample standard deviation (None for a single one)."""
+    """One row in one model. `changed` are the cells that differ from the baseline's, and the MLPs, as (field, text);
+    numbers are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one).
+    `start_top1` is the validation top-1 before the first update of a row that starts from trained weights."""
 
     model: str
     row: str
@@ -39,6 +39,7 @@ class TableRow:
     test_top1_sd: float | None
     val_top1: float | None
     epochs_to_baseline: int | None
+    start_top1: float | None
     failures: tuple[str, ...]
 
 
@@ -59,6 +60,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
     first = records[0]
     done = [record for record in records if record.failure is None]
     test = [record.test_top1 for record in done if record.test_top1 is not None]
+    starts = [record.start_top1 for record in records if record.start_top1 is not None]
     curve, goal = mean_curve(records), mean_curve(baseline)
     reached = [epoch for epoch, value in enumerate(curve, 1) if goal and value >= goal[-1]]
     specs = specs_of(first)
@@ -67,7 +69,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         row=first.row,
         what=study.row(first.row).what,
         mixer=first.mixer,
-        changed=_changed(specs, specs_of(baseline[0])) if baseline else _stated(study, first.row, specs),
+        changed=_changed_here(study, first, baseline[0] if baseline else None),
         roles=tuple(role for role in ROLES if any(role in spec.roles for spec in specs)),
         params=first.params,
         macs=first.macs,
@@ -76,6 +78,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         test_top1_sd=stdev(test) if len(test) > 1 else None,
         val_top1=curve[-1] if curve else None,
         epochs_to_baseline=reached[0] if reached else None,
+        start_top1=mean(starts) if starts else None,
         failures=tuple(f"seed {record.seed}: {record.failure}" for record in records if record.failure),
     )
 
@@ -96,6 +99,14 @@ def by_epoch(records: Sequence[RunRecord]) -> list[tuple[float, ...]]:
     return list(zip(*curves, strict=True))
 
 
+def _changed_here(study: Study, record: RunRecord, baseline: RunRecord | None) -> tuple[tuple[str, str], ...]:
+    """The cells in which the row differs from the baseline, or states that it does, and its MLPs where they differ."""
+    specs = specs_of(record)
+    mixers = _stated(study, record.row, specs) if baseline is None else _changed(specs, specs_of(baseline))
+    other = study.row(record.row).mlp if baseline is None else record.mlp != baseline.mlp
+    return (*mixers, ("mlp", record.mlp)) if other else mixers
+
+
 def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
     """Return the cells that differ from the baseline's. If stages differ from each other, the values are by stage."""
     count = max(len(specs), len(baseline))
@@ -105,11 +116,9 @@ def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> t
 
 
 def _stated(study: Study, label: str, specs: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
-    """Return the cells that the study states for the row and that differ from those for the baseline, if no record of
-    the baseline has the mixers of its host."""
-    row, baseline = (
-        dict(word.split("=", 1) for word in words(study.row(each).cells)) for each in (label, study.baseline)
-    )
+    """The cells that the study states for the row and not, or otherwise, for the baseline: where no record of the
+    baseline says what its host has."""
+    row, baseline = (study.row(each).stated() for each in (label, study.baseline))
     return _texts(specs, [name for name, text in row.items() if baseline.get(name) != text])
 
 
@@ -157,13 +166,15 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     first, top1 = records[0], [row.test_top1 for row in rows if row.test_top1 is not None]
     runs, seeds = len(records), sorted({record.seed for record in records})
     recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
-    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {first.mlp}; {recipe}"
+    mlp = next((record.mlp for record in records if record.row == study.baseline), first.mlp)
+    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {mlp}; {recipe}"
     if first.data.test:
         yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
     else:
         yield "val top-1: mean over seeds of the validation split after the last epoch, in per cent; no test split"
     yield LEGEND
     yield EPOCHS_TO_BASELINE
+    yield from _fine_tuned(study, records, rows)
     if not any(row.row == study.baseline for row in rows):
         yield f"the baseline {study.baseline!r} is not among the rows: nothing is compared with it"
     for row in rows:
@@ -177,6 +188,16 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
     here = CodeIdentity.here()
     if other := sum(record.code.sources != here.sources for record in records):
         yield f"{other} of {runs} records were made by another state of the code than this one"
+
+
+def _fine_tuned(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
+    """What rows start from, and where: their 0 epochs."""
+    for row in rows:
+        tuning = study.row(row.row).fine_tuning
+        if tuning is not None and row.start_top1 is not None:
+            rate = next(record.recipe["lr"] for record in records if record.row == row.row)
+            yield (f"{row.model} {row.row}: from the weights of {tuning.row}, {tuning.epochs} more with lr {rate:g}; "
+                   f"validation top-1 {row.start_top1:.1f} before the first update")  # fmt: skip
 
 
 def markdown(study: Study, records: Sequence[RunRecord]) -> str:

@@ -27,8 +27,9 @@ class Spread:
 class SummaryRow:
     """Runs that differ only in their seed.
 
-    `changed` are the cells that differ from the baseline's, as (field, text). Accuracies are top-1 in per cent over the
-    runs that finished. `difference` is test top-1 minus the baseline's, paired by seed, with its 95 % interval.
+    `changed` are the cells that differ from the baseline's, and its MLPs, as (field, text). Accuracies are top-1 in per
+    cent over the runs that finished; `difference` is test top-1 less the baseline's, paired by seed, with its 95 %
+    interval.
     `epoch_seconds` is the median over runs. `diverged` and `unfinished` count runs.
     """
 
@@ -135,13 +136,15 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def _changed(run: TrainedRun, baseline: TrainedRun | None) -> tuple[tuple[str, str], ...]:
-    """Return the cells that differ from the baseline's. If stages differ from each other, the values are by stage."""
+    """The cells that differ from the baseline's, and the MLPs if they do; where stages differ among themselves, their
+    values by stage."""
     if baseline is None or len(run.specs) != len(baseline.specs):
         return ()
     by_stage = [spec.diff(base) for spec, base in zip(run.specs, baseline.specs, strict=True)]
     names = dict.fromkeys(name for differing in by_stage for name in differing)
     values = {name: [spec.text[name] for spec in run.specs] for name in names}
-    return tuple((name, texts[0] if len(set(texts)) == 1 else " | ".join(texts)) for name, texts in values.items())
+    cells = [(name, texts[0] if len(set(texts)) == 1 else " | ".join(texts)) for name, texts in values.items()]
+    return (*cells, *([("mlp", run.mlp)] if run.mlp != baseline.mlp else []))
 
 
 def _difference(runs: Sequence[TrainedRun], baseline: Sequence[TrainedRun]) -> Interval | None:

@@ -13,7 +13,7 @@ from kernelbank.analysis.count import multiply_adds
 from kernelbank.data.augment import Augmentation
 from kernelbank.data.dataset import Dataset, Split
 from kernelbank.data.order import Share, epoch_length
-from kernelbank.studies.run import Run, build, on_meta_device, one_thread
+from kernelbank.studies.run import Run, build, grid, on_meta_device, one_thread
 from kernelbank.studies.session import Setup, divide_cores, open_hosts, pool_for
 from kernelbank.studies.study import Study
 from kernelbank.train.engine import Engine
@@ -70,10 +70,9 @@ def estimate(study: Study, setup: Setup, notify: Callable[[str], None]) -> Study
         if not epoch_length(len(host.data.train), recipe.repeats, recipe.batch_size, recipe.drop_last):
             faults.append(f"batch_size={recipe.batch_size} with {recipe.repeats} repeats leaves no update of "
                           f"{len(host.data.train)} training images; the study would not start")  # fmt: skip
-        for label, model in host.models.items():
-            run = Run(study.name, label, model, recipe, host.data.identity, setup.seeds[0])
+        for run in grid(study, hosts=[host.rows], seeds=setup.seeds[:1], recipe=recipe):
             rows.append(_row(run, setup, host.data))
-            notify(f"timed {run.model.name} {label}: {1 / rows[-1].train_seconds:,.0f} images/s")
+            notify(f"timed {run.model.name} {run.row}: {1 / rows[-1].train_seconds:,.0f} images/s")
     return StudyEstimate(tuple(rows), len(setup.seeds), pool.jobs, tuple(dict.fromkeys(faults)))
 
 

@@ -11,7 +11,7 @@ from kernelbank.model import ModelSpec, TimmTrunk
 from kernelbank.nn.edit.stock import block_attentions
 from kernelbank.spec import MixerSpec
 from kernelbank.studies.run import on_meta_device
-from kernelbank.studies.study import Grid, StudyRow
+from kernelbank.studies.study import Grid, StudyRow, changed
 from kernelbank.train.recipe import Recipe
 from kernelbank.train.request import DataOptions, ModelOptions
 from kernelbank.train.sources import model_spec
@@ -26,23 +26,16 @@ def host_model(name: str, arguments: Sequence[str], source: DataOptions, data: D
 
 
 def with_rows(host: ModelSpec, cells: str, rows: Sequence[StudyRow]) -> dict[str, ModelSpec]:
-    """Return `host` with the cells of every row in its mixers, by label, after `cells` are changed in it.
+    """`host` with the mixers and MLPs of every row, by label; `cells` are changed before.
 
     Raises:
         InputError: If a row cannot be built. The message has the reason and the rows that can be built.
     """
-    try:
-        stages = _stages(host)
-        if cells:
-            mixers = StudyRow("", "", cells).mixers(stages).split("|")
-            texts = mixers * (len(stages) if len(mixers) == 1 else 1)
-            stages = [(MixerSpec.parse(text), grid) for text, (_, grid) in zip(texts, stages, strict=True)]
-    except (InputError, SpecError) as error:
-        raise InputError(f"models: {host.name} cannot be the host of a study: {error}") from None
+    stages = host_stages(host, cells)
     models, failed = dict[str, ModelSpec](), dict[str, Exception]()
     for row in rows:
         try:
-            model = replace(host, mixer=row.mixers(stages)).canonical()
+            model = changed(host, row, stages)
             on_meta_device(model)
         except (InputError, SpecError) as error:
             failed[row.label] = error
@@ -53,6 +46,17 @@ def with_rows(host: ModelSpec, cells: str, rows: Sequence[StudyRow]) -> dict[str
         runs = f"the rows that run: --rows {' '.join(models)}" if models else "none of the rows runs"
         raise InputError(f"models: {host.name} cannot hold row {label}: {reason}; {runs}")
     return models
+
+
+def host_stages(host: ModelSpec, cells: str) -> list[tuple[MixerSpec, Grid]]:
+    """The mixer and the grid of every stage of `host`, after `cells` are changed in it. Raises InputError if it cannot
+    be the host of a study."""
+    try:
+        stages = _stages(host)
+        mixers = StudyRow("", "", cells).mixers(stages) if cells else [mixer for mixer, _ in stages]
+    except (InputError, SpecError) as error:
+        raise InputError(f"models: {host.name} cannot be the host of a study: {error}") from None
+    return [(mixer, grid) for mixer, (_, grid) in zip(mixers, stages, strict=True)]
 
 
 def _stages(host: ModelSpec) -> list[tuple[MixerSpec, Grid]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -17,9 +17,9 @@ from kernelbank.studies.runner import EpochDone, Event, Note, RunDone, Sink
 class _Tally:
     """Counts epochs and runs, and estimates the remaining time from the epochs of this process."""
 
-    def __init__(self, runs: int, epochs_each: int) -> None:
-        self.runs, self.total = runs, runs * epochs_each
-        self.epochs_each, self.epochs, self.runs_done = epochs_each, 0, 0
+    def __init__(self, runs: int, epochs: int) -> None:
+        self.runs, self.total = runs, epochs
+        self.epochs, self.runs_done = 0, 0
         self.start = monotonic()
 
     def count(self, event: Event) -> None:
@@ -28,7 +28,7 @@ class _Tally:
             self.total -= event.restored
         elif isinstance(event, RunDone):
             self.runs_done += 1
-            self.total -= self.epochs_each - len(event.record.epochs)  # a diverged run skips its rest
+            self.total -= event.run.recipe.epochs - len(event.record.epochs)  # a diverged run skips its rest
 
     @property
     def time_left(self) -> str:
@@ -40,9 +40,9 @@ class _Tally:
 
 
 @contextmanager
-def reporter(console: Console, runs: int, epochs_each: int) -> Iterator[Sink]:
-    """Return a sink that shows the events of the runner on `console` inside the context."""
-    tally = _Tally(runs, epochs_each)
+def reporter(console: Console, runs: Sequence[Run]) -> Iterator[Sink]:
+    """A sink for the runner's events that shows them on `console` while the context is open; `runs` are to be run."""
+    tally = _Tally(len(runs), sum(run.recipe.epochs for run in runs))
     if not console.is_terminal:
         yield _Lines(console, tally)
         return

@@ -18,7 +18,8 @@ from kernelbank.errors import WorkerError
 from kernelbank.files import sole_user, writable_folder
 from kernelbank.model import ModelSpec
 from kernelbank.records import DataIdentity, RunRecord
-from kernelbank.studies.hosts import host_model, with_rows
+from kernelbank.studies.hosts import host_model, host_stages, with_rows
+from kernelbank.studies.post_scale import with_post_scales
 from kernelbank.studies.progress import reporter
 from kernelbank.studies.run import Conditions, Run, dataset, grid
 from kernelbank.studies.runner import WorkerPool, finished, make_folders, run_all
@@ -31,7 +32,8 @@ from kernelbank.train.signals import StopRequest, stop_on_signal
 from kernelbank.train.sources import enlargement
 
 JOBS = 2
-OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.safetensors")
+OUTPUTS = ("table.md", "table.json", "study.png", "records/*-seed*.json", "checkpoints/*-seed*.safetensors",
+           "weights/*-seed*.safetensors")  # fmt: skip
 """The files of a study below its folder."""
 
 
@@ -84,21 +86,21 @@ def run(study: Study, setup: Setup, folder: Path) -> list[RunRecord]:
     console = Console(stderr=True, quiet=not engine.main)
     notify = printer(console)
     hosts = [host.rows for host in open_hosts(study, setup, notify)]
-    runs = setup.shard.of(grid(study, hosts=hosts, seeds=setup.seeds, recipe=setup.recipe))
+    runs = _shard(setup, grid(study, hosts=hosts, seeds=setup.seeds, recipe=setup.recipe))
     with _locked(folder, setup.shard, engine):
         missing = _missing(runs, folder, engine, notify)
         notify(f"study {study.name}{setup.shard}: {len(runs)} runs, {len(runs) - len(missing)} finished before, "
                f"records in {folder}")  # fmt: skip
-        with stop_on_signal(notify) as request, reporter(console, len(missing), setup.recipe.epochs) as sink:
-            _run_missing(missing, setup, folder, sink, request)
+        with stop_on_signal(notify) as request, reporter(console, missing) as sink:
+            for part in (False, True):  # first the runs from whose weights others start
+                _run_missing([run for run in missing if (run.start is not None) == part], setup, folder, sink, request)
         engine.close()
         return [RunRecord.load(run.record_path(folder)) for run in runs] if engine.main else []
 
 
 def open_hosts(study: Study, setup: Setup, notify: Callable[[str], None]) -> list[Host]:
-    """Return the hosts with their rows and the data. Each model is built once on the meta device. Raises InputError and
-    SpecError."""
-    rows = [row for row in study.rows if row.label in setup.rows]
+    """The hosts with their rows, each built once without memory, and the data. Raises InputError and SpecError."""
+    rows = study.with_starts(setup.rows)
     hosts = []
     for name, cells in setup.hosts:
         conditions, recipe = setup.conditions, setup.recipe
@@ -106,7 +108,12 @@ def open_hosts(study: Study, setup: Setup, notify: Callable[[str], None]) -> lis
         model = host_model(name, setup.model_args, conditions.source, data, recipe)
         for note in (*data.notes, *enlargement(data, conditions.source)):
             notify(note)
-        hosts.append(Host(with_rows(model, cells, rows), data))
+        models = with_rows(model, cells, rows)
+        if scaled := [row for row in rows if row.scaled]:
+            notify(f"{name}: measuring the outputs of the mixers of {len(scaled)} rows, to scale them")
+            stages = host_stages(model, cells)
+            models |= with_post_scales(model, stages, scaled, study.row(study.baseline), data)
+        hosts.append(Host(models, data))
     return hosts
 
 
@@ -124,9 +131,15 @@ def _locked(folder: Path, shard: Shard, engine: Engine) -> Iterator[None]:
         yield
 
 
+def _shard(setup: Setup, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    """The runs of the shard; a run is where the run is from whose weights it starts."""
+    own = set(setup.shard.of([run for run in runs if run.start is None]))
+    return tuple(run for run in runs if (run.start or run) in own)
+
+
 def _missing(runs: Sequence[Run], folder: Path, engine: Engine, notify: Callable[[str], None]) -> list[Run]:
-    """Return the runs without a record, as the first process determines them."""
-    found = [run.key for run in finished(runs, folder, notify)] if engine.main else []
+    """The runs without a record, and those whose weights a missing one needs, as the first process finds them."""
+    found = [run.key for run in _usable(runs, folder, notify)] if engine.main else []
     if engine.part.world > 1:
         shared = [found]
         broadcast_object_list(shared)
@@ -134,10 +147,23 @@ def _missing(runs: Sequence[Run], folder: Path, engine: Engine, notify: Callable
     return [run for run in runs if run.key not in set(found)]
 
 
+def _usable(runs: Sequence[Run], folder: Path, notify: Callable[[str], None]) -> list[Run]:
+    """The runs that are not repeated."""
+    records = finished(runs, folder, notify)
+    needed = {run.start for run in runs if run not in records}
+    lost = [run for run, record in records.items()
+            if run in needed and record.failure is None and not run.weights_path(folder).exists()]  # fmt: skip
+    for run in lost:
+        notify(f"{run}: its weights, from which others start, are not in the folder; the run is repeated")
+    return [run for run in records if run not in lost]
+
+
 def _run_missing(
     missing: list[Run], setup: Setup, folder: Path, sink: Callable[..., None], request: StopRequest
 ) -> None:
     pool = pool_for(setup)
+    if not missing:
+        return
     try:
         if setup.cluster is not None:
             run_on_ray = import_module("kernelbank.studies.cluster").run_on_ray  # an extra
