@@ -11,6 +11,7 @@ from typing import cast
 from kernelbank import __version__
 from kernelbank.errors import InputError, SpecError, UsageError, WorkerError
 from kernelbank.text import one_line, suggest
+from kernelbank.train.signals import interrupts_kept
 
 # verb -> (module:function, help in one line); the function takes the words after the verb, returns the exit code.
 VERBS: dict[str, tuple[str, str]] = {
@@ -66,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = _run(words)
+        with interrupts_kept():
+            code = _run(words)
         sys.stdout.flush()
         return code
     except SystemExit as stop:
