@@ -15,15 +15,19 @@ from kernelbank.spec.axes import (
     Box,
     Channels,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
     Mean,
     Neighborhood,
+    NoPosition,
     Own,
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Stack,
     Static,
     TwoStep,
@@ -73,12 +77,14 @@ def choose_pipeline(choose: Choose) -> Pipeline:
     return tuple(steps)
 
 
-def _choose_support(choose: Choose, two_step: bool, paddable: bool) -> All | Window | Neighborhood | Own:
-    match choose(("all", "window", "window", "neighborhood", "self")):
+def _choose_support(choose: Choose, two_step: bool, paddable: bool) -> All | Window | Dilated | Neighborhood | Own:
+    match choose(("all", "window", "window", "grid", "neighborhood", "self")):
         case "window":
             M = choose((2, 3, 4))
             pad = choose(("masked", "mmpretrain", "timm")) if paddable else "masked"
             return Window(M, choose(range(M)), pad)
+        case "grid":
+            return Dilated(choose((2, 3, 4)))
         case "neighborhood":
             return Neighborhood(choose((3, 5)))
         case "self" if not two_step:
@@ -92,7 +98,7 @@ def choose_spec(choose: Choose) -> MixerSpec:
     kernel = choose(KERNELS)
     cells = {"kernel": kernel, "frame": choose(("linear", "bn_relu", "bare")), "bias": choose((True, False))}
     if kernel == Grouped(1) and choose((True, False)):
-        cells |= {"bank": Box(), "support": All(), "mix": Mean(), "size": 3, "activation": (), "position": "none"}
+        cells |= {"bank": Box(), "support": All(), "mix": Mean(), "size": 3, "activation": (), "position": NoPosition()}
     elif isinstance(kernel, Full) or choose((True, False, False, False)):
         cells |= _choose_static(choose, isinstance(kernel, TwoStep))
     else:
@@ -106,7 +112,7 @@ def _choose_static(choose: Choose, two_step: bool) -> dict[str, Any]:
     mix = Stack() if two_step else Mean() if K == 1 else predict
     activation = choose_pipeline(choose) if two_step else ()
     return {"bank": Static(K), "support": All(), "mix": mix, "size": choose((1, 3)), "activation": activation,
-            "position": "none"}  # fmt: skip
+            "position": NoPosition()}  # fmt: skip
 
 
 def _choose_dynamic(choose: Choose, kernel: Any, frame: str) -> dict[str, Any]:
@@ -116,7 +122,10 @@ def _choose_dynamic(choose: Choose, kernel: Any, frame: str) -> dict[str, Any]:
     free = bank.stride == 1 and not isinstance(mix, Project)
     support = _choose_support(choose, two_step, size == 1 and frame != "bn_relu") if free else All()
     located = free and (isinstance(mix, Stack) or (isinstance(kernel, Depthwise) and isinstance(mix, Mean)))
-    position = choose(("none", "relative")) if located else "none"
+    position = choose((NoPosition(), Relative())) if located else NoPosition()
+    turns = located and size == 1 and kernel == TwoStep(1) and getattr(support, "pad", "masked") == "masked"
+    if turns and choose((True, True, False)):
+        position = choose((Rope(), Rope(100, "half", "unit"), Rope(50, "half", axes="xy", origin=1, side=3)))
     activation = choose_pipeline(choose) if two_step else ()
     return {"bank": bank, "support": support, "mix": mix, "size": size, "activation": activation, "position": position}
 

@@ -50,6 +50,7 @@ PAPER = "Zhou, Loy, Dai: Interpret Vision Transformers as ConvNets with Dynamic 
 _DEIT = "facebookresearch/deit README and timm results at aa4b585"
 _SWIN = "microsoft/Swin-Transformer README at f82860b"
 _VIL = "microsoft/vision-longformer README, ViL-Small trunk"
+_MAXVIT = "google-research/maxvit README at 127a2b1"
 _TIMM = "timm results-imagenet at aa4b585"
 _DWN = "Atten4Vis/DemystifyLocalViT README at ce7c0b7"
 
@@ -73,6 +74,20 @@ ROWS: dict[str, Row] = {
         cite="Shaw et al., arXiv 1803.02155; Liu et al., arXiv 2103.14030",
         note="study 1 of the paper changes the activation of this row and of swin",
     ),
+    "vit_rope": Row(
+        title="self-attention with axial rotary position embedding",
+        bank="dynamic", support="all", mix="stack", kernel="two_step",
+        size="1", activation="softmax", position="rope(100, axes=xy)", frame="linear",
+        cite="Heo et al., arXiv 2403.13298; Su et al., arXiv 2104.09864",
+        note="EVA-02 has `position=rope(10000, side=16)`, and no bias on k",
+    ),
+    "dinov3": Row(
+        title="self-attention of DINOv3: rotations by the place on an image from -1 to 1",
+        bank="dynamic", support="all", mix="stack", kernel="two_step",
+        size="1", activation="softmax", position="rope(100, half, unit)", frame="linear",
+        cite="Simeoni et al., arXiv 2508.10104",
+        note="published without a bias on k",
+    ),
     "swin": Row(
         title="shifted-window self-attention of Swin",
         bank="dynamic", support="window(7, alternate)", mix="stack", kernel="two_step",
@@ -83,6 +98,18 @@ ROWS: dict[str, Row] = {
             Published("Swin-S", 49.61, 8.7, 83.2, _SWIN),
             Published("Swin-B", 87.77, 15.4, 83.5, _SWIN),
         ),
+    ),
+    "maxvit_grid": Row(
+        title="grid attention of MaxViT: 7 x 7 positions spread over the whole grid",
+        bank="dynamic", support="grid(7)", mix="stack", kernel="two_step",
+        size="1", activation="softmax", position="relative", frame="linear",
+        cite="Tu et al., arXiv 2204.01697",
+        published=(
+            Published("MaxViT-T", 31.0, 5.6, 83.62, _MAXVIT),
+            Published("MaxViT-S", 69.0, 11.7, 84.45, _MAXVIT),
+            Published("MaxViT-B", 119.0, 24.2, 84.95, _MAXVIT),
+        ),
+        note="published in turns with windows, after convolutions; MobileViT's is `vit support=grid(M)`, M = H / 2",
     ),
     "linformer": Row(
         title="self-attention over r learned mixtures of the kernels",

@@ -105,6 +105,14 @@ def _locked(path: Path, folder: Path, shared: bool) -> Iterator[None]:
         yield
 
 
+def regular_file(path: Path) -> Path:
+    """Return `path`, to be opened for reading. Raises OSError if it exists and is a pipe, a socket or a device, which
+    would be waited for or never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"{path} is a pipe or a device; expected a regular file")
+    return path
+
+
 def read_json(path: Path) -> object:
     """Return the JSON document at `path`.
 
@@ -112,10 +120,8 @@ def read_json(path: Path) -> object:
         ValueError: If the file is not JSON in UTF-8, is nested too deeply or does not fit in memory.
         OSError: If it cannot be read or is not a regular file.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise OSError(f"{path} is not a regular file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(regular_file(path).read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
     except MemoryError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -146,6 +147,8 @@ class RunRecord:
     one image in closed form, all products counted (`analysis.cost`); `linear_form` is how linear layers were computed,
     `images` where training images were augmented: as they were read from ``files``, or by the batch on the ``device``
     (None: in memory).
+    `start` names the run from whose weights it started, and `start_top1` is its validation top-1 before the first
+    update (None: from weights that were drawn).
     `test_*` are read once, after the last epoch. A run that diverged has a `failure`, the epochs before it, and no test
     numbers."""
 
@@ -165,6 +168,8 @@ class RunRecord:
     failure: str | None = None
     linear_form: str = "linear"
     images: str | None = None
+    start: str | None = None
+    start_top1: float | None = None
 
     @property
     def mixer(self) -> str:
@@ -225,6 +230,31 @@ class RunRecord:
         elif version != RECORD_VERSION:
             raise ValueError(f"invalid record_version={version!r}; expected {RECORD_VERSION}")
         return decode(cls, values, "record")
+
+
+def check_numbers(record: RunRecord) -> None:
+    """Check the numbers of a run record that is compared with others.
+
+    Raises ValueError, naming the field, for accuracies outside 0 to 100, for other numbers that are negative or not
+    finite, and for a recipe without epochs or learning rate.
+    """
+    if type(record.recipe.get("epochs")) is not int or type(record.recipe.get("lr")) not in (int, float):
+        raise ValueError("invalid recipe; expected numbers as its epochs and lr")
+    numbers: dict[str, tuple[float | None, float]] = {
+        "params": (record.params, math.inf),
+        "macs": (record.macs, math.inf),
+        "recipe.lr": (record.recipe["lr"], math.inf),
+        "test_top1": (record.test_top1, 100.0),
+    }
+    for index, epoch in enumerate(record.epochs):
+        place = f"epochs[{index}]"
+        numbers[f"{place}.val_top1"] = epoch.val_top1, 100.0
+        numbers[f"{place}.train_loss"] = epoch.train_loss, math.inf
+        numbers[f"{place}.seconds"] = epoch.seconds, math.inf
+    for name, (value, most) in numbers.items():
+        if value is not None and not (math.isfinite(value) and 0 <= value <= most):
+            limits = "a finite number >= 0" if most == math.inf else f"0 to {most:g}"
+            raise ValueError(f"invalid {name}={value}; expected {limits}")
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import pytest
 from kernelbank.analysis.cost import Cost, cost, model_cost
 from kernelbank.atlas import ROWS
 from kernelbank.model import ModelSpec, SwinTrunk, Trunk, ViTTrunk
-from kernelbank.spec import STEPS, All, MixerSpec, Neighborhood, Own, SpecError, Window
+from kernelbank.spec import STEPS, All, Dilated, MixerSpec, Neighborhood, Own, SpecError, Window
 from kernelbank.spec.inventory import inventory
 from kernelbank.spec.support import sees, selections, visible_pairs, visible_range
 
 SUPPORTS = [
-    All(), Own(), Window(2), Window(3, 1), Window(4, 2), Window(7, 3), Window(5, 4), Neighborhood(3), Neighborhood(5),
-    Neighborhood(9),
+    All(), Own(), Window(2), Window(3, 1), Window(4, 2), Window(7, 3), Window(5, 4), Dilated(3), Neighborhood(3),
+    Neighborhood(5), Neighborhood(9),
 ]  # fmt: skip
 GRIDS = [(1, 1), (4, 4), (5, 7), (8, 3), (7, 14)]
 
@@ -103,7 +103,9 @@ def positions(grid: tuple[int, int]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("support", SUPPORTS, ids=str)
 @pytest.mark.parametrize("prefix", [0, 2])
-def test_counts_equal_loops(support: All | Window | Neighborhood | Own, grid: tuple[int, int], prefix: int) -> None:
+def test_counts_equal_loops(
+    support: All | Window | Dilated | Neighborhood | Own, grid: tuple[int, int], prefix: int
+) -> None:
     own = isinstance(support, Own)
     everywhere = positions(grid)
     seen = {query: frozenset(key for key in everywhere if sees(support, grid, query, key)) for query in everywhere}
@@ -158,7 +160,7 @@ def loops(text: str, grid: tuple[int, int], dim: int, heads: int) -> int:
         count += dim * dim * (2 if "two_step" in str(spec.kernel) else 1)  # k, v
         for key in positions(grid):
             if sees(spec.support, grid, query, key):
-                count += 2 * dim if "two_step" in str(spec.kernel) else dim * (spec.position == "relative")
+                count += 2 * dim if "two_step" in str(spec.kernel) else dim * (spec.text["position"] == "relative")
         count += 0 if "two_step" in str(spec.kernel) else dim  # gate
     return count
 

@@ -21,6 +21,8 @@ EQUATIONS = {
     "sigmoid_attention": "o_i = Σ_j sigmoid(q_i k_jᵀ / √d − log n) v_j",
     "identity_attention": "o_i = Σ_j ((q_i k_jᵀ / √d + p_ij) / n) v_j",
     "vit3": "o_i = Σ_j softmax_j(Σ_t q_{i+t} k_jtᵀ / √d) v_j",
+    "vit_rope": "o_i = Σ_j softmax_j((R_i q_i) (R_j k_j)ᵀ / √d) v_j",
+    "maxvit_grid activation=relu,count": "o_i = Σ_{j∈V(i)} (relu(q_i k_jᵀ / √d + p_ij) / n_i) v_j",
     "dwsa": "o_i = q_i ⊙ mean_j k_j + Σ_j p_ij k_j",
     "dwsa3": "o_i = Σ_t q_{i+t} ⊙ mean_j k_jt + Σ_j p_ij Σ_t k_jt",
     "dwsa support=self": "o_i = q_i ⊙ k_i + p_ii k_i",
@@ -46,6 +48,11 @@ def test_equation(text: str, expected: str) -> None:
 def test_definitions_follow_the_cells() -> None:
     assert "k = sigmoid(W_k z + b_k)" in definitions(MixerSpec.parse("se"))
     assert "π = softmax((P mean_j x_j) / 3)" in definitions(MixerSpec.parse("dconv mix=predict(softmax, 3) bias=False"))
+    rope = definitions(MixerSpec.parse("dinov3"))
+    assert "R_i: rotates channels (k, k + d/2) by y_i ω_k, then by x_i ω_k;  ω_k = 100^(−4k/d)" in rope
+    assert "p_ij: learned, one value per head and offset i − j, counted in these steps" in definitions(
+        MixerSpec.parse("maxvit_grid")
+    )
     assert "k'_j = Σ_m E_mj k_m;  v'_j = Σ_m F_mj v_m;  j = 1 … 64" in definitions(MixerSpec.parse("linformer"))
     assert "q_i = ReLU(BN(W_q x_i));  y_i = BN(W_o ReLU(BN(o_i)))" in definitions(MixerSpec.parse("dwnet"))
     assert "n_i: the number of kernels that position i sees" in definitions(MixerSpec.parse("swin activation=count"))

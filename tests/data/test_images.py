@@ -151,7 +151,7 @@ def test_what_is_not_cifar10_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     folder, loading = pictures(tmp_path / "pictures"), Loading(size=(3, 16, 16), workers=0)
     with pytest.raises(InputError, match=r"pictures is not CIFAR-10: it has 24 training, 24 validation, 0 test images"):
         open_data(f"cifar10/{folder}", loading, cache=tmp_path)
-    with pytest.raises(InputError, match=r"cifar10 is not there: .*cifar10\.tar\.xz does not exist; expected"):
+    with pytest.raises(InputError, match=r"cifar10: there is no .*cifar10\.tar\.xz; expected"):
         open_data("cifar10", loading, cache=tmp_path)
     monkeypatch.chdir(tmp_path)
     folder.rename("cifar10")  # a folder of this name is a path, as every other

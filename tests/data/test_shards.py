@@ -276,6 +276,25 @@ def test_a_shard_that_is_not_there(folder: Path, tmp_path: Path) -> None:
             opened(text, tmp_path)
 
 
+@pytest.mark.parametrize(("pattern", "said"), [
+    ("x-{0..99999999999}.tar", "stands for 100000000000 shards; expected 1 to 1000000"),
+    ("x-{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}{0..9}.tar", "stands for 10000000 shards"),
+    ("x-{a,{0..99999999999}}.tar", "stands for 100000000000 shards"),
+    ("x-{9..0}.tar", "stands for 0 shards"),
+    (f"x-{{1{'0' * 40}..1{'0' * 29}{'9' * 11}}}.tar", "expected numbers of at most 18 digits"),
+    (f"x-{{0..{'9' * 200}}}.tar", "expected numbers of at most 18 digits"),
+])  # fmt: skip
+def test_a_pattern_of_too_many_shards_is_not_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, said: str
+) -> None:
+    def expanded(pattern: str) -> Any:
+        raise AssertionError(f"{pattern} is expanded")
+
+    monkeypatch.setattr(shards, "braces", expanded)
+    with pytest.raises(InputError, match=said):
+        opened(tmp_path / pattern, tmp_path)
+
+
 def test_a_shard_that_may_not_be_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> Any:
         raise PermissionError(13, "Permission denied", str(path))

@@ -171,6 +171,8 @@ BAD = {
     "no layer of this number": ([OURS, "PHOTO", "--layers", "3"], "unknown layer 3; expected 0 to 2"),
     "below a file": ([OURS, "PHOTO", "--out", "TEXT/a.html"], "it cannot be written to"),
     "no page": ([OURS, "PHOTO", "--out", "a.png"], "expected a name in .html"),
+    "an input as an output": ([OURS, "PHOTO", "--png", "PHOTO"], "it is an input or another output"),
+    "two outputs of one name": ([OURS, "PHOTO", "--png", "a.png", "--curves", "./a.png"], "or another output"),
     "no figure": ([OURS, "PHOTO", "--png", "a.gif"], "expected a name in .png, .svg, .pdf"),
     "a size of the patch": ([OURS, "PHOTO", "--img-size", "60", "64"], "expected sides divisible by the patch size"),
     "no size": ([OURS, "PHOTO", "--img-size", "0", "64"], "expected whole numbers >= 1"),

@@ -103,7 +103,8 @@ def test_the_parts_of_a_map() -> None:
 
 
 MASKED = ["vit", "vit_relpos activation=relu,count", "swin support=window(3, shift=1)", "dwsa", "external_attention",
-          "vit activation=softmax@positions", "nat support=neighborhood(3)", "iddwconv support=window(3)"]  # fmt: skip
+          "vit activation=softmax@positions", "maxvit_grid support=grid(2)", "nat support=neighborhood(3)",
+          "iddwconv support=window(3)"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MASKED)

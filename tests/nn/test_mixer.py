@@ -175,8 +175,8 @@ def test_the_module_is_its_inventory(row: str) -> None:
 # Parameters whose gradient is zero by algebra. A key bias shifts all logits of a query alike, which softmax and
 # LayerNorm over the kernels remove; a q bias shifts all logits of a kernel alike, which softmax@positions removes; a
 # bias in front of a BatchNorm in training is a mean that the norm removes.
-ZERO_GRADIENT = {row: {"key.bias"} for row in ("vit", "vit_relpos", "swin", "nat", "strided_bank", "vit3", "swin3",
-                                               "layernorm_attention")}  # fmt: skip
+ZERO_GRADIENT = {row: {"key.bias"} for row in ("vit", "vit_relpos", "swin", "maxvit_grid", "nat", "strided_bank",
+                                               "vit3", "swin3", "layernorm_attention")}  # fmt: skip
 ZERO_GRADIENT["layernorm_attention"].add("value.bias")  # the kernels' weights sum to zero
 ZERO_GRADIENT |= {"external_attention": {"q.bias"}, "dwnet": {"bias"}, "ddwconv": {"bias"}}
 

@@ -315,6 +315,30 @@ def test_fx_traces_the_model(name: str) -> None:
     assert features.shape[0] == 2 and torch.equal(features, mapped)
 
 
+@pytest.mark.parametrize("row", ["vit", "swin support=window(2, 1)", "dwsa", "ffn", "involution"])
+def test_fx_traces_a_mixer_alone(row: str) -> None:
+    """A mixer is one call of the graph, and its parameters are those of the traced module."""
+    mixer, x = Mixer(row, 16, 2, (4, 4)).eval(), torch.randn(2, 16, 16)
+    traced = torch.fx.symbolic_trace(mixer)
+    assert torch.equal(traced(x), mixer(x)) and torch.equal(traced(x[:1]), mixer(x[:1]))
+    assert {id(p) for p in traced.parameters()} == {id(p) for p in mixer.parameters()}
+    again = pickle.loads(pickle.dumps(copy.deepcopy(traced)))
+    assert torch.equal(again(x), mixer(x))
+    traced(x).sum().backward()
+    assert all(p.grad is not None for p in mixer.parameters())
+    inside = torch.fx.symbolic_trace(nn.Sequential(mixer, nn.ReLU()))
+    assert torch.equal(inside(x), mixer(x).relu()) and inside.state_dict().keys() == {f"0.{key}" for key in
+                                                                                      mixer.state_dict()}  # fmt: skip
+
+
+def test_fx_traces_the_attention_of_a_stock_model_and_a_convolution_alone() -> None:
+    block = replace_mixers(timm.create_model("test_vit"), "activation=relu,count").eval().blocks[0]
+    x = torch.randn(2, block.attn.prefix + 100, block.attn.dim)
+    assert torch.equal(torch.fx.symbolic_trace(block.attn)(x), block.attn(x))
+    conv, image = DynamicConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=4), "dconv"), torch.randn(2, 4, 6, 6)
+    assert torch.equal(torch.fx.symbolic_trace(conv)(image), conv(image))
+
+
 @pytest.mark.parametrize("stock", ["swin_tiny_patch4_window7_224", "test_vit"])
 def test_tables_are_not_decayed_in_a_stock_model(stock: str) -> None:
     """timm's Swin leaves its tables out of weight decay, and so does a mixer in its place."""
@@ -350,6 +374,53 @@ def test_causal_and_key_padding_masks_combine(additive: bool) -> None:
     combined = narrowed(x, mask, True)
     assert combined is not None and torch.equal(combined.expand(2, 1, 5, 5), expected)
     assert narrowed(x, None, False) is None
+
+
+def test_a_mask_of_two_axes_that_could_be_either_is_an_error() -> None:
+    """For a batch of T images a mask (T, T) is one of queries and kernels, or one of images and kernels."""
+    mixer, mask = Mixer("vit", 16, 2, (2, 2)).eval(), torch.ones(4, 4, dtype=torch.bool).tril()
+    x = torch.randn(4, 4, 16)
+    with pytest.raises(SpecError, match=r"expected \(1, 4, 4\) or \(4, 1, 1, 4\)"):
+        mixer(x, attn_mask=mask)
+    queries, padding = mixer(x, attn_mask=mask[None]), mixer(x, attn_mask=mask[:, None, None])
+    assert not torch.allclose(queries, padding)
+    assert torch.allclose(mixer(x[:3], attn_mask=mask), queries[:3], atol=1e-6)
+    assert torch.allclose(torch.cat([mixer(x[:3], attn_mask=mask[:3]), mixer(x[3:], attn_mask=mask[3:])]), padding,
+                          atol=1e-6)  # fmt: skip
+    assert torch.equal(narrowed(x, None, True), mask[None])  # type: ignore[arg-type]  # a causal mask is never meant otherwise
+    mixer(x[:1, :1], (1, 1), attn_mask=mask[:1, :1])  # both readings are one
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("row", ["vit", "relu_attention", "swin support=window(2, 1)"])
+def test_additive_masks_in_a_compiled_mixer(row: str, backend: str) -> None:
+    torch._dynamo.reset()
+    mixer, x = Mixer(row, 16, 2, (4, 4)).eval(), torch.randn(3, 16, 16)
+    compiled = torch.compile(mixer, fullgraph=True, backend=backend)
+    causal = torch.zeros(16, 16).masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), -torch.inf)
+    for mask in (causal, torch.zeros(3, 16).masked_fill(torch.rand(3, 16) < 0.3, -torch.inf)):
+        assert torch.allclose(compiled(x, attn_mask=mask), mixer(x, attn_mask=mask == 0), atol=1e-6)
+    with pytest.raises(RuntimeError, match="values other than 0 and -inf"):
+        compiled(x, attn_mask=causal.clamp(min=-1e4))
+    torch._dynamo.reset()
+
+
+def test_additive_masks_in_an_exported_mixer_and_under_vmap() -> None:
+    mixer, x = Mixer("vit", 16, 2, (4, 4)).eval(), torch.randn(3, 16, 16)
+    causal = torch.zeros(16, 16).masked_fill(torch.ones(16, 16, dtype=torch.bool).triu(1), -torch.inf)
+    exported = torch.export.export(mixer, (x,), {"attn_mask": causal}).module()
+    assert torch.allclose(exported(x, attn_mask=causal), mixer(x, attn_mask=causal), atol=1e-6)
+    with pytest.raises(RuntimeError, match="values other than 0 and -inf"):
+        exported(x, attn_mask=causal - 1)
+
+    def masked(image: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = mixer(image[None], attn_mask=mask)[0]
+        return out
+
+    masks = torch.stack([causal, causal.mT, torch.zeros(16, 16)])
+    assert torch.allclose(torch.func.vmap(masked)(x, masks), mixer(x, attn_mask=masks), atol=1e-6)
+    with pytest.raises(SpecError, match="values other than 0 and -inf"):
+        torch.func.vmap(masked)(x, masks.clamp(min=-1e4))
 
 
 @pytest.mark.parametrize(("mask", "message"), [

@@ -23,6 +23,7 @@ SPECS = (
     ("triton_pointwise", "strided_bank activation=relu,count", Host(16, 2, (3, 4), 1, 1)),
     ("triton_pointwise", "linformer mix=project(5) activation=relu,count", Host(16, 2, (3, 4), 1, 1)),
     ("triton_pointwise", "swin support=window(3, 1) activation=log_count,gelu,count", Host(16, 2, (5, 4), 2, 1)),
+    ("triton_pointwise", "vit support=grid(2) activation=relu,count", Host(16, 2, (5, 4), 1, 1)),
     ("triton_moments", "layernorm_attention", Host(64, 2, (4, 4), 1, 2)),
     ("triton_moments", "layernorm_attention activation=scale(2),rmsnorm,count", Host(32, 2, (3, 5), 0, 2)),
     ("triton_depthwise", "dwsa", Host(32, 2, (4, 5), 0, 3)),

@@ -21,7 +21,8 @@ from kernelbank.spec import SpecError
 
 GRID = (6, 4)
 DIM, HEADS, BATCH = 32, 2, 2
-WINDOWS = ("swin support=window(2)", "swin support=window(3, 1)", "swin support=window(2) activation=relu,count")
+WINDOWS = ("swin support=window(2)", "swin support=window(3, 1)", "swin support=window(2) activation=relu,count",
+           "maxvit_grid support=grid(2)", "maxvit_grid support=grid(3) activation=relu,count")  # fmt: skip
 EXCLUDED = {"reference", "moments", "pointwise_onednn"}
 """The definition, a loop over positions; the path whose guard reads values; and the one of a library for CPUs."""
 

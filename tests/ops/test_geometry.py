@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from kernelbank.ops import geometry as geometries
 from kernelbank.ops.geometry import cached, geometry, pool_cells, relative_offsets, unfold, visibility
 from kernelbank.spec import MixerSpec, SpecError
-from kernelbank.spec.axes import All, Neighborhood, Own, Window
+from kernelbank.spec.axes import All, Dilated, Neighborhood, Own, Window
 
 GRIDS = [(1, 1), (4, 4), (3, 5), (7, 2), (8, 9)]
 
@@ -27,6 +28,8 @@ def sees(support: object, i: int, j: int, grid: tuple[int, int]) -> bool:
                 return (at - (s if length > M else 0)) // min(M, length)
 
             return region(yi, grid[0]) == region(yj, grid[0]) and region(xi, grid[1]) == region(xj, grid[1])
+        case Dilated(M=M):
+            return all((a - b) % math.ceil(side / M) == 0 for a, b, side in ((yi, yj, grid[0]), (xi, xj, grid[1])))
         case Neighborhood(M=M):
 
             def inside(at: int, other: int, length: int) -> bool:
@@ -44,7 +47,8 @@ def sees(support: object, i: int, j: int, grid: tuple[int, int]) -> bool:
 @pytest.mark.parametrize("prefix", [0, 2])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(
-    "support", [All(), Window(3), Window(3, 1), Window(4, 3), Neighborhood(3), Neighborhood(5), Own()]
+    "support",
+    [All(), Window(3), Window(3, 1), Window(4, 3), Dilated(2), Dilated(3), Neighborhood(3), Neighborhood(5), Own()],
 )
 def test_visibility_is_its_sentence(support: object, grid: tuple[int, int], prefix: int) -> None:
     V = visibility(support, grid, prefix)
@@ -53,6 +57,20 @@ def test_visibility_is_its_sentence(support: object, grid: tuple[int, int], pref
     assert torch.equal(V[prefix:, prefix:], expected)
     outside = torch.eye(prefix + count, dtype=torch.bool) if isinstance(support, Own) else torch.ones_like(V)
     assert torch.equal(V[:prefix], outside[:prefix]) and torch.equal(V[:, :prefix], outside[:, :prefix])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("M", [2, 3, 4])
+def test_a_dilated_grid_holds_at_most_m_x_m_kernels_with_a_table_in_steps(grid: tuple[int, int], M: int) -> None:
+    geo = geometry(MixerSpec.parse(f"maxvit_grid support=grid({M})"), grid, 0)
+    visible = visibility(Dilated(M), grid, 0)
+    assert visible.sum(1).max() <= M * M
+    assert geo.sides is not None and geo.offsets is not None
+    (a, b), (down, along) = geo.sides, geo.steps
+    for i, j in visible.nonzero().tolist():
+        dy, dx = i // grid[1] - j // grid[1], i % grid[1] - j % grid[1]
+        assert dy % down == 0 and dx % along == 0 and abs(dy // down) < a and abs(dx // along) < b
+        assert geo.offsets[i, j] == (dy // down + a - 1) * (2 * b - 1) + dx // along + b - 1
 
 
 @pytest.mark.parametrize("grid", GRIDS)

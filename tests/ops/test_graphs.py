@@ -18,8 +18,8 @@ COMPUTED = {"arange", "argsort", "sort", "topk", "eye", "tensor", "floor_divide"
 """The operations that geometries are computed with."""
 SUPPORTS = (
     "swin support=window(2)", "swin support=window(3, 1)", "swin support=window(2, 1, timm)",
-    "swin support=window(3, 1, mmpretrain)", "dwsa_window support=window(3, 1)", "nat support=neighborhood(3)",
-    "vit_relpos",
+    "swin support=window(3, 1, mmpretrain)", "maxvit_grid support=grid(2)", "dwsa_window support=window(3, 1)",
+    "nat support=neighborhood(3)", "vit_relpos",
 )  # fmt: skip
 TEXTS = (*ROWS, *SUPPORTS)
 

@@ -155,6 +155,13 @@ def test_what_the_kernels_do_not_support(monkeypatch: pytest.MonkeyPatch) -> Non
     assert reason("triton_pointwise", f"{relu} support=window(2) activation=relu,count@positions") == (
         "@positions depends on the kernel where kernels are hidden"
     )
+    assert reason("triton_pointwise", f"{relu} support=grid(2)") is None
+    assert reason("triton_pointwise", "maxvit_grid support=grid(2) activation=relu,count") == (
+        "its table counts offsets in steps of 1 x 1, not 2 x 2"
+    )
+    assert reason("triton_regions", "maxvit_grid support=grid(2)") == (
+        "the regions of support=grid(2) are no rectangles"
+    )
     assert reason("triton_regions", "swin support=window(2)", prefix=1) == "a prefix token belongs to every region"
     assert reason("triton_regions", "swin support=window(9)", grid=(18, 18)) == "regions of 81 cells have more than 64"
     assert reason("triton_depthwise", "dwsa", prefix=1) == "a prefix token has entries of its own"

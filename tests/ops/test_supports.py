@@ -18,7 +18,7 @@ from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths import MIXER_PATHS, triton, windows
 from kernelbank.ops.paths.toeplitz import dense
 from kernelbank.spec import Support, support
-from kernelbank.spec.axes import All, Neighborhood, Own, Window
+from kernelbank.spec.axes import All, Dilated, Neighborhood, Own, Relative, Window
 from kernelbank.spec.inventory import inventory
 
 CALL, CPU = Call(dtype=torch.float64, grad=True), Machine(reason="a test")
@@ -55,7 +55,7 @@ def _new_supports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def context(text: str, value: Support, grid: tuple[int, int], prefix: int) -> tuple[Context, dict[str, Tensor]]:
     spec = MixerSpec.parse(text)
-    sides = grid if spec.position == "relative" else None
+    sides = grid if isinstance(spec.position, Relative) else None
     params = {
         entry.name: normal(*entry.shape, seed=number).mul_(0.5).requires_grad_()
         for number, entry in enumerate(inventory(spec, 8, 2, grid, prefix))
@@ -70,7 +70,7 @@ def test_visibility_along_an_axis_is_the_set(value: Strided | Uneven, length: in
     assert [row.nonzero()[:, 0].tolist() for row in V] == [list(region) for region in value.coordinates(length)]
 
 
-@pytest.mark.parametrize("value", [All(), Own(), Window(3, 1), Window(3, 1, "timm"), Neighborhood(3)])
+@pytest.mark.parametrize("value", [All(), Own(), Window(3, 1), Window(3, 1, "timm"), Dilated(3), Neighborhood(3)])
 def test_sets_of_every_support_ascend(value: Support) -> None:
     for region in support.seen(value, 7):
         assert type(region) is tuple and list(region) == sorted(set(region)) and all(0 <= at < 7 for at in region)
@@ -114,8 +114,8 @@ def test_regions_of_one_shape_are_one_group() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(Strided(2), True), (Window(3, 1), True), (Uneven(), False), (Neighborhood(3), False), (All(), False),
-     (Own(), False)],
+    [(Strided(2), True), (Window(3, 1), True), (Dilated(3), True), (Uneven(), False), (Neighborhood(3), False),
+     (All(), False), (Own(), False)],
 )  # fmt: skip
 def test_regions_are_sets_that_see_themselves_alone(value: Support, expected: bool) -> None:
     assert windows.has_regions(value, (7, 8)) == expected

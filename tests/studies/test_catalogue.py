@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernelbank.analysis.cost import model_cost
 from kernelbank.errors import InputError
 from kernelbank.model import ModelSpec
 from kernelbank.nn.mixer import Mixer
@@ -18,7 +19,8 @@ from kernelbank.spec.pipeline import ROLES
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.designs import DESIGNS
 from kernelbank.studies.hosts import with_rows
-from kernelbank.studies.run import built
+from kernelbank.studies.measures import BASELINE
+from kernelbank.studies.run import on_meta_device
 from kernelbank.studies.study import Study, StudyRow, changed, named_host
 from kernelbank.train.model import describe
 from kernelbank.train.recipes import published
@@ -37,11 +39,12 @@ def in_host(study: Study, label: str, model: str) -> ModelSpec:
 @pytest.mark.parametrize("model", [*HOSTS, "plain32", "hierarchical32", "vit_kb_small_patch16_224"])
 def test_every_row_differs_from_the_others_in_every_host(name: str, model: str) -> None:
     study = STUDIES[name]()
-    texts = {label: in_host(study, label, model).mixer for label in study.labels}
+    models = {label: in_host(study, label, model) for label in study.labels}
+    texts = {label: (found.mixer, found.mlp, study.row(label).fine_tuning) for label, found in models.items()}
     # in windows of the whole grid, or without any, some rows coincide; nowhere do others
     same = {"dwsa": "dwsa-window", "gate": "gate-window"} if model == "hierarchical32" else {}
     kept = {label: text for label, text in texts.items() if label not in same.values()}
-    assert study.name == name and len(set(kept.values())) == len(kept)
+    assert study.name == name and study.baseline == BASELINE and len(set(kept.values())) == len(kept)
 
 
 @pytest.mark.parametrize("name", DESIGNS)
@@ -57,7 +60,7 @@ def test_a_design_names_rows_hosts_and_a_recipe_that_exist(name: str) -> None:
                 changed(named_host(model, cells), study.row(label))
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", sorted(path.name for path in RECORDS.iterdir() if path.name in STUDIES))
 def test_the_digits_are_what_the_committed_records_hold(name: str) -> None:
     study, design, found = STUDIES[name](), DESIGNS["digits"], set()
     for path in (RECORDS / name / "records").glob("*.json"):
@@ -74,7 +77,7 @@ def test_the_softmax_study_is_a_full_factorial_over_the_roles() -> None:
         rows = [in_host(study, label, model) for label in DESIGNS["digits"].rows["softmax"]]
         specs = [stage.mixer for row in rows for stage in row.stages]
         assert {frozenset(spec.roles) for spec in specs} == set(SUBSETS)
-        assert {spec.position for spec in specs} == {"relative"}
+        assert {spec.text["position"] for spec in specs} == {"relative"}
         baseline = MixerSpec.parse("vit_relpos" if model == "plain" else "swin support=window(2, alternate)")
         assert all(set(baseline.diff(spec)) <= {"activation"} for spec in specs)
 
@@ -119,6 +122,35 @@ def test_kinds_of_normalisation_communication_and_non_linearity_are_crossed() ->
     }  # fmt: skip
 
 
+def test_depthwise_kernels_differ_in_their_source_alone() -> None:
+    """The rows of study kernels that are compared with each other share frame, kernel type and size."""
+    study, labels = STUDIES["kernels"](), ("static", "image", "position", "prototypes")
+    for model in [*HOSTS, "plain32", "hierarchical32"]:
+        specs = {label: [stage.mixer for stage in in_host(study, label, model).stages] for label in labels}
+        for label in labels:
+            for spec, static in zip(specs[label], specs["static"], strict=True):
+                assert set(spec.diff(static)) <= {"bank", "support", "mix"} and spec.size == 7
+        banks = [stage.mixer for stage in in_host(study, "bank", model).stages]
+        assert all((spec.frame, str(spec.kernel)) == ("linear", "depthwise") for spec in banks)
+
+
+@pytest.mark.parametrize("model", [*HOSTS, "plain32", "hierarchical32", "vit_kb_small_patch16_224"])
+def test_mlps_are_replaced_at_equal_multiply_adds(model: str) -> None:
+    study = STUDIES["future"]()
+    models = {label: in_host(study, label, model) for label in ("softmax", "no-mlp", "two-mixers", "memory")}
+    macs = {label: model_cost(spec).macs for label, spec in models.items()}
+    assert macs["memory"] == macs["softmax"] > macs["two-mixers"] > macs["no-mlp"]
+    assert {spec.mixer for spec in models.values()} == {models["softmax"].mixer}
+    assert all(stage.mlp is None for stage in models["no-mlp"].stages)
+    assert all(stage.mlp == stage.mixer for stage in models["two-mixers"].stages)
+
+
+def test_a_stock_model_cannot_hold_other_mlps() -> None:
+    rows = [STUDIES["future"]().row(label) for label in ("softmax", "no-mlp")]
+    with pytest.raises(InputError, match=r"cannot hold row no-mlp: invalid mlp='none'; .*; the rows that run: --rows"):
+        with_rows(describe("vit_tiny_patch16_224", num_classes=10), "", rows)
+
+
 def test_words_of_a_row_follow_the_host() -> None:
     row = StudyRow("x", "", "support={window} kernel=depthwise mix=mean activation=none size=3")
     for model, expected in (("vit_kb_small_patch16_224", "window(7, alternate)"), ("plain32", "window(4, alternate)"),
@@ -126,6 +158,11 @@ def test_words_of_a_row_follow_the_host() -> None:
         assert {stage.mixer.text["support"] for stage in changed(named_host(model), row).stages} == {expected}
     row = StudyRow("x", "", STUDIES["depthwise"]().row("position").cells)
     stages = changed(named_host("swin_kb_tiny_patch4_window7_224"), row).stages
+    linformer, nat = (StudyRow("x", "", STUDIES["kernels"]().row(label).cells) for label in ("linformer", "nat"))
+    swin = named_host("swin_kb_tiny_patch4_window7_224")
+    assert [stage.mixer.mix.r for stage in changed(swin, linformer).stages] == [784, 196, 49, 12]
+    assert [stage.mixer.support.M for stage in changed(swin, nat).stages] == [7, 7, 7, 5]
+    assert [stage.mixer.support.M for stage in changed(named_host("hierarchical"), nat).stages] == [3, 3]
     assert [stage.mixer.size for stage in stages] == [2 * stage.grid[0] - 1 for stage in stages] == [111, 55, 27, 13]
 
 
@@ -134,7 +171,7 @@ def test_a_stock_model_is_a_host() -> None:
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
         models = with_rows(describe(name, num_classes=10), "", rows)
         assert list(models) == ["softmax", "relu"] and "position=none" not in str(models["relu"].mixer)
-        _, spec = built(models["relu"])
+        _, spec = on_meta_device(models["relu"])
         assert spec.mixer == models["relu"].mixer and "activation=relu,count" in str(spec.mixer)
 
 

@@ -141,7 +141,7 @@ def test_the_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_verdicts_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = lines_of(capsys, folder_of(tmp_path), "--out", tmp_path / "a.html")
-    assert "A verdict speaks of this scale: simulated with 45,000 training and 50,000 test images, 3 epochs" in text
+    assert "Verdicts hold for this scale only: simulated with 45,000 training and 50,000 test images, 3 epochs" in text
     line = next(line for line in text.splitlines() if "non-inferiority" in line and "relu" in line)
     assert line.split()[-1] == "holds" and "+2.10 points" in line
     assert "missing rows: layernorm" in text and text.rstrip().endswith("a.html")

@@ -25,7 +25,7 @@ from kernelbank.studies import runner, session
 from kernelbank.studies.catalogue import STUDIES
 from kernelbank.studies.designs import DESIGNS
 from kernelbank.studies.run import Conditions, Run, grid
-from kernelbank.studies.runner import Crew
+from kernelbank.studies.runner import WorkerPool
 from kernelbank.studies.study import changed, named_host
 from kernelbank.train.checkpoint import Progress, State, save
 from kernelbank.train.engine import Engine
@@ -33,6 +33,7 @@ from kernelbank.train.hardware import Hardware
 from kernelbank.train.recipes import digits_recipe
 from kernelbank.train.request import DataOptions
 from kernelbank.train.session import Hooks
+from kernelbank.train.signals import stop_on_signal
 
 DIGITS = Conditions(source=DataOptions(data="digits"), hardware=Hardware(device="cpu"))
 WORDS = ["study", "softmax", "--models", "plain", "--rows", "softmax", "relu", "--seeds", "0", "--epochs", "2"]
@@ -147,14 +148,45 @@ def test_an_error_of_the_user_travels_from_a_worker_as_itself(tmp_path: Path) ->
         state = State(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Progress())
         save(run.checkpoint_path(tmp_path), {}, state, Engine(Hardware(device="cpu")))
     with pytest.raises(InputError, match="belongs to another run"):
-        runner.run_all(runs_of, DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
+        runner.run_all(runs_of, DIGITS, folder_of(tmp_path), WorkerPool(2), lambda event: None)
 
 
-def test_a_worker_is_born_deaf_to_ctrl_c() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with runner._interrupts_ignored():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) is before
+def test_ctrl_c_while_workers_start_reaches_the_parent_alone() -> None:
+    blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    lines: list[str] = []
+    with stop_on_signal(lines.append) as request:
+        with runner._interrupts_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            worker = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=True)
+        assert request() and request.signal == signal.SIGINT  # delivered when it is unblocked, if not before
+    assert worker.stdout == "True\n" and len(lines) == 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_while_a_study_starts_ends_it_in_seconds(tmp_path: Path) -> None:
+    """The signal goes to the whole process group, as from a terminal, at moments while modules are imported, workers
+    start and training begins."""
+    words = [sys.executable, "-m", "kernelbank", *WORDS, "--epochs", "500", "--jobs", "2"]
+    for index, moment in enumerate(("study softmax", ".lock", "checkpoints")):
+        out = tmp_path / str(index)
+        process = subprocess.Popen(
+            [*words, "--out", str(out)], start_new_session=True, text=True, env={**os.environ, **path_env()},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stderr is not None
+        deadline = time.monotonic() + 120
+        if moment == "study softmax":  # the line before the workers start
+            while moment not in process.stderr.readline():
+                assert time.monotonic() < deadline and process.poll() is None
+        else:
+            while not (out / moment).exists():
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        begun = time.monotonic()
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in said
+        assert time.monotonic() - begun < 30
 
 
 def test_records_of_other_code_are_pointed_out(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +235,7 @@ def test_sigterm_stops_a_study_with_checkpoints(whole: Path, tmp_path: Path, job
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "the same command goes on from here" in told and "Traceback" not in told
+    assert process.returncode == 143 and "run the same command to resume" in told and "Traceback" not in told
     kept = list(tmp_path.glob("checkpoints/*.safetensors")) + list(tmp_path.glob("records/*.json"))
     assert kept and len(list(tmp_path.glob("records/*.json"))) < 2
     assert study(tmp_path) == 0
@@ -266,14 +298,14 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(runner, "execute", interrupt)
     assert study(tmp_path) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_a_crash_of_a_worker_is_reported(tmp_path: Path) -> None:
     (run,) = some_runs()[:1]
     broken = replace(run, model=replace(run.model, mixer="vit kernel=two_step(7)"))
     with pytest.raises(runner.WorkerError, match="expected a multiple of 7, the number of heads") as caught:
-        runner.run_all([broken, broken], DIGITS, folder_of(tmp_path), Crew(2), lambda event: None)
+        runner.run_all([broken, broken], DIGITS, folder_of(tmp_path), WorkerPool(2), lambda event: None)
     assert "Traceback" in caught.value.detail and "\n" not in str(caught.value)
 
 
@@ -286,7 +318,7 @@ def test_a_failed_worker_is_told_in_the_command(
     monkeypatch.setattr(session, "run_all", fail)
     assert study(tmp_path) == 1
     complaint = capsys.readouterr().err
-    assert "ended unasked (exit code -9)" in complaint and "goes on from there" in complaint
+    assert "ended unasked (exit code -9)" in complaint and "the same command resumes the study" in complaint
     assert "Traceback" not in complaint and complaint.splitlines()[-1].startswith("kernelbank: error: a worker")
     assert study(tmp_path, "--debug") == 1
     assert "Traceback: here\n" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_labels_are_spread_but_not_moved_without_need() -> None:
 def test_progress_tells_runs_epochs_and_notes(terminal: bool) -> None:
     out, recipe = io.StringIO(), digits_recipe(3)
     run = Run("softmax", "relu", SMALL["plain"], recipe, RECORDS[0].data, 0)
-    with reporter(Console(file=out, force_terminal=terminal, width=100), 2, 3) as sink:
+    with reporter(Console(file=out, force_terminal=terminal, width=100), [run, replace(run, seed=1)]) as sink:
         for epoch in RECORDS[4].epochs:
             sink(EpochDone(run, epoch))
         sink(Note("a [file] was set aside"))
@@ -120,9 +120,9 @@ def test_epochs_from_a_checkpoint_say_nothing_about_the_time_left(monkeypatch: p
     run, tally = Run("softmax", "relu", SMALL["plain"], digits_recipe(10), RECORDS[0].data, 0), _Tally(1, 10)
     for _ in range(8):
         tally.count(EpochDone(run, RECORDS[0].epochs[0], restored=True))
-    assert tally.left == ""
+    assert tally.time_left == ""
     tally.count(EpochDone(run, RECORDS[0].epochs[0]))
-    assert tally.left == "10 s left"  # one epoch in 10 s, one to go
+    assert tally.time_left == "10 s left"  # one epoch in 10 s, one to go
 
 
 def test_the_position_row_says_what_it_is() -> None:
@@ -147,7 +147,7 @@ def test_a_missing_extra_is_one_line(
          "--rows: unknown row 'layernrm' of study softmax; did you mean 'layernorm'?; expected softmax, identity,"),
         (["softmax", "--rows", "relu", "relu"], "--rows: relu is given twice"),
         (["softmax", "--seeds", "0", "1", "0"], "--seeds: 0 is given twice"),
-        (["softmax", "--seeds", "-1"], "invalid --seed=-1; expected 0 to"),
+        (["softmax", "--seeds", "-1"], "invalid --seeds=-1; expected 0 to"),
         (["softmax", "--epochs", "0"], "recipe: invalid epochs=0; expected a whole number >= 1"),
         (["softmax", "--jobs", "0"], "invalid --jobs=0; expected a whole number >= 1"),
         (["softmax", "--shard", "5/4"], "invalid --shard=5/4; expected K/N with 1 <= K <= N"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +14,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from small import RECIPE, tiny_data, tiny_model
 
+from kernelbank import Mixer
+from kernelbank.ops import machine
+from kernelbank.ops.linear import plain
+from kernelbank.ops.machine import unprobed
+from kernelbank.ops.paths import LINEAR_PATHS
 from kernelbank.train import loop
 from kernelbank.train.engine import Engine, full
 from kernelbank.train.hardware import Hardware
@@ -57,6 +63,23 @@ def together(_: Path) -> Any:
     return {"equal": equal(), "everything": everything()}
 
 
+def probed(_: Path) -> Any:
+    """Two epochs, where the probe of every process prefers another linear layer, which rounds differently; and a digest
+    of the weights. GAINS holds the gains of the processes."""
+    gain = float(os.environ["GAINS"].split()[int(os.environ.get("RANK", "0"))])
+    machine.probe = lambda device="cpu": machine.Machine(device, 1, True, False, {"conv1x1": (gain, gain)})
+    other = replace(LINEAR_PATHS["conv1x1"], run=lambda *x, **options: plain(*x, **options) * (1 + 1e-4))
+    LINEAR_PATHS["conv1x1"] = other
+    with torch.no_grad():  # outside training the probe decides
+        mixer, x = Mixer("vit", 16, 2, (4, 4)).eval(), torch.ones(1, 16, 16)
+        y = mixer(x)
+        with unprobed():
+            differs = not torch.equal(y, mixer(x))
+    recipe = replace(RECIPE, epochs=2, ema=0.9)
+    found = losses("vit", recipe, Hardware(device="cpu", micro_batch=4), torch.float32)
+    return {**found, "differs": differs}
+
+
 def sharded(folder: Path) -> Any:
     """FSDP2, interrupted by nothing and then continued from its checkpoint of the epoch before."""
     hardware = Hardware(device="cpu", parallel="fsdp2", micro_batch=4)
@@ -75,8 +98,10 @@ def sharded(folder: Path) -> Any:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     case, file = sys.argv[1], Path(sys.argv[2])
-    answer = {"together": together, "sharded": sharded}[case](file)
-    if Engine(Hardware(device="cpu")).main:
+    answer = {"together": together, "probed": probed, "sharded": sharded}[case](file)
+    engine = Engine(Hardware(device="cpu"))
+    if engine.main:
         beside = file.with_suffix(".part")
         beside.write_text(json.dumps(answer))
         beside.replace(file)
+    engine.close()

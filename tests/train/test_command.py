@@ -326,7 +326,7 @@ def test_an_archive_that_is_refused_leaves_nothing(
 
 def test_another_recipe_model_or_run_is_not_resumed(trained: Path, capsys: Capture) -> None:
     words = ["train", *DIGITS, *SHORT, "--ema", "0.9", "--out", str(trained)]
-    assert "holds a run; expected --resume to go on with it" in failing(capsys, *words)
+    assert "holds a run; expected --resume to resume it" in failing(capsys, *words)
     (trained / "record.json").rename(trained / "record.aside")
     try:
         assert "its recipe.lr is 0.004; expected 0.1" in failing(capsys, *words, "--resume", "--lr", "0.1")
@@ -403,7 +403,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
     monkeypatch.setattr(Watch, "step", step)
     capsys.readouterr()
     line = failing(capsys, *words, "--out", str(tmp_path / "stopped"), code=code)
-    assert f"go on with: kernelbank train --resume --out {tmp_path}/stopped" in line
+    assert f"resume with: kernelbank train --resume --out {tmp_path}/stopped" in line
     assert "stopped after epoch 1 and" in line
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert main(["train", "--resume", "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "stopped")]) == 0

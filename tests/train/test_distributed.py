@@ -74,6 +74,18 @@ def test_ddp_with_everything_on_and_exact_counts(two: Any, monkeypatch: pytest.M
     assert alone["metrics"]["loss"] == pytest.approx(shared["metrics"]["loss"], rel=1e-6)
 
 
+def test_the_probes_of_two_processes_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses, the epochs and the weights' norm are the same bits whichever process's probe prefers which form."""
+    found = []
+    for gains in ("0.9 0.9", "1.5 0.9"):
+        monkeypatch.setenv("GAINS", gains)
+        found.append(run("probed", tmp_path, 2))
+        (tmp_path / "probed-2.json").unlink()
+    steady, flipped = found
+    assert not steady.pop("differs") and flipped.pop("differs")  # outside training the probe decides
+    assert steady == flipped and len(steady["losses"]) == 20
+
+
 @pytest.mark.slow
 def test_fsdp2_trains_and_resumes(tmp_path: Path) -> None:
     one, two = run("sharded", tmp_path, 1), run("sharded", tmp_path, 2)

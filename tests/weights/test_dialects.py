@@ -42,7 +42,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize(("dialect", "dtype"), [
     *((dialect, torch.float32) for dialect in DIALECTS), *((dialect, torch.bfloat16) for dialect in DIALECTS[2:4]),
-], ids=str)  # fmt: skip
+], ids=lambda value: f"{value.name}-{value.family}" if isinstance(value, Dialect) else str(value))  # fmt: skip
 def test_there_and_back_is_bit_equal(dialect: Dialect, dtype: torch.dtype, models: Models) -> None:
     state = fitting(dialect, models).to(dtype).state_dict()
     first = next(iter(state))

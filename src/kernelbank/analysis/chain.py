@@ -11,6 +11,7 @@ from kernelbank.analysis.host import Host
 from kernelbank.spec import (
     All,
     Box,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -20,6 +21,8 @@ from kernelbank.spec import (
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Static,
     TwoStep,
     Window,
@@ -98,7 +101,13 @@ def _two_steps(host: Host) -> Iterator[Link]:
     spec, width = host.spec, host.dim // host.heads
     kind: Literal["static", "dynamic"] = "dynamic" if isinstance(spec.bank, Dynamic) else "static"
     scores = (host.heads, host.tokens, host.visible[1])
-    position = ", plus p" if spec.position == "relative" else ""
+    match spec.position:
+        case Relative():
+            position = ", plus p"
+        case Rope():
+            position = ", q and k rotated"
+        case _:
+            position = ""
     yield Link(kind, f"{kind} conv{position}", f"{width} → 1 per kernel, {spec.size} × {spec.size}", scores, "k")
     scores_text = f"on {host.heads} × {scores[-1]} scores per position"
     yield Link("activation", show_pipeline(spec.activation), scores_text, scores)
@@ -109,7 +118,7 @@ def _one_step(host: Host) -> Iterator[Link]:
     spec = host.spec
     fixed = isinstance(spec.bank, Box) or (isinstance(spec.bank, Static) and not isinstance(spec.mix, Predict))
     kind: Literal["static", "dynamic"] = "static" if fixed else "dynamic"
-    position = ", plus Σ p k" if spec.position == "relative" else ""
+    position = ", plus Σ p k" if isinstance(spec.position, Relative) else ""
     letter = "W" if isinstance(spec.bank, Static) else "" if isinstance(spec.bank, Box) else "k"
     title = "fixed filter" if isinstance(spec.bank, Box) else f"{kind} conv"
     yield Link(kind, title + position, kernel_text(host), (host.tokens, host.dim), letter)
@@ -191,6 +200,8 @@ def _regions(host: Host) -> str:
             return "the image"
         case Window(M=M):
             return f"each {M} × {M} window"
+        case Dilated(M=M):
+            return f"each dilated {M} × {M} grid"
         case Neighborhood(M=M):
             return f"each {M} × {M} neighborhood"
         case Own():
@@ -203,6 +214,8 @@ def _per(host: Host) -> str:
             return "one per image"
         case Window():
             return "one per window"
+        case Dilated():
+            return "one per dilated grid"
         case Neighborhood():
             return "one per neighborhood"
         case Own():

@@ -23,13 +23,16 @@ from kernelbank.spec import (
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Static,
     TwoStep,
 )
 from kernelbank.spec.inventory import Grid, inventory, reduced
 
-LAYER_NORM, BATCH_NORM = 3, 1
-"""Multiplies per element: the square, 1/std and the affine; in evaluation mode BatchNorm is one scale."""
+LAYER_NORM, BATCH_NORM, ROTATION = 3, 1, 2
+"""Multiplies per element: the square, 1/std and the affine; in evaluation mode BatchNorm is one scale; by the cosine
+and the sine."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ def _kernel(host: Host) -> Iterator[Cost]:
     match spec.kernel:
         case TwoStep():
             yield applied(host.pairs * host.dim * (area + 1), host.pairs * host.heads + host.tokens * host.dim)
+            if isinstance(spec.position, Rope):
+                yield _scale(ROTATION * 2 * (host.tokens - host.prefix) * host.dim)
             scaled = isinstance(spec.bank, Dynamic)
             steps = scaled + sum(STEPS[step.name].multiplies for step in spec.activation)
             yield _scale(host.pairs * host.heads * steps)
@@ -155,7 +160,7 @@ def _kernel(host: Host) -> Iterator[Cost]:
             yield _scale(host.tokens * host.dim)
         case _:
             yield applied(host.tokens * host.dim * area, host.tokens * host.dim)
-            if spec.position == "relative":
+            if isinstance(spec.position, Relative):
                 yield _product(host.pairs * host.dim, host.tokens * host.dim)
 
 

@@ -10,6 +10,7 @@ from kernelbank.spec import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -19,6 +20,8 @@ from kernelbank.spec import (
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Static,
     TwoStep,
     Window,
@@ -81,14 +84,16 @@ def _count(spec: MixerSpec) -> str:
         case _, Static(K=K):
             return str(K)
         case _:
-            return "n_i" if isinstance(spec.support, Window) else "n"
+            return "n_i" if isinstance(spec.support, (Window, Dilated)) else "n"
 
 
 def _score(spec: MixerSpec) -> _Term:
     operand, key = _operand(spec), _key(spec, "k")
+    if isinstance(spec.position, Rope):
+        return _Term(f"(R_i {operand}_i) (R_j {key}_j)ᵀ / √d", loose=True)
     product = f"{operand}_i {key}_jᵀ" if spec.size == 1 else f"Σ_t {operand}_{{i+t}} {key}_jtᵀ"
     scaled = product if isinstance(spec.bank, Static) else f"{product} / √d"
-    if spec.position == "relative":
+    if isinstance(spec.position, Relative):
         return _Term(f"{scaled} + p_ij", loose=True)
     if _biased(spec):
         return _Term(f"{scaled} + c_j", loose=True)
@@ -148,7 +153,9 @@ def _one_step(spec: MixerSpec) -> str:
             own = isinstance(spec.support, Own)
             kernel = f"k_i{t}" if own else f"mean_{_over(spec)} k_j{t}"
             position = f"p_ii {taps}k_i{t}" if own else f"Σ_{_over(spec)} p_ij {taps}k_j{t}"
-            return f"{taps}{_apply(spec, kernel, x)}" + (f" + {position}" if spec.position == "relative" else "")
+            return f"{taps}{_apply(spec, kernel, x)}" + (
+                f" + {position}" if isinstance(spec.position, Relative) else ""
+            )
 
 
 def _apply(spec: MixerSpec, kernel: str, x: str) -> str:
@@ -224,6 +231,8 @@ def _seen(spec: MixerSpec) -> Iterator[str]:
             moved = "" if shift == 0 else f", windows shifted {shifted}"
             padded = "" if pad == "masked" else f"; windows that the grid does not fill are padded as in {pad}"
             yield f"V(i): the kernels of the {M} × {M} window of position i{moved}{padded}"
+        case Dilated(M=M):
+            yield f"V(i): kernels spread over the grid, those in steps of ⌈H / {M}⌉ rows and ⌈W / {M}⌉ columns from i"
         case Neighborhood(M=M):
             yield f"V(i): the {M} × {M} kernels around position i, shifted inward at borders"
         case Own():
@@ -244,10 +253,26 @@ def _symbols(spec: MixerSpec) -> Iterator[str]:
             yield f"⊙: the channels of each of {'h' if G == 'host' else G} groups share one weight per tap"
         case Depthwise():
             yield "⊙: channel by channel"
-    if spec.position == "relative":
-        yield "p_ij: learned, one value per head and offset i − j"
+    if isinstance(spec.position, Relative):
+        steps = ", counted in these steps" if isinstance(spec.support, Dilated) else ""
+        yield f"p_ij: learned, one value per head and offset i − j{steps}"
+    if isinstance(spec.position, Rope):
+        yield from _rotation(spec.position)
     counted = {step.axis for step in spec.activation if step.name in ("count", "sqrt_count", "log_count")}
     if "kernels" in counted and _count(spec).startswith("n"):
         yield f"{_count(spec)}: the number of kernels that position i sees"
     if "positions" in counted:
         yield "m_j: the number of positions that see kernel j"
+
+
+def _rotation(rope: Rope) -> Iterator[str]:
+    pairs = "(2k, 2k + 1)" if rope.layout == "interleaved" else "(k, k + d/2)"
+    first, second = ("y", "x") if rope.axes == "yx" else ("x", "y")
+    yield f"R_i: rotates channels {pairs} by {first}_i ω_k, then by {second}_i ω_k;  ω_k = {number(rope.theta)}^(−4k/d)"
+    if rope.coordinates == "unit":
+        yield "y_i, x_i: 2π times the centre of position i on an image from −1 to 1"
+    else:
+        first_index = f", counted from {rope.origin}" if rope.origin else ""
+        scaled = "" if rope.side == "grid" else f", times {rope.side} / H and {rope.side} / W"
+        yield f"y_i, x_i: the row and column of position i{first_index}{scaled}"
+    yield "prefix tokens are not rotated"

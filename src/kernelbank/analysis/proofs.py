@@ -19,12 +19,12 @@ from kernelbank.ops.context import Context
 from kernelbank.ops.geometry import visibility
 from kernelbank.ops.plan import use_path
 from kernelbank.ops.position import relative
-from kernelbank.spec import STEPS, MixerSpec, Window
+from kernelbank.spec import STEPS, MixerSpec
 from kernelbank.spec.support import seen
 
 TOLERANCE = 1e-9
 DIM, HEADS, BATCH = 8, 2, 2
-SUPPORTS = ("all", "window(3, shift=1)", "neighborhood(3)", "self")
+SUPPORTS = ("all", "window(3, shift=1)", "grid(3)", "neighborhood(3)", "self")
 PIPELINES = (
     "softmax", "softmax(2)", "exp,l2", "softmax@positions,l1", "scale(-0.5),log_count",
     *(f"{name},count" for name in STEPS if name != "scale"),
@@ -164,24 +164,48 @@ def _layernorm_attention() -> float:
     return error(mixer(x), _out(mixer, o))
 
 
+def _rotary_offsets() -> float:
+    """Moving every position by the same rows and columns changes no score."""
+    worst = 0.0
+    for layout in ("interleaved", "half"):
+        mixer = random_mixer(f"vit_rope position=rope(50, {layout})", dim=16)
+        moved = twin(mixer, f"vit_rope position=rope(50, {layout}, origin=3)")
+        worst = max(worst, error(mixer(x := tokens(mixer)), moved(x)))
+    return worst
+
+
+def _rotary_products() -> float:
+    """Write the pairs of channels as complex numbers, times exp(i angle)."""
+    mixer = random_mixer("vit_rope position=rope(50)", dim=16, prefix=1)
+    x, (H, W) = tokens(mixer), mixer.grid
+    q, k, v = _qkv(mixer, x)
+    frequencies = 50.0 ** -torch.arange(0, 1, 0.5, dtype=torch.float64)
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in (H, W)), indexing="ij")
+    angles = torch.cat([at.flatten()[:, None] * frequencies for at in (rows, columns)], 1)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    turns = torch.cat([torch.ones_like(turns[:1]), turns])
+    q, k = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turns for t in (q, k))
+    scores = (q @ k.mH).real / (16 // HEADS) ** 0.5
+    return error(mixer(x), _out(mixer, scores.softmax(-1) @ v))
+
+
 def _window_is_grid() -> float:
     swin = random_mixer("swin support=window(5)", (5, 5), prefix=1)
     return error(swin(x := tokens(swin)), twin(swin, "vit_relpos")(x))
 
 
-def _regions_alone() -> float:
-    """Run every region of a shifted window through the same spec, on a grid of that region alone."""
+def _regions_alone(support: str) -> float:
+    """Run every region of a support through the same spec, on a grid of that region alone."""
     worst = 0.0
     for text in ("swin", "swin activation=relu,count", "swin activation=layernorm,count", "dwsa_window"):
-        spec = MixerSpec.parse(f"{text} support=window(3, shift=1)")
+        spec = MixerSpec.parse(f"{text} support={support}")
         mixer = random_mixer(spec, (7, 5))
         x = tokens(mixer)
         y, alone = mixer(x).unflatten(1, mixer.grid), x.unflatten(1, mixer.grid)
-        assert isinstance(spec.support, Window)
         rows, columns = (sorted(set(seen(spec.support, side))) for side in mixer.grid)
-        for r in (slice(region[0], region[-1] + 1) for region in rows):
-            for c in (slice(region[0], region[-1] + 1) for region in columns):
-                block = alone[:, r, c]
+        for r in rows:
+            for c in columns:
+                block = alone[:, r][:, :, c]
                 grid = (block.shape[1], block.shape[2])
                 inner = random_mixer(MixerSpec.parse(f"{text} support=all"), grid)
                 table = mixer.tensors()["table.weight"]
@@ -191,7 +215,7 @@ def _regions_alone() -> float:
                 ]
                 shared = {n: t for n, t in mixer.tensors().items() if n != "table.weight"}
                 set_tensors(inner, **shared, table__weight=cut)
-                worst = max(worst, error(y[:, r, c].flatten(1, 2), inner(block.flatten(1, 2))))
+                worst = max(worst, error(y[:, r][:, :, c].flatten(1, 2), inner(block.flatten(1, 2))))
     return worst
 
 
@@ -345,7 +369,8 @@ def _invisible_tokens() -> float:
     """Outputs that do not see a perturbed grid token stay bit-identical."""
     worst = 0.0
     for text in ("swin", "swin activation=relu,count", "swin activation=layernorm,count", "swin activation=batchnorm",
-                 "dwsa_window", "nat support=neighborhood(3)", "involution size=1"):  # fmt: skip
+                 "dwsa_window", "maxvit_grid support=grid(2)", "nat support=neighborhood(3)",
+                 "involution size=1"):  # fmt: skip
         support = {"support": "window(3, shift=1)"} if "window" in str(MixerSpec.parse(text).support) else {}
         mixer = random_mixer(MixerSpec.parse(text).override(**support), (5, 5), prefix=1, dim=16)
         x = tokens(mixer)
@@ -363,8 +388,14 @@ PROOFS: dict[str, Identity] = {
         "activation identity = q (k^T v) / sqrt(d) (paper, section 5.3)", _identity_attention),
     "LayerNorm is linear in N": Identity(
         "activation layernorm = a form through k^T k, k^T v, p k and p v", _layernorm_attention),
+    "rotations see offsets": Identity("rope without prefix: the same from any origin", _rotary_offsets),
+    "rotations are products": Identity(
+        "rope = pairs of channels as complex numbers times exp(i angle), the prefix alone", _rotary_products),
     "window as large as the grid": Identity("swin with M = H = W, shift 0 = vit_relpos", _window_is_grid),
-    "shifted window": Identity("a shifted window = each region alone on its own grid", _regions_alone),
+    "shifted window": Identity("a shifted window = each region alone on its own grid",
+                               lambda: _regions_alone("window(3, shift=1)")),
+    "dilated grid": Identity("a dilated grid = each set of positions that see each other alone on its own grid",
+                             lambda: _regions_alone("grid(3)")),
     "projection by identity": Identity("linformer with E = F = I = vit", _linformer_identity),
     "external attention": Identity(
         "external_attention = softmax over positions, then l1 over the bank", _external_rows),

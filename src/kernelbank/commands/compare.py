@@ -1,4 +1,4 @@
-"""``kernelbank compare``: curves over each other, and the table."""
+"""``kernelbank compare``: learning curves in one figure, and a table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare runs: runs that differ in their seed alone are one row, and the other rows are compared with the
+    """Compare runs. Runs that differ only in their seed form one row, and the other rows are compared with the
     first."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of runs, finished or not, or files of run records, those of studies included."""
     figure: Annotated[str, tyro.conf.arg(metavar="FILE")] = "compare.png"
-    """Where the curves go: .png, .svg or .pdf."""
+    """The file for the curves: .png, .svg or .pdf."""
     json: bool = False
     """Print the table as JSON."""
 

@@ -27,24 +27,24 @@ class Options:
     against: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """A second model beside the first."""
     pretrained: bool = False
-    """Take timm's published weights for models given by name; else they are random."""
+    """Use timm's published weights for models given by name, instead of random ones."""
     mixer: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """Specs in the place of the first model's, or cells to change, such as "activation=relu,count"."""
+    """Specs that replace those of the first model, or cells to change, such as "activation=relu,count"."""
     against_mixer: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """The same for the second model."""
     img_size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None
-    """The height and width in pixels at which the models look at the pictures. Default: the model's own."""
+    """The height and width in pixels of the input of the models. Default: the model's own."""
     classes: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Names of the classes, one per line, or a folder with a folder per class. Default: ImageNet's for 1000 classes,
     else numbers."""
     layers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LAYER ...")] = ()
     """Layers by number, from 0, or by name. Default: all of them."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = "explain.html"
-    """The page, .html; with None there is none."""
+    """The file for the page, .html, or None to write no page."""
     png: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """A figure of one position's kernels over depth: .png, .svg or .pdf."""
     position: Annotated[tuple[float, float], tyro.conf.arg(metavar="Y X")] = (0.5, 0.5)
-    """The position of that figure, as shares of the picture's height and width."""
+    """The position of that figure, as fractions of the picture's height and width."""
     curves: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """A figure of the statistics over depth: .png, .svg or .pdf."""
     json: bool = False

@@ -14,7 +14,7 @@ from kernelbank.train.recipes import published, with_epochs
 
 
 def option_value(argv: list[str], option: str) -> str | None:
-    """The value of `option` in `argv`; None without one."""
+    """Return the value of `option` in `argv`, or None if it is not given."""
     for word, following in zip(argv, [*argv[1:], None], strict=False):
         if word == option:
             return following
@@ -36,8 +36,8 @@ def starting_recipe(argv: list[str], name: str, changes: Mapping[str, Any] | Non
     return recipe
 
 
-def tell_scaled_warmup(verb: str, argv: list[str], name: str, recipe: Recipe) -> None:
-    """A line on stderr where `starting_recipe` scaled the warm-up."""
+def note_scaled_warmup(verb: str, argv: list[str], name: str, recipe: Recipe) -> None:
+    """Print a line on stderr if `starting_recipe` scaled the warm-up."""
     before, first = published(name).recipe, os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
     if first and recipe.epochs <= before.warmup_epochs and option_value(argv, "--warmup-epochs") is None:
         print(f"kernelbank {verb}: the warm-up takes {recipe.warmup_epochs} of {recipe.epochs} epochs, since the "

@@ -19,9 +19,9 @@ class Options:
     tables, convergence curves, accuracy against cost, and the recipe. The page needs no network. Nothing is trained."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A folder that holds run records of studies or of training, itself or in its folders."""
+    """A folder with run records of studies or of training, which may be in subfolders."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: FOLDER/report.html)")] = None
-    """Where the page goes: a name that ends in .html."""
+    """The file for the page, which must end in .html."""
     json: bool = False
     """Print verdicts and rows as JSON."""
 

@@ -1,4 +1,4 @@
-"""``kernelbank study``: run a study, or go on with it, and show its table."""
+"""``kernelbank study``: run or resume a study, and show its table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from kernelbank.commands.options import read_options
-from kernelbank.commands.recipes import option_value, starting_recipe, tell_scaled_warmup
+from kernelbank.commands.recipes import note_scaled_warmup, option_value, starting_recipe
 from kernelbank.data.load import NAMED_DATA
 from kernelbank.errors import UsageError, require
 from kernelbank.studies.catalogue import STUDIES
@@ -27,41 +27,42 @@ NEEDED = ("timm", "sklearn", "matplotlib", "torchvision", "accelerate")
 
 
 def _shown(metavar: str, default: str) -> Any:
-    """How an option whose default depends on others is shown in the help."""
+    """Return how the help shows an option whose default depends on other options."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Run a study of the paper: rows that change cells of a host model's mixers, trained with one recipe and compared
-    over seeds. Finished runs are not repeated: an interrupted study goes on with the same command. Under torchrun every
+    over seeds. Finished runs are not repeated: the same command resumes an interrupted study. Under torchrun every
     run is trained by all processes."""
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(STUDIES))] = ""
     """softmax: what softmax does in attention. depthwise: the kernel bank with depth-wise kernels. assumptions: the
-    choices that the paper leaves open."""
+    choices that the paper leaves open. kernels: where kernels come from. future: larger kernels, hierarchical banks, no
+    FFN. swap: another activation in a model that was trained with softmax."""
     out: Annotated[str | None, _shown("FOLDER", "runs/STUDY, runs/STUDY-DESIGN")] = None
-    """Where the run records, table.md, table.json and study.png go."""
+    """The folder for the run records, table.md, table.json and study.png."""
     design: Annotated[str | None, _shown("|".join(DESIGNS), "digits without --data")] = None
-    """What the options below are where they are not given: hosts, rows, seeds, recipe, data."""
+    """The defaults of the options below: hosts, rows, seeds, recipe and data."""
     models: Annotated[tuple[str, ...] | None, _shown("MODEL ...", "the design's")] = None
     """The host models: models of ours, or ViTs and Swins of timm."""
     model_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Arguments of the hosts' constructors, values as JSON: patch_size=4 depth=6."""
     rows: Annotated[tuple[str, ...] | None, _shown("LABEL ...", "the design's, or all")] = None
-    """Rows to run."""
+    """The labels of the rows to run."""
     seeds: Annotated[tuple[int, ...] | None, _shown("INT ...", "the design's, or 0 1 2")] = None
-    """Seeds of the runs."""
+    """The seeds of the runs."""
     quick: bool = False
     """The design quick: four rows, two seeds, eight epochs of digits in less than a minute."""
     dry_run: bool = False
     """Print rows, parameters, multiply-adds and estimated hours, from a few timed steps, and stop."""
     jobs: Annotated[int | None, _shown("INT", "one on each GPU; on a CPU 2, or 1 on one core")] = None
-    """Runs at a time, each in a process of its own; the numbers do not depend on it."""
+    """The number of runs at a time, each in its own process. Results do not depend on it."""
     shard: Annotated[str | None, _shown("K/N", "all runs")] = None
-    """Run share K of N of the runs, for a scheduler; shards write into one folder."""
+    """Run part K of N of the runs, for schedulers. All parts write to one folder."""
     on: Annotated[str | None, _shown("ray|ray://HOST:PORT", "this machine")] = None
-    """Run on a Ray cluster, a task for each run: the one that Ray finds, or the one at an address."""
+    """Run on a Ray cluster, one task per run: the cluster that Ray finds, or the one at an address."""
     json: bool = False
     """Print the table as JSON."""
     tracker: Annotated[
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
         require(f"tracker {name}", name, name)
     if options.on is not None:
         require(f"--on {options.on}", "ray", "ray")
-    tell_scaled_warmup("study", argv, options.recipe, options.settings)
+    note_scaled_warmup("study", argv, options.recipe, options.settings)
     session = import_module("kernelbank.studies.session")  # torch, timm and scikit-learn take seconds to import
     run = import_module("kernelbank.studies.run")
     setup = session.Setup(
@@ -132,7 +133,7 @@ def _settings(argv: list[str], recipe: str | None, design: Design) -> Recipe:
     """The recipe by name as published, else the design's with its changes."""
     if recipe is not None:
         return starting_recipe(argv, recipe)
-    return starting_recipe(argv, design.recipe, design.changes) if design.recipe else digits_recipe()
+    return starting_recipe(argv, design.recipe or "digits", design.changes)
 
 
 def _name(study: Study, options: Options) -> str:
@@ -173,7 +174,7 @@ def _check(options: Options, study: Study, design: Design) -> None:
         raise UsageError("study", f"invalid --jobs={options.jobs}; expected a whole number >= 1")
     ModelOptions(model_args=options.model_args).arguments("study")
     for seed in options.seeds or ():
-        check_seed("study", seed)
+        check_seed("study", seed, "--seeds")
     if options.shard is not None:
         Shard.parse(options.shard)
     if options.on is not None and options.on != "ray" and not options.on.startswith("ray://"):

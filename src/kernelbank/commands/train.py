@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernelbank.commands.options import read_options
-from kernelbank.commands.recipes import option_value, starting_recipe, tell_scaled_warmup
+from kernelbank.commands.recipes import note_scaled_warmup, option_value, starting_recipe
 from kernelbank.errors import require
 from kernelbank.train.recipes import with_origins
 from kernelbank.train.request import TrainOptions
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError before anything runs."""
     options = read(argv)
     options.check()
-    tell_scaled_warmup("train", argv, options.recipe, options.settings)
+    note_scaled_warmup("train", argv, options.recipe, options.settings)
     if options.show:
         _show_recipe(options)
         return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kernelbank.errors import InputError
-from kernelbank.files import read_json, replace_text, set_aside
+from kernelbank.files import read_json, regular_file, replace_text, set_aside
 
 MARKER = ".kernelbank.json"
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -106,7 +106,7 @@ class _Reading(io.RawIOBase):
 def _extract(archive: Path, target: Path, size: int, progress: Progress | None) -> str:
     report = (lambda count: None) if progress is None else (lambda count: progress(count, size))
     try:
-        with archive.open("rb") as file:
+        with regular_file(archive).open("rb") as file:
             reading = _Reading(file, report)
             with tarfile.open(fileobj=reading, mode="r|*") as tar:
                 for member in tar:

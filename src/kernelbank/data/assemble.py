@@ -47,9 +47,9 @@ def assemble(name: str, loading: Loading, split: Callable[[str], Any], digest: s
 
 
 def with_fewer(data: Dataset, count: int) -> Dataset:
-    """`data` with `count` training images, as many of every class as it has a share of them, those whose names have the
-    lowest SHA-256: a smaller number takes a part of what a larger one takes. Raises InputError for more than there are.
-    """
+    """Return `data` with `count` training images. Each class keeps its share, and of each class the images whose names
+    have the lowest SHA-256 are taken, so that a smaller subset is contained in a larger one. Raises InputError if there
+    are fewer than `count`."""
     split = data.train
     assert isinstance(split, FileSplit)  # data sets in memory have no names; the options refuse them
     if count > len(split):

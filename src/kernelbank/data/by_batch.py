@@ -1,7 +1,7 @@
-"""Augmentation of a batch of equally large images at once, on their device: what timm's transforms do one by one.
+"""Augment a batch of images of equal size at once, on their device, as timm's transforms augment single images.
 
-Every image draws from its own seed. Its crop, enlarged or reduced to the size that the model sees, and its mirror image
-are two products with matrices that hold Pillow's filters, so that a batch costs little beside a model.
+The random numbers of an image follow from its own seed. The crop of an image, resized to the size that the model takes,
+and its mirror image are products with two matrices of Pillow's resampling filters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CROP, _PLACE, _FLIP, _FILTER, _ERASE, _NOISE = 0, 20, 22, 23, 24, 64
 
 @dataclass(frozen=True)
 class Boxes:
-    """A rectangle of whole pixels for every image: (B) each, in int64."""
+    """A rectangle of whole pixels for each image, as tensors (B) in int64."""
 
     top: Tensor
     left: Tensor
@@ -39,7 +39,7 @@ class Boxes:
 
 
 def unsupported(augment: Augmentation) -> str | None:
-    """The field of `augment` that only single images know, or None."""
+    """Return the field of `augment` that is only available for single images, or None."""
     if augment.auto_augment is not None:
         return f"auto_augment={augment.auto_augment}"
     return None if augment.color_jitter is None else f"color_jitter={augment.color_jitter}"
@@ -48,13 +48,13 @@ def unsupported(augment: Augmentation) -> str | None:
 def augmented(
     images_BCHW: Tensor, seeds_B: Tensor, augment: Augmentation, size: tuple[int, int], mean_std: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Crop, resize to `size`, flip, normalise and erase images of uint8; float32 (B, C, *size), as timm's transforms
-    with `augment` do, up to the rounding of Pillow's filters.
+    """Return images of uint8 cropped, resized to `size`, flipped, normalised and erased, as float32 (B, C, *size).
 
-    `mean_std` are (C, 1, 1) each, of pixels from 0 to 1.
+    The result is that of timm's transforms for `augment`, up to the rounding in Pillow's filters. `mean_std` are two
+    tensors (C, 1, 1), for pixels from 0 to 1.
 
     Raises:
-        InputError: If `augment` has what only single images know.
+        InputError: If `augment` has an operation that is only available for single images.
     """
     if field := unsupported(augment):
         raise InputError(f"recipe: invalid {field} for images that are augmented by the batch; expected None")
@@ -75,7 +75,7 @@ def augmented(
 
 
 def _grey(images: Tensor) -> Tensor:
-    """The nearest whole grey level, the upper one of two, as Pillow rounds."""
+    """Round to the nearest whole grey level, and halves upwards, as Pillow does."""
     return images.add_(0.5).floor_().clamp_(0, 255)
 
 
@@ -83,8 +83,8 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def crops(seeds_B: Tensor, grid: tuple[int, int], augment: Augmentation) -> Boxes:
-    """Random resized crops: of `TRIES` draws of area and aspect the first that fits, else the largest centre crop of an
-    aspect that is allowed, as torchvision's RandomResizedCrop."""
+    """Return random resized crops, as torchvision's RandomResizedCrop: the first of `TRIES` random areas and aspect
+    ratios that fits, otherwise the largest centre crop with a valid aspect ratio."""
     height, width = grid
     u = uniforms(seeds_B, 2 * TRIES, _CROP).view(-1, TRIES, 2)
     area = height * width * (augment.scale[0] + (augment.scale[1] - augment.scale[0]) * u[..., 0])
@@ -111,8 +111,8 @@ def _centre(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, i
 
 
 def resampling(start_B: Tensor, length_B: Tensor, source: int, target: int, cubic_B: Tensor) -> Tensor:
-    """(B, target, source) weights that resize pixels `start` to `start + length - 1` of an axis to `target` pixels, as
-    Pillow does: the filter widens where the axis shrinks, and sees nothing outside the crop."""
+    """Return weights (B, target, source) that resize the pixels `start` to `start + length - 1` of an axis to `target`
+    pixels, as Pillow does. When the axis is reduced, the filter is wider; pixels outside the crop are not used."""
     inside = torch.arange(source, device=start_B.device) - start_B[:, None]
     scale = length_B.float()[:, None] / target
     centre = (torch.arange(target, device=start_B.device) + 0.5) * scale
@@ -123,7 +123,7 @@ def resampling(start_B: Tensor, length_B: Tensor, source: int, target: int, cubi
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Keys' cubic with a = -1/2, Pillow's."""
+    """Keys' cubic kernel with a = -1/2, which Pillow uses."""
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
@@ -132,7 +132,8 @@ def _bicubic(x: Tensor) -> Tensor:
 
 
 def erased(images_BCHW: Tensor, seeds_B: Tensor, augment: Augmentation) -> Tensor:
-    """A rectangle of some images filled as `augment` says, as timm's RandomErasing with its default shapes."""
+    """Return the images with a rectangle of some of them erased as `augment` states, as timm's RandomErasing does with
+    its default shapes."""
     B, C, height, width = images_BCHW.shape
     u = uniforms(seeds_B, 3 + 2 * TRIES, _ERASE)
     shapes = u[:, 3:].view(-1, TRIES, 2)

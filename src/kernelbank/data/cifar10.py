@@ -18,18 +18,21 @@ SIDE, CLASSES = 32, 10
 
 
 def open_cifar10(text: str, loading: Loading, *, cache: Path, **options: Any) -> Dataset:
-    """CIFAR-10 as ``cifar10/PATH``, a folder or a tar archive of train/CLASS/IMAGE and test/CLASS/IMAGE; ``cifar10``
-    alone is the archive ``cifar10.tar.xz`` in `cache`. Held out are a tenth of every class, by hash of the file name.
+    """Open CIFAR-10. ``cifar10/PATH`` is a folder or a tar archive of train/CLASS/IMAGE and test/CLASS/IMAGE, and
+    ``cifar10`` alone is the archive ``cifar10.tar.xz`` in `cache`. For validation, a tenth of every class is held out
+    by the hash of the file name.
 
-    A folder of the name `text` is what it was, a path. Raises InputError for a path that is not there, and for images
-    that are not those of CIFAR-10 by their numbers and sizes.
+    If a file or folder of the name `text` exists, it is opened as a path.
+
+    Raises:
+        InputError: If the path does not exist, or the numbers and sizes of its images are not those of CIFAR-10.
     """
     if Path(text).exists():
         return open_path(text, loading, cache=cache, **options)
     _, _, where = text.partition("/")
     path = Path(where).expanduser() if where else cache / ARCHIVE
     if not path.exists():
-        raise InputError(f"data: {text} is not there: {path} does not exist; expected cifar10/PATH, a folder or tar "
+        raise InputError(f"data: {text}: there is no {path}; expected cifar10/PATH, a folder or tar "
                          f"archive, or {ARCHIVE} in --cache {cache}")  # fmt: skip
     data = replace(open_path(str(path), loading, cache=cache, **options), name="cifar10")
     splits = dict(zip(COUNTS, (data.train, data.val, data.test), strict=True))

@@ -19,7 +19,7 @@ UNREADABLE = -1
 
 
 class Split(Protocol):
-    """Images and labels in a fixed order. `broken` are the names of the images that could not be read so far."""
+    """Images and labels in a fixed order. `broken` holds the names of the images that could not be read so far."""
 
     broken: dict[int, str]
 
@@ -52,10 +52,13 @@ class TensorSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set whose splits never change. `sha256` pins them: it is over the raw arrays split by split, over the
-    archive that images were unpacked from, or over the files' names and labels. `images` says where training images are
-    augmented: one by one as they are read from files, or by the batch on the device; None for a data set in memory.
-    `notes` are lines for the user."""
+    """A data set with fixed splits.
+
+    `sha256` identifies them. It is computed from the raw arrays of each split, from the archive that the images were
+    unpacked from, or from the names and labels of the files. `images` is where training images are augmented: ``files``
+    if they are read and augmented one by one, ``device`` if they are augmented in batches on the device, and None for a
+    data set in memory. `notes` are messages for the user.
+    """
 
     name: str
     sha256: str

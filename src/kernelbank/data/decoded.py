@@ -1,4 +1,4 @@
-"""Images decoded once into one array of whole grey levels, kept in a file that processes share."""
+"""Images that are decoded once into one array of uint8, which is cached in a file and shared between processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +23,22 @@ _VERSION = 1
 
 
 class UnequalSizes(ValueError):
-    """The images of a split are not all of one size."""
+    """The images of a split differ in size."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a split, (N, C, H, W), and which of its rows could not be read; those are zero."""
+    """The decoded images of a split, (N, C, H, W), and the rows that could not be read, whose pixels are zero."""
 
     pixels: Pixels
     broken: tuple[int, ...]
 
 
 def decoded(split: FileSplit, size: tuple[int, int] | None, cache: Path, progress: Progress | None) -> Decoded:
-    """The images of `split`: as they are in their files, all (H, W) of `size`, or as evaluation sees them for None.
+    """Return the decoded images of `split`: at the size of their files, which must be `size` = (H, W), or, if `size` is
+    None, resized and cropped as in evaluation.
 
-    They are kept below `cache`, where the files tell whether they have changed, and read from there without a copy.
+    The array is cached below `cache`, under a name that changes with the files, and is memory-mapped from there.
 
     Raises:
         UnequalSizes: If an image has another size.
@@ -46,16 +47,17 @@ def decoded(split: FileSplit, size: tuple[int, int] | None, cache: Path, progres
     if state is None:
         return _decode(split, size, progress)
     loading = split.loading
+    shape = (len(split), loading.size[0], *(loading.size[1:] if size is None else size))
     how = [_VERSION, state, split.rows.tolist(), size, loading.size, loading.crop_pct]
     name = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
     pixels, marker = cache / f"decoded-{name}.npy", cache / f"decoded-{name}.json"
-    if (kept := _kept(pixels, marker, len(split))) is not None:
+    if (kept := _kept(pixels, marker, shape)) is not None:
         return kept
     found = _decode(split, size, progress)
     cache.mkdir(parents=True, exist_ok=True)
     replace_file(pixels, lambda beside: _write(beside, found.pixels))
     replace_text(marker, json.dumps({"broken": found.broken}) + "\n")
-    return _kept(pixels, marker, len(split)) or found
+    return _kept(pixels, marker, shape) or found
 
 
 def _write(path: Path, pixels: Pixels) -> None:
@@ -63,16 +65,20 @@ def _write(path: Path, pixels: Pixels) -> None:
         np.save(file, pixels)
 
 
-def _kept(pixels: Path, marker: Path, count: int) -> Decoded | None:
-    """What lies in the cache; None where there is nothing, or it is damaged."""
+def _kept(pixels: Path, marker: Path, shape: tuple[int, ...]) -> Decoded | None:
+    """Return the images of `shape` in the cache, or None if there are none or they are damaged."""
     try:
-        broken = cast("dict[str, Any]", read_json(marker))["broken"]
+        document = read_json(marker)
+        broken = document.get("broken") if isinstance(document, dict) else None
         array = np.load(pixels, mmap_mode="c")
-        if array.dtype != np.uint8 or array.ndim != 4 or len(array) != count:
-            return None
-        return Decoded(array, tuple(int(row) for row in broken))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError):
         return None
+    rows = range(shape[0])
+    if not isinstance(broken, list) or not all(type(row) is int and row in rows for row in broken):
+        return None
+    if array.dtype != np.uint8 or array.shape != shape or len(set(broken)) < len(broken):
+        return None
+    return Decoded(array, tuple(broken))
 
 
 def _decode(split: FileSplit, size: tuple[int, int] | None, progress: Progress | None) -> Decoded:
@@ -102,14 +108,14 @@ def _channels_first(pixels: Any) -> Pixels:
 
 
 def _seen(loading: Loading) -> Callable[[Image.Image], Any]:
-    """timm's transform in evaluation up to whole grey levels."""
+    """Return timm's transform for evaluation, without normalisation."""
     return create_transform(loading.size, is_training=False, interpolation="bicubic", crop_pct=loading.crop_pct,
                             use_prefetcher=True)  # fmt: skip
 
 
 def replacements(count: int, broken: Sequence[int], tries: int) -> NDArray[np.int64]:
-    """The row that stands for every row in training: itself, or for an unreadable one the next of the `tries - 1` after
-    it that can be read; -1 where there is none."""
+    """Return the row that replaces each row in training: the row itself, or for an unreadable image the first readable
+    one among the next `tries - 1`, or -1 if there is none."""
     rows, unreadable = np.arange(count), set(broken)
     for row in broken:
         after = ((row + step) % count for step in range(1, tries))

@@ -1,5 +1,5 @@
-"""Numbers that follow from a seed alone, for a whole batch at once and the same on every device: SplitMix64 (Steele,
-Lea, Flood, OOPSLA 2014) in integers that wrap."""
+"""Random numbers for a batch of seeds, equal on every device: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) in integers
+that wrap around."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _signed(value: int) -> int:
-    """The 64 bits of `value` as torch's signed integer."""
+    """Return the 64 bits of `value` as a signed integer of torch."""
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -18,7 +18,7 @@ _STEP, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0
 
 
 def bits(seeds_B: Tensor, count: int, start: int = 0) -> Tensor:
-    """(B, count) integers of 64 bits: numbers `start` to `start + count - 1` of the stream of every seed."""
+    """Return (B, count) integers of 64 bits, the numbers `start` to `start + count - 1` in the stream of each seed."""
     index = torch.arange(start + 1, start + count + 1, device=seeds_B.device)
     z = seeds_B[:, None] + index * _STEP
     z = (z ^ _shift(z, 30)) * _FIRST
@@ -27,16 +27,17 @@ def bits(seeds_B: Tensor, count: int, start: int = 0) -> Tensor:
 
 
 def uniforms(seeds_B: Tensor, count: int, start: int = 0) -> Tensor:
-    """(B, count) numbers of 0 <= u < 1 in float64, as `bits`."""
+    """Return (B, count) numbers 0 <= u < 1 in float64. Arguments as in `bits`."""
     return _shift(bits(seeds_B, count, start), 11).double() * 2.0**-53
 
 
 def normals(seeds_B: Tensor, count: int, start: int = 0) -> Tensor:
-    """(B, count) standard normal numbers in float64, by Box and Muller from twice as many uniforms."""
+    """Return (B, count) standard normal numbers in float64, by the Box-Muller method from twice as many uniform
+    numbers."""
     u = uniforms(seeds_B, 2 * count, start)
     return (-2 * torch.log1p(-u[:, :count])).sqrt() * torch.cos(2 * math.pi * u[:, count:])
 
 
 def _shift(z: Tensor, places: int) -> Tensor:
-    """A shift to the right that fills with zeros."""
+    """Shift to the right and fill with zeros."""
     return (z >> places) & (2 ** (64 - places) - 1)

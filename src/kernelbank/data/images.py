@@ -55,7 +55,7 @@ class Source(Protocol):
     def name(self, row: int) -> str: ...
 
     def state(self) -> str | None:
-        """What changes whenever the files do; None where this cannot be told."""
+        """Return a text that changes whenever the files change, or None if changes cannot be detected."""
         ...
 
 
@@ -110,8 +110,8 @@ class FileSplit:
 
 
 def note_broken(broken: dict[int, str], row: int, name: str, count: int, most: float) -> None:
-    """Add an unreadable image of a split of `count` to `broken`, and log it. Raises BrokenImagesError for more than
-    the share `most`."""
+    """Add an unreadable image of a split of `count` images to `broken`, and log it. Raises BrokenImagesError if the
+    fraction of unreadable images exceeds `most`."""
     broken[row] = name
     log.warning("broken image %s (%d of %d)", name, len(broken), count)
     if len(broken) > most * count:
@@ -150,7 +150,7 @@ class _Images(MapDataset[tuple[Tensor, int, int]]):
 
 
 def opened(source: Source, row: int, channels: int) -> Image.Image | None:
-    """An image in colour or grey; None where it cannot be read."""
+    """Return an image in colour or grey, or None if it cannot be read."""
     try:
         return source.open(row).convert("RGB" if channels == 3 else "L")
     except BROKEN:

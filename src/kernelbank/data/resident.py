@@ -1,4 +1,4 @@
-"""Small images that live on the device: decoded once, whole grey levels in its memory, augmented there by the batch."""
+"""Small images in the memory of the device: decoded once to uint8, and augmented there in batches."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ from kernelbank.data.order import Share
 
 @dataclass
 class ResidentSplit:
-    """Images of one size on the device, (N, C, H, W) in uint8: those of training as they are in their files, those of
-    other splits as evaluation sees them. `stand_in` is the row that stands for every row in training (see
-    `decoded.replacements`), `mean_std` are (C, 1, 1) each, and `size` is what the model sees."""
+    """Images of one size on the device, (N, C, H, W) in uint8: training images at the size of their files, the others
+    resized and cropped for evaluation.
+
+    `stand_in` is the row that replaces each row in training (see `decoded.replacements`), `mean_std` are two tensors
+    (C, 1, 1), and `size` is the image size of the model.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -37,7 +40,7 @@ class ResidentSplit:
         return len(self.labels)
 
     def first_size(self) -> tuple[int, int]:
-        """Height and width of the images as they are kept."""
+        """Return the height and width of the images in memory."""
         return self.pixels.shape[2], self.pixels.shape[3]
 
     def batches(self, shares: Iterable[Share], augment: Augmentation | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -57,7 +60,7 @@ class ResidentSplit:
 
 
 def memory(device: torch.device) -> int:
-    """The memory of `device` in bytes."""
+    """Return the memory of `device` in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -66,14 +69,15 @@ def memory(device: torch.device) -> int:
 def on_device(
     data: Dataset, augment: Augmentation | None, device: torch.device, share: float, cache: Path, progress: Progress
 ) -> Dataset:
-    """`data` with the images of its files on `device`, where they take at most the `share` of its memory once decoded.
+    """Return `data` with its images on `device` if they take at most the fraction `share` of its memory when decoded.
 
-    Training images are cropped from their own size, so all have to be of one. A data set that does not qualify stays as
-    it is, with a note that says why. `augment` is the recipe's augmentation; None stands for evaluation, which reads
-    most splits once or never, from their files. The decoded images are kept below `cache`.
+    Training images must have one size, since they are cropped from the size of their files. A data set that cannot be
+    moved is returned as it is, with a note that states the reason. `augment` is the augmentation of the recipe. With
+    None, for evaluation, images are read from files, since most splits are read once or never. The decoded images are
+    cached below `cache`.
 
     Raises:
-        BrokenImagesError: If more images cannot be read than may be.
+        BrokenImagesError: If more images are unreadable than the data set's options allow.
     """
     splits = {name: split for name in ("train", "val", "test") if isinstance(split := getattr(data, name), FileSplit)}
     if not splits or share <= 0:
@@ -104,7 +108,7 @@ def _with_note(data: Dataset, reason: str) -> Dataset:
 
 
 def _bytes(splits: dict[str, FileSplit], first: tuple[int, int]) -> int:
-    """What the decoded images of all splits take."""
+    """Return the size of the decoded images of all splits in bytes."""
     total = 0
     for name, split in splits.items():
         channels, *seen = split.loading.size
@@ -132,6 +136,6 @@ def _placed(
 
 
 def _statistics(split: FileSplit) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel."""
+    """Return the mean and the standard deviation per channel."""
     channels = split.loading.size[0]
     return split.loading.mean[:channels], split.loading.std[:channels]

@@ -28,13 +28,14 @@ from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import Loading
 from kernelbank.data.sources import SPLITS, check_classes
 from kernelbank.errors import InputError
-from kernelbank.files import read_json, replace_file
+from kernelbank.files import read_json, regular_file, replace_text
+from kernelbank.text import one_line
 
 INFO = ("_info.json", "info.json")
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 LAYOUT = "wds/FOLDER with train-0000.tar, ..., val-0000.tar, ..., or a pattern of such files: wds/x-{000..146}.tar"
-_INDEX = 1
+_INDEX = 2
 """The version of the cached index."""
 
 
@@ -73,7 +74,7 @@ class Sharded:
 
     def open(self, row: int) -> Image.Image:
         """Open the image. Raises the errors of Pillow and of the file."""
-        with self.shards[self.places[row]].open("rb") as file:
+        with regular_file(self.shards[self.places[row]]).open("rb") as file:
             file.seek(int(self.offsets[row]))
             image = Image.open(io.BytesIO(file.read(int(self.sizes[row]))))
         image.load()
@@ -138,7 +139,7 @@ def _shards(text: str) -> dict[str | None, list[Path]]:
     return {None: shards}
 
 
-MOST_SHARDS = 1_000_000
+MOST_SHARDS, MOST_DIGITS = 1_000_000, 18
 
 
 def _check_count(text: str, pattern: str) -> None:
@@ -146,9 +147,12 @@ def _check_count(text: str, pattern: str) -> None:
     count = 1
     for inside in re.findall(r"\{([^{}]*)\}", pattern):
         ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-        count *= max(int(ends[2][:30]) - int(ends[1][:30]) + 1, 1) if ends else inside.count(",") + 1
-    if count > MOST_SHARDS:
-        raise InputError(f"data: {text} stands for {count} shards; expected at most {MOST_SHARDS}")
+        if ends and max(map(len, ends.groups())) > MOST_DIGITS:
+            raise InputError(f"data: {text}: invalid range {{{one_line(inside, 40)}}}; expected numbers of at most "
+                             f"{MOST_DIGITS} digits")  # fmt: skip
+        count *= max(int(ends[2]) - int(ends[1]) + 1, 0) if ends else inside.count(",") + 1
+    if not 0 < count <= MOST_SHARDS:
+        raise InputError(f"data: {text} stands for {count} shards; expected 1 to {MOST_SHARDS}")
 
 
 def _matching(text: str, pattern: str) -> list[Path]:
@@ -215,7 +219,7 @@ def _named_split(path: Path) -> str | None:
 
 def _members(path: Path) -> Iterator[Member]:
     """Yield the files of a shard. The key is the name up to the first dot in its last part, as in WebDataset."""
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(regular_file(path), "r:") as tar:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps every one of them
             match = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", info.name)
@@ -280,11 +284,19 @@ def _check_filled(text: str, train: Sharded) -> None:
 # ---- the cached index -----------------------------------------------------------------------------------------
 
 
-def _checked(sample: Sample) -> Sample:
-    """Return `sample`. Raises ValueError unless it has the types of a sample."""
-    if type(sample.name) is not str or not all(type(value) is int for value in sample[1:]):
-        raise ValueError("not a sample")
-    return sample
+def _read_index(index: Path, shards: list[Path]) -> dict[Path, list[Sample]] | None:
+    """Return the samples of every shard in a cached index, or None if it is missing or damaged."""
+    try:
+        document = cast(Any, read_json(index))
+        if document["sha256"] != _digest(document["samples"]):
+            return None
+        return {path: [Sample(*row) for row in rows] for path, rows in zip(shards, document["samples"], strict=True)}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _digest(samples: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
 def _cached_index(shards: list[Path], cache: Path, progress: Progress | None) -> dict[Path, list[Sample]]:
@@ -296,11 +308,8 @@ def _cached_index(shards: list[Path], cache: Path, progress: Progress | None) ->
         raise InputError(f"data: shard {error.filename} cannot be read: {error.strerror or error}") from None
     state = [_INDEX, *((str(path.resolve()), s.st_size, s.st_mtime_ns) for path, s in zip(shards, stats, strict=True))]
     index = cache / f"shards-{hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]}.json"
-    try:
-        document = cast("list[list[Any]]", read_json(index))
-        return {path: [_checked(Sample(*row)) for row in rows] for path, rows in zip(shards, document, strict=True)}
-    except (OSError, ValueError, TypeError):
-        pass  # the index is missing or damaged, and is computed again
+    if (known := _read_index(index, shards)) is not None:
+        return known
     samples, done, size = {}, 0, sum(s.st_size for s in stats)
     for path, s in zip(shards, stats, strict=True):
         samples[path] = _samples(path)
@@ -308,5 +317,6 @@ def _cached_index(shards: list[Path], cache: Path, progress: Progress | None) ->
         if progress is not None:
             progress(done, size)
     cache.mkdir(parents=True, exist_ok=True)
-    replace_file(index, lambda beside: beside.write_text(json.dumps(list(samples.values())), encoding="utf-8"))
+    rows = list(samples.values())
+    replace_text(index, json.dumps({"sha256": _digest(rows), "samples": rows}))
     return samples

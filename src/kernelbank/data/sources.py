@@ -21,6 +21,7 @@ from kernelbank.data.dataset import Dataset
 from kernelbank.data.images import Loading
 from kernelbank.data.load import NAMED_DATA, SHOWN
 from kernelbank.errors import InputError, require
+from kernelbank.files import regular_file
 from kernelbank.text import suggest
 
 # timm's synonyms for the folder or tar of a split; the first one that exists is used
@@ -41,9 +42,8 @@ class ReaderSource:
     def open(self, row: int) -> Image.Image:
         """Open the image. Raises the errors of Pillow and of the file, and OSError for pipes and devices, which are not
         opened."""
-        path = self._path(row)
-        if path is not None and not path.is_file():
-            raise OSError(f"{path} is not a regular file")
+        if (path := self._path(row)) is not None:
+            regular_file(path)
         with self.reader[row][0] as file:
             image = Image.open(file)
             image.load()
@@ -92,7 +92,7 @@ class MapSource:
         return f"{type(self.images).__name__}/{row}"
 
     def state(self) -> None:
-        """Unknown: where the library keeps its files is its own affair."""
+        """Return None: where a library stores its files is not known here."""
 
 
 # ---- the sources -------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def read_files(path: Path, classes: tuple[str, ...] | None = None) -> ReaderSour
     """
     folders = _class_folders(path) if path.is_dir() else None
     try:
-        reader = create_reader("", root=str(path))
+        reader = create_reader("", root=str(regular_file(path)))
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         kinds = ", ".join(get_img_extensions())
         raise InputError(f"data: {path} holds no images that can be read ({kinds}): {error}") from None

@@ -271,12 +271,12 @@ def _static(p: Params, s: Context, heads: list[int], rows: Tensor, index: Tensor
 
 
 def _offsets(rows: Tensor, kernels: Tensor, sides: Grid, geo: Geometry) -> Tensor:
-    """The entry of the flattened table at offset i - j, then the three of the prefix: prefix to grid, grid to prefix,
-    prefix to prefix."""
-    (a, b), P, width = sides, geo.prefix, geo.grid[1]
+    """The entry of the flattened table at offset i - j in steps of the support, then the three of the prefix: prefix to
+    grid, grid to prefix, prefix to prefix."""
+    (a, b), P, width, (down, along) = sides, geo.prefix, geo.grid[1], geo.steps
     i, j = (rows - P).clamp(min=0), (kernels - P).clamp(min=0)
-    dy = (i // width - j // width).clamp(1 - a, a - 1) + a - 1
-    dx = (i % width - j % width).clamp(1 - b, b - 1) + b - 1
+    dy = (i // width // down - j // width // down).clamp(1 - a, a - 1) + a - 1
+    dx = (i % width // along - j % width // along).clamp(1 - b, b - 1) + b - 1
     entry = dy * (2 * b - 1) + dx
     first = (2 * a - 1) * (2 * b - 1)
     entry = torch.where(rows < P, first, torch.where(kernels < P, first + 1, entry))

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from kernelbank.errors import InputError
+from kernelbank.files import regular_file
 
 SHARP = 448
 """The longest side of a picture to look at, unless the model's own is longer."""
@@ -41,6 +42,10 @@ def read_picture(path: Path, size: tuple[int, int], channels: int) -> Picture:
     Raises: InputError: If the file is missing, is not an image, is damaged or too large.
     """
     notes: list[str] = []
+    try:
+        regular_file(path)
+    except OSError as error:
+        raise InputError(f"invalid image {error}") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on size and on damaged metadata; both are handled here

@@ -37,11 +37,15 @@ class Outputs:
         """Those that are written."""
         return [path for path in (self.page, self.png, self.curves) if path is not None]
 
-    def check(self) -> None:
-        """Raise InputError where a file cannot be written."""
+    def check(self, inputs: Sequence[Path]) -> None:
+        """Raise InputError where a file cannot be written, or would replace one of `inputs` or another output."""
+        taken = {path.resolve() for path in inputs}
         for path in self.paths():
+            if path.resolve() in taken:
+                raise InputError(f"invalid output {path}: it is an input or another output; expected another name")
             if path.is_dir():
                 raise InputError(f"invalid output {path}: it is a folder; expected a file")
+            taken.add(path.resolve())
             writable_folder(path.parent)
 
 
@@ -59,7 +63,8 @@ def run(options: Any) -> int:
     pictures = [[read_picture(Path(path), model.size, model.channels) for path in options.images] for model in models]
     layers = _layers(options.layers)
     _check_size([weights_of(*pair, layers) for pair in zip(models, pictures, strict=True)])
-    outputs.check()  # before minutes of computing, after everything that the user may have mistyped
+    # before minutes of computing, after everything that the user may have mistyped
+    outputs.check([Path(path) for path in options.images])
     _say(models, pictures)
     columns = [explained(*pair, layers) for pair in zip(models, pictures, strict=True)]
     _write(outputs, columns, options.position)

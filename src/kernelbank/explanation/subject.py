@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernelbank.data.digits import digits
 from kernelbank.errors import InputError
+from kernelbank.files import regular_file
 from kernelbank.model import ModelSpec
 from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.records import RunRecord
@@ -158,11 +159,17 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if path.is_dir():
             names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         else:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [
+                line.strip() for line in regular_file(path).read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
     except FileNotFoundError:
         raise InputError(f"invalid classes={path}: no such file; expected a text file or a folder") from None
     except UnicodeDecodeError:
         raise InputError(f"invalid classes={path}: not a text in UTF-8; expected one name per line") from None
+    except OSError as error:
+        raise InputError(
+            f"invalid classes={path}: {error.strerror or error}; expected a text file or a folder"
+        ) from None
     if not names:
         raise InputError(f"invalid classes={path}: no names; expected one name per line, or one folder per class")
     return tuple(names)

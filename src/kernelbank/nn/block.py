@@ -205,7 +205,7 @@ def narrowed(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | N
     if not is_causal:
         return attn_mask
     tokens = x.shape[1]
-    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
+    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()[None]
     return earlier if attn_mask is None else earlier & read_mask(attn_mask, x)
 
 

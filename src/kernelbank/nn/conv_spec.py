@@ -10,7 +10,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from kernelbank.ops.kernel import Pair
-from kernelbank.spec import AXES, All, Box, Depthwise, Dynamic, Full, MixerSpec, SpecError, Static, TwoStep
+from kernelbank.spec import AXES, All, Box, Depthwise, Dynamic, Full, MixerSpec, NoPosition, SpecError, Static, TwoStep
 from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.inventory import Tensor as Entry
 from kernelbank.spec.inventory import groups, inventory
@@ -52,7 +52,9 @@ REQUIREMENTS = (
         "static(K) with K > 1, dynamic(r)",
     ),
     Requirement("support", lambda s: not isinstance(s.support, All), "a kernel depends on the whole image", "all"),
-    Requirement("position", lambda s: s.position != "none", "a convolution has no table of offsets", "none"),
+    Requirement(
+        "position", lambda s: not isinstance(s.position, NoPosition), "a convolution has no table of offsets", "none"
+    ),
     Requirement(
         "frame", lambda s: s.frame != "bare", "the layers around a convolution belong to the network", "bare"
     ),

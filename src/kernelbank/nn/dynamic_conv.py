@@ -181,7 +181,7 @@ class DynamicConv2d(Tempered):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C_in, H, W) -> (B, C_out, H', W'), channels-last if x is. Raises SpecError for another shape."""
-        return _convolve(self, x)
+        return _convolve(self.fx_argument(x), x)
 
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The kernel of each image (B, C_out, C_in/g, k, k), and its bias (B or 1, C_out) if there is one."""

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from kernelbank.nn.linears import TensorHolder, called_modules, linear_names, named_tensors, new_linear
 from kernelbank.nn.state import translate
+from kernelbank.nn.tracing import FxLeaf
 from kernelbank.nn.transform import Placement, move_all
 from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.spec import MixerSpec, SpecError, TwoStep
-from kernelbank.spec.arguments import TEMPERATURE
+from kernelbank.spec.arguments import POSITIVE
 from kernelbank.spec.inventory import Grid, check_host, inventory
 from kernelbank.spec.inventory import Tensor as Entry
 
 
-class Tempered(nn.Module):
+class Tempered(FxLeaf):
     """A module whose predicted coefficients have a temperature of their own in training (arXiv 1912.03458)."""
 
     _temperature: float | None = None
@@ -33,8 +34,8 @@ class Tempered(nn.Module):
 
     @temperature.setter
     def temperature(self, value: float | None) -> None:
-        if value is not None and not TEMPERATURE.accepts(value):
-            raise SpecError(f"invalid temperature={value}; expected None, or {TEMPERATURE.expected}")
+        if value is not None and not POSITIVE.accepts(value):
+            raise SpecError(f"invalid temperature={value}; expected None, or {POSITIVE.expected}")
         self._temperature = value
 
 
@@ -151,7 +152,7 @@ class Mixer(Tempered):
         Raises:
             SpecError: For shapes that do not fit, and masks that the spec does not support.
         """
-        return _mixed(self, x, grid, attn_mask)
+        return _mixed(self.fx_argument(x), x, grid, attn_mask)
 
     @property
     def geometry(self) -> Geometry:

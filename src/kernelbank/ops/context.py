@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernelbank.ops.geometry import Geometry
 from kernelbank.ops.linear import Linear, plain
-from kernelbank.ops.transforms import recorded, transformed
+from kernelbank.ops.transforms import recorded, transformed, untransformed
 from kernelbank.spec import Dynamic, Grouped, MixerSpec, Own, Project, SpecError, Window
 from kernelbank.spec.inventory import Grid, SizedSpec
 
@@ -102,10 +102,11 @@ def read_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return the mask as (B or 1, 1, T, T), True where a query may see a kernel, for tokens x (B, T, C).
 
     Boolean masks, and additive ones of 0 and -inf, may be (T, T), (B, T, T), (B, 1, T, T), (B, 1, 1, T) or, for key
-    padding, (B, T); a mask (T, T) with B = T is one of queries and kernels.
+    padding, (B, T). Where B = T > 1, a mask of two axes could be either and is an error.
 
     Raises:
         SpecError: If the mask has another shape, dtype or value.
+        RuntimeError: In compiled and exported graphs, for an additive mask with other values than 0 and -inf.
     """
     B, T, _ = x.shape
     if mask.is_floating_point():
@@ -113,6 +114,9 @@ def read_mask(mask: Tensor, x: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise SpecError(f"invalid attn_mask of dtype {mask.dtype}; expected bool, True where a query sees a kernel, or "
                         "floats that are 0 or -inf")  # fmt: skip
+    if mask.ndim == 2 and mask.shape[0] == mask.shape[1] == B > 1:
+        raise SpecError(f"invalid attn_mask of shape ({T}, {T}) for a batch of {B}, which could be one of queries and "
+                        f"kernels or of images and kernels; expected (1, {T}, {T}) or ({B}, 1, 1, {T})")  # fmt: skip
     shaped = _shaped(mask, T)
     if shaped.ndim != 4 or shaped.shape[0] not in (1, B) or shaped.shape[1] != 1 or shaped.shape[3] != T \
             or shaped.shape[2] not in (1, T):  # fmt: skip
@@ -131,11 +135,17 @@ def _shaped(mask: Tensor, tokens: int) -> Tensor:
 
 
 def _from_additive(mask: Tensor) -> Tensor:
-    """Return an additive mask as booleans. Raises SpecError for values other than 0 and -inf if they can be read, which
-    is outside compilers and on real tensors."""
+    """Return an additive mask as booleans. Raises SpecError for values other than 0 and -inf; a graph, whose recording
+    knows no values, checks them when it runs."""
     visible = mask == 0
-    readable = not (recorded() or mask.is_meta or transformed())
-    if readable and not bool((visible | (mask == -torch.inf)).all()):
-        raise SpecError("invalid attn_mask with values other than 0 and -inf; expected visibility: a bias belongs to "
-                        "position=relative")  # fmt: skip
+    valid = (visible | (mask == -torch.inf)).all()
+    if recorded():
+        torch._assert_async(valid, OTHER_VALUES)  # torch._assert, its public form, stops a graph
+    elif not mask.is_meta and not bool(untransformed(valid).all()):
+        raise SpecError(OTHER_VALUES)
     return visible
+
+
+OTHER_VALUES = (
+    "invalid attn_mask with values other than 0 and -inf; expected visibility: a bias belongs to position=relative"
+)

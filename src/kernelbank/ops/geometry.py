@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from kernelbank.ops.scope import ForkSafeLock
 from kernelbank.ops.transforms import recorded, transformed
-from kernelbank.spec import All, Dynamic, MixerSpec, Neighborhood, Own, Support, Window
+from kernelbank.spec import All, Dilated, Dynamic, MixerSpec, Neighborhood, Own, Relative, Support, Window
 from kernelbank.spec.inventory import Grid, extent
-from kernelbank.spec.support import seen
+from kernelbank.spec.support import seen, step_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Geometry:
         return self.prefix + self.grid[0] * self.grid[1]
 
     @property
+    def steps(self) -> Grid:
+        """The rows and columns between neighbouring kernels, in which the relative table counts offsets."""
+        return step_of(self.support, self.grid[0]), step_of(self.support, self.grid[1])
+
+    @property
     def visible(self) -> Tensor | None:
         """(T, n), or None when every position sees every kernel."""
         if isinstance(self.support, All):
@@ -50,7 +55,7 @@ class Geometry:
         """(T, T), the entry of the flattened relative table for each query and kernel; None without a table."""
         if self.sides is None:
             return None
-        return cached(relative_offsets, self.sides, self.grid, self.prefix, self.device)
+        return cached(relative_offsets, self.sides, self.grid, self.prefix, self.device, None, self.steps)
 
     @property
     def layout(self) -> Tensor | None:
@@ -69,7 +74,7 @@ def geometry(spec: MixerSpec, grid: Grid, prefix: int, device: torch.device | No
         support if isinstance(spec.bank, Dynamic) and (padded or _hides(support, grid)) else All(),
         grid if padded is None else padded,
         prefix,
-        extent(spec, grid) if spec.position == "relative" else None,
+        extent(spec, grid) if isinstance(spec.position, Relative) else None,
         None if padded is None else grid,
         device,
     )
@@ -90,7 +95,7 @@ def _hides(support: Support, grid: Grid) -> bool:
             return False
         case Own():
             return True
-        case Window(M=M) | Neighborhood(M=M):
+        case Window(M=M) | Dilated(M=M) | Neighborhood(M=M):
             return M < max(grid)
         case _:
             return any(len(region) < side for side in grid for region in seen(support, side))
@@ -129,7 +134,7 @@ def _remembered(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
             return _CACHE[key]
     with torch.inference_mode(False):
         tensor = compute(*arguments)
-    if type(tensor) is Tensor:  # fake and other tensor subclasses belong to a mode
+    if type(tensor) in (Tensor, nn.Parameter):  # fake and other tensor subclasses belong to a mode
         with _LOCK:
             _CACHE[key] = tensor
             while len(_CACHE) > 1 and sum(t.numel() * t.element_size() for t in _CACHE.values()) > _CACHE_BYTES:
@@ -140,7 +145,12 @@ def _remembered(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The tensor from the cache, which torch.compile puts into the graph as a constant."""
-    # a parameter: of two other tensors from one function torch.compile (2.14) takes the shape of the second as dynamic
+    # a parameter: of two other tensors from one function torch.compile (2.14) takes the shape of the second as dynamic;
+    # from the cache: it fails on two parameters of one shape from one function, and takes one object twice
+    return _remembered(_parameter, compute, *arguments)
+
+
+def _parameter(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return nn.Parameter(_remembered(compute, *arguments), requires_grad=False)
 
 
@@ -223,17 +233,22 @@ def crop(y_BTC: Tensor, geo: Geometry) -> Tensor:
 
 
 def relative_offsets(
-    sides: Grid, grid: Grid, prefix: int, device: torch.device | None = None, queries: Tensor | None = None
+    sides: Grid,
+    grid: Grid,
+    prefix: int,
+    device: torch.device | None = None,
+    queries: Tensor | None = None,
+    steps: Grid = (1, 1),
 ) -> Tensor:
-    """(T, T), or one row for each of `queries`: entries of the flattened relative table, offset i - j on the grid,
-    then three entries for the prefix (prefix to grid, grid to prefix, prefix to prefix). Offsets beyond the table are
-    clamped: V hides them."""
-    (a, b), (height, width) = sides, grid
+    """(T, T), or one row for each of `queries`: entries of the flattened relative table, offset i - j on the grid in
+    `steps`, then three entries for the prefix (prefix to grid, grid to prefix, prefix to prefix). Offsets beyond the
+    table, and those between steps, are any: V hides them."""
+    (a, b), (height, width), (down, along) = sides, grid, steps
     at = torch.arange(prefix + height * width, device=device) if queries is None else queries
     cells = torch.arange(height * width, device=device)
     query = (at - prefix).clamp(min=0)[:, None]
-    dy = (query // width - cells // width).clamp(1 - a, a - 1) + a - 1
-    dx = (query % width - cells % width).clamp(1 - b, b - 1) + b - 1
+    dy = (query // width // down - cells // width // down).clamp(1 - a, a - 1) + a - 1
+    dx = (query % width // along - cells % width // along).clamp(1 - b, b - 1) + b - 1
     entries = (2 * a - 1) * (2 * b - 1)
     on_grid = at[:, None] >= prefix
     index = torch.where(on_grid, dy * (2 * b - 1) + dx, entries)

@@ -17,6 +17,7 @@ from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.precision import wide
+from kernelbank.ops.rotation import rotate
 from kernelbank.ops.transforms import jit_traced, traced
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
@@ -41,8 +42,8 @@ def queries(operand_BTC: Tensor, p: Params, s: Context) -> Tensor:
 
 
 def normed_operand(operand_BTC: Tensor, p: Params, s: Context) -> Tensor:
-    """The operand after the LayerNorm per head of qk_norm, where the mixer has one."""
-    return head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm").flatten(2)
+    """The operand after the LayerNorm per head of qk_norm, where the mixer has one, and the rotation of rope."""
+    return rotate(head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm"), s).flatten(2)
 
 
 def products(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:

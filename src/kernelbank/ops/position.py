@@ -33,22 +33,23 @@ def spread(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
 def matrix(p: Params, geo: Geometry) -> Tensor:
     """The table as (h, T, T) on `geo`, whose grid may be a part of the one that the table covers."""
     tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
-    return expanded(tables, (geo.grid, geo.prefix), lambda: _matrix(p, geo))
+    return expanded(tables, (geo.grid, geo.prefix, geo.steps), lambda: _matrix(p, geo))
 
 
 def _matrix(p: Params, geo: Geometry) -> Tensor:
-    offsets = cached(relative_offsets, _sides(p), geo.grid, geo.prefix, geo.device)
+    offsets = cached(relative_offsets, _sides(p), geo.grid, geo.prefix, geo.device, None, geo.steps)
     return _entries(p, geo.prefix).index_select(1, offsets.flatten()).view(-1, geo.tokens, geo.tokens)
 
 
 def matrix_rows(p: Params, geo: Geometry, head: int, queries: Tensor) -> Tensor:
     """Some rows of one head's matrix, (queries, T)."""
-    return _entries(p, geo.prefix)[head][relative_offsets(_sides(p), geo.grid, geo.prefix, geo.device, queries)]
+    offsets = relative_offsets(_sides(p), geo.grid, geo.prefix, geo.device, queries, geo.steps)
+    return _entries(p, geo.prefix)[head][offsets]
 
 
 def region_matrix(p: Params, offsets: Offsets, prefix: int, device: torch.device | None) -> Tensor:
     """The table between `prefix` tokens and the cells of a region, (h, P + n, P + n). `offsets` are those of its
-    rows and columns from the first ones."""
+    rows and columns from the first ones, in steps of the support."""
     tables = tuple(p[name] for name in ("table.weight", "table.prefix") if name in p)
 
     def compute() -> Tensor:

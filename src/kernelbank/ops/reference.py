@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernelbank.ops.context import Context, Params
 from kernelbank.ops.geometry import crop, pad_tokens
-from kernelbank.spec import Box, Dynamic, Full, Pool, Predict, Project, TwoStep
+from kernelbank.spec import Box, Dynamic, Full, Pool, Predict, Project, Relative, Rope, TwoStep
 from kernelbank.spec.inventory import bank_size
 from kernelbank.spec.pipeline import Step
 
@@ -122,13 +122,39 @@ def seen(i: int, b: int, s: Context) -> list[int]:
 
 
 def position(i: int, j: int, p: Params, s: Context) -> Tensor:
-    """p_ij (h): the table at offset i - j, or one of the three prefix entries."""
+    """p_ij (h): the table at offset i - j, in steps of the support, or one of the three prefix entries."""
     P, W = s.geo.prefix, s.geo.grid[1]
     if i < P or j < P:
         return p["table.prefix"][:, 2 if i < P and j < P else 0 if i < P else 1]
     a, b = (side + 1 for side in p["table.weight"].shape[1:])
-    (yi, xi), (yj, xj) = divmod(i - P, W), divmod(j - P, W)
-    return p["table.weight"][:, yi - yj + a // 2 - 1, xi - xj + b // 2 - 1]
+    (yi, xi), (yj, xj), (down, along) = divmod(i - P, W), divmod(j - P, W), s.geo.steps
+    return p["table.weight"][:, (yi - yj) // down + a // 2 - 1, (xi - xj) // along + b // 2 - 1]
+
+
+def rotated(x: Tensor, i: int, s: Context) -> Tensor:
+    """x (..., d) of token i with each pair of channels (a, b) turned into (a cos - b sin, b cos + a sin)."""
+    if not isinstance(s.spec.position, Rope) or i < s.geo.prefix:
+        return x
+    rope, d, (H, W) = s.spec.position, x.shape[-1], s.geo.grid
+    y, column = divmod(i - s.geo.prefix, W)
+    if rope.coordinates == "unit":
+        places = [2 * math.pi * (2 * (at + 0.5) / side - 1) for at, side in ((y, H), (column, W))]
+    else:
+        places = [
+            (at + rope.origin) * (1 if rope.side == "grid" else rope.side / side) for at, side in ((y, H), (column, W))
+        ]
+    angles = [
+        place * rope.theta ** (-k / (d // 4))
+        for place in (places if rope.axes == "yx" else places[::-1])
+        for k in range(d // 4)
+    ]
+    turned = [x[..., c] for c in range(d)]
+    for k, angle in enumerate(angles):
+        one, other = (k, k + d // 2) if rope.layout == "half" else (2 * k, 2 * k + 1)
+        a, b = x[..., one], x[..., other]
+        turned[one] = a * math.cos(angle) - b * math.sin(angle)
+        turned[other] = b * math.cos(angle) + a * math.sin(angle)
+    return torch.stack(turned, -1)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------
@@ -159,6 +185,8 @@ def two_step_kernels(source: Tensor, p: Params, s: Context) -> tuple[Tensor, Ten
     hidden = reduced(cells(source, s), p, s)
     k = squash(affine(hidden, p, "key"), s).unflatten(-1, (h, d, -1))
     k = head_norm(k.mT, p, "k_norm").mT.transpose(1, 2)
+    if isinstance(s.spec.position, Rope):  # of size 1
+        k = torch.stack([rotated(k[:, :, j, :, 0], j, s) for j in range(k.shape[2])], 2)[..., None]
     v = squash(affine(hidden, p, "value"), s).unflatten(-1, (h, d)).transpose(1, 2)
     if isinstance(s.spec.mix, Project):
         k = torch.einsum("nr,bhndt->bhrdt", p["E"], k)
@@ -176,12 +204,14 @@ def two_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> Tensor:
     table: Table = {}
     for i in range(T):
         q = patch(operand, i, s).unflatten(1, (h, -1))  # (B, h, d, t)
+        if isinstance(s.spec.position, Rope):
+            q = rotated(q[..., 0], i, s)[..., None]
         for b in range(B):
             for j in seen(i, b, s):
                 score = scale * (q[b] * k[b, :, j]).sum((-1, -2))
                 if "key.bias" in p and not isinstance(s.spec.bank, Dynamic):
                     score = score + p["key.bias"].reshape(h, -1)[:, j]
-                table[b, i, j] = score + position(i, j, p, s) if s.spec.position == "relative" else score
+                table[b, i, j] = score + position(i, j, p, s) if isinstance(s.spec.position, Relative) else score
     for index, step in enumerate(s.spec.activation):
         table = activate(table, step, s.spec.activation[index + 1 :], p, s)
     rows = [[v.new_zeros(h, v.shape[-1]) for _ in range(T)] for _ in range(B)]
@@ -227,7 +257,7 @@ def dynamic_one_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> 
     for i in range(T):
         w = kernel[:, i if kernel.shape[1] > 1 else 0].repeat_interleave(C // R, 1)  # (B, C, t)
         o = (w * patch(operand, i, s)).sum(-1)
-        if s.spec.position == "relative":
+        if isinstance(s.spec.position, Relative):
             assert taps is not None
             summed = taps.sum(-1).unflatten(-1, (s.heads, -1))  # (B, n, h, d)
             terms = [

@@ -16,6 +16,13 @@ def transformed() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
+def untransformed(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor under transforms of torch.func, those of every sample of vmap."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def recorded() -> bool:
     """Whether torch.compile, torch.export or torch.jit.trace records the operations."""
     return torch.compiler.is_compiling() or jit_traced()

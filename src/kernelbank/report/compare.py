@@ -1,5 +1,5 @@
-"""Runs beside each other: groups of runs that differ in their seed alone, and differences with intervals over seeds.
-Nothing here trains. Imports no torch."""
+"""Compare runs: groups of runs that differ only in their seed, and differences with intervals over seeds. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW = 3  # differing fields that a label has room for
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with half the width of its 95 % interval (Student's t); None where one value says nothing of spread."""
+    """A mean with half the width of its 95 % interval (Student's t), which is None for a single value."""
 
     mean: float
     half: float | None
@@ -31,24 +31,24 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone; `label` is what sets them apart from the other groups."""
+    """Runs that differ only in their seed. `label` names what distinguishes them from the other groups."""
 
     label: str
     runs: tuple[RunRecord, ...]
 
     @property
     def finished(self) -> tuple[RunRecord, ...]:
-        """The runs that did not diverge and have an epoch."""
+        """The runs with at least one epoch that did not diverge."""
         return tuple(run for run in self.runs if run.failure is None and run.epochs)
 
     def curve(self, field: str) -> list[tuple[float, ...]]:
-        """The values of an epoch's field in every finished run, epoch by epoch, as far as all of them are."""
+        """Return a field of the epochs of every finished run, by epoch, up to the last epoch that all of them have."""
         return list(zip(*([getattr(epoch, field) for epoch in run.epochs] for run in self.finished), strict=False))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A group in numbers: top-1 in per cent, `difference` in validation top-1 to the first group."""
+    """The results of a group: top-1 in per cent, and `difference` in validation top-1 to the first group."""
 
     label: str
     seeds: tuple[int, ...]
@@ -74,7 +74,7 @@ def grouped(runs: Sequence[RunRecord]) -> tuple[Group, ...]:
 
 
 def _identity(run: RunRecord) -> dict[str, Any]:
-    """What a run is, besides its seed, as one flat dictionary."""
+    """Return the description of a run without its seed, as one flat dictionary."""
     model = run.model.to_document()
     flat = {"model": run.model.name, "mixer": run.mixer, "mlp": run.mlp}
     flat |= {"data": f"{run.data.name} {run.data.sha256[:8]}"}
@@ -84,8 +84,8 @@ def _identity(run: RunRecord) -> dict[str, Any]:
 
 
 def _label(identity: dict[str, Any], others: list[dict[str, Any]], name: str) -> str:
-    """The values that differ between groups, in few words: where they are many, the model, its mixer and the first
-    run's name."""
+    """Return the values that differ between groups. If there are many, the label is the model, its mixer and the name
+    of the first run."""
     known = dict.fromkeys(field for other in others for field in other)
     differing = [field for field in known if len({json.dumps(other.get(field)) for other in others}) > 1]
     bare = [str(identity[field]) for field in differing if field in ("model", "mixer")]
@@ -95,7 +95,7 @@ def _label(identity: dict[str, Any], others: list[dict[str, Any]], name: str) ->
 
 
 def tabulate(groups: Sequence[Group]) -> tuple[Line, ...]:
-    """A line for each group."""
+    """Return a line for each group."""
     return tuple(_line(group, groups[0]) for group in groups)
 
 
@@ -122,12 +122,12 @@ def _by_seed(group: Group) -> dict[int, float]:
 
 
 def by_epoch_mean(group: Group, field: str) -> list[float]:
-    """An epoch's field averaged over the finished runs of a group."""
+    """Return a field of the epochs averaged over the finished runs of a group."""
     return [mean(values) for values in group.curve(field)]
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of `values` with its interval; None for none."""
+    """Return the mean of `values` with its interval, or None if there are none."""
     if not values:
         return None
     if len(values) == 1:
@@ -136,7 +136,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Estimate | None:
-    """The difference of means: over pairs where both have the same seeds, else Welch's."""
+    """Return the difference of means: over pairs if both have the same seeds, otherwise by Welch's method."""
     if not ours or not theirs:
         return None
     if ours.keys() == theirs.keys():
@@ -159,7 +159,7 @@ COLUMNS = ("run", "seeds", "params", "MACs", "train loss", "validation top-1", "
 
 
 def cells_of(line: Line) -> tuple[str, ...]:
-    """The line as texts under `COLUMNS`."""
+    """Return the line as texts under `COLUMNS`."""
     numbers = (line.train_loss, line.val_top1, line.difference, line.test_top1)
     return (
         line.label, " ".join(map(str, line.seeds)), f"{line.params / 1e6:.2f} M", f"{line.macs / 1e9:.3g} G",
@@ -169,7 +169,7 @@ def cells_of(line: Line) -> tuple[str, ...]:
 
 
 def notes(groups: Sequence[Group]) -> Iterator[str]:
-    """What must stand below the table."""
+    """Yield the notes below the table."""
     runs = [run for group in groups for run in group.runs]
     yield "mean ± half a 95 % interval over seeds (Student's t); differences are paired where the seeds are the same"
     yield "to first: the first epoch whose mean validation top-1 reaches the first row's after its last"

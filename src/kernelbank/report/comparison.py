@@ -1,4 +1,4 @@
-"""``kernelbank compare``: curves over each other, and the table."""
+"""``kernelbank compare``: learning curves in one figure, and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs to convergence curves: training loss and validation top-1 over each other. Imports no torch."""
+"""Learning curves of runs: training loss and validation top-1. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kernelbank study --dry-run``: the rows of a study with their sizes and the time that it would take."""
+"""``kernelbank study --dry-run``: the rows of a study with their sizes and the estimated time."""
 
 from __future__ import annotations
 

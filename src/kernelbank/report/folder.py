@@ -1,4 +1,4 @@
-"""``kernelbank report``: a folder of run records to one page and its verdicts."""
+"""``kernelbank report``: write the page of a folder of run records and print its verdicts."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _print(console: Console, notes: Sequence[str]) -> None:
 
 
 def _table(title: str, verdicts: Sequence[ClaimVerdict]) -> tuple[Table, list[str]]:
-    """A line for each claim with its verdict, and one for each comparison and model below it; and the remarks that the
-    numbers in brackets refer to."""
+    """Return a table with a line for each claim and its verdict, followed by a line for each comparison and model; and
+    the remarks to which the numbers in brackets refer."""
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     remarks = list[str]()
     for name in COLUMNS:
@@ -86,5 +86,5 @@ def _table(title: str, verdicts: Sequence[ClaimVerdict]) -> tuple[Table, list[st
 
 
 def _plain(*texts: str) -> list[str]:
-    """Texts from files for a table: printable, and without rich's markup."""
+    """Return texts from files for a table: printable, and with rich's markup escaped."""
     return [printable(text).replace("[", "\\[") for text in texts]

@@ -1,7 +1,7 @@
-"""Rows of a report to interactive figures: convergence curves with bands, accuracy against cost. Imports no torch.
+"""Interactive figures of a report: learning curves with bands, and accuracy against cost. Imports no torch.
 
-A figure is Plotly's JSON. Its colours are those of `report.style`; what depends on the reader's light or dark setting
-(text, grid, the baseline's colour) is set by the page's script.
+A figure is Plotly's JSON. Its colours are those of `report.style`. Those that depend on the reader's light or dark
+setting (text, grid, baseline) are set by the script of the page.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from kernelbank.studies.trained_run import TrainedRun
 from kernelbank.text import printable
 
 BASELINE_COLOUR = "#888888"
-"""The baseline's colour until the page's script sets it to that of the text."""
+"""The colour of the baseline, until the script of the page sets it to that of the text."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 START = 0.3
-"""The vertical axis of curves begins at the lowest mean after this share of the epochs."""
+"""The fraction of the epochs after which the lowest mean determines the start of the vertical axis."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Plot:
 
 
 def plots(rows: Sequence[SummaryRow]) -> tuple[Plot, ...]:
-    """The figures of one study and model: curves, and accuracy against multiply-adds and time where they differ."""
+    """Return the figures of one study and model: curves, and accuracy against multiply-adds and time if these differ
+    between rows."""
     found = [_curves(rows), *(_pareto(rows, axis) for axis in AXES)]
     return tuple(plot for plot in found if plot is not None)
 
@@ -45,12 +46,12 @@ def plots(rows: Sequence[SummaryRow]) -> tuple[Plot, ...]:
 
 
 def _curves(rows: Sequence[SummaryRow]) -> Plot | None:
-    figure, looks = go.Figure(), _looks(rows)
+    figure, styles = go.Figure(), _curve_styles(rows)
     drawn = [(row, values) for row in rows if (values := by_epoch(row.finished or row.runs))]
     if not drawn:
         return None
     for row, values in drawn:
-        _add_curve(figure, row, values, looks[row.key])
+        _add_curve(figure, row, values, styles[row.key])
     bottom = max(0.0, min(mean(at) for _, values in drawn for at in values[int(START * len(values)) :]) - 2.0)
     top = min(100.0, max(mean(at) for _, values in drawn for at in values) + 1.5)
     _finish(figure, "epoch", "validation top-1, %")
@@ -64,14 +65,15 @@ def _curves(rows: Sequence[SummaryRow]) -> Plot | None:
 
 
 def by_epoch(runs: Sequence[TrainedRun]) -> list[tuple[float, ...]]:
-    """The validation top-1 of the runs that did not diverge, epoch by epoch, as far as all of them are."""
+    """Return the validation top-1 of the runs that did not diverge, by epoch, up to the last epoch that all of them
+    have."""
     return list(zip(*(run.curve for run in runs if not run.diverged and run.curve), strict=False))
 
 
-def _add_curve(figure: go.Figure, row: SummaryRow, values: list[tuple[float, ...]], look: Look) -> None:
+def _add_curve(figure: go.Figure, row: SummaryRow, values: list[tuple[float, ...]], style: CurveStyle) -> None:
     epochs, centre = list(range(1, len(values) + 1)), [mean(at) for at in values]
     spread = [stdev(at) if len(at) > 1 else 0.0 for at in values]
-    label, group, colour = look.label, row.key, look.colour
+    label, group, colour = style.label, row.key, style.colour
     shown = [f"{m:.2f} ± {s:.2f}" if len(values[0]) > 1 else f"{m:.2f}" for m, s in zip(centre, spread, strict=True)]
     if any(spread):
         edge = [c + s for c, s in zip(centre, spread, strict=True)]
@@ -83,7 +85,7 @@ def _add_curve(figure: go.Figure, row: SummaryRow, values: list[tuple[float, ...
     seeds = len(values[0])
     figure.add_trace(go.Scatter(
         x=epochs, y=centre, mode="lines+markers" if len(values) == 1 else "lines", name=label, legendgroup=group,
-        line={"color": colour, "dash": look.dash, "width": 3 if row.is_baseline else 1.8}, text=shown,
+        line={"color": colour, "dash": style.dash, "width": 3 if row.is_baseline else 1.8}, text=shown,
         hovertemplate=f"{label}<br>epoch %{{x}}: %{{text}} %<br>{seeds} seed{'s' * (seeds != 1)}<extra></extra>",
         meta="baseline" if row.is_baseline else None,
     ))  # fmt: skip
@@ -94,7 +96,7 @@ def _add_curve(figure: go.Figure, row: SummaryRow, values: list[tuple[float, ...
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost: its name in anchors, its label, its value for a row, how values are shown, and a caveat."""
+    """A cost: its name in anchors, its label, its value for a row, the format of values, and a caveat."""
 
     name: str
     label: str
@@ -116,11 +118,12 @@ AXES = (
 
 
 def _pareto(rows: Sequence[SummaryRow], axis: Axis) -> Plot | None:
-    """Test top-1 against a cost; None for fewer than two rows, or costs within 1 % of each other."""
+    """Return the figure of test top-1 against a cost, or None for fewer than two rows or costs within 1 % of each
+    other."""
     points = [(cost, row.test.mean, row) for row in rows if row.test and (cost := axis.cost(row))]
     if len(points) < 2 or max(p[0] for p in points) < 1.01 * min(p[0] for p in points):
         return None
-    figure, looks = go.Figure(), _looks(rows)
+    figure, styles = go.Figure(), _curve_styles(rows)
     front = pareto_front([(cost, top1) for cost, top1, _ in points])
     figure.add_trace(go.Scatter(
         x=[point[0] for point in front], y=[point[1] for point in front], mode="lines", name="Pareto front",
@@ -129,7 +132,7 @@ def _pareto(rows: Sequence[SummaryRow], axis: Axis) -> Plot | None:
     for cost, top1, row in points:
         deviation = row.test.deviation if row.test else None
         shown = f"{top1:.2f} ± {deviation:.2f}" if deviation is not None else f"{top1:.2f}"
-        colour, label = looks[row.key].colour, looks[row.key].label
+        colour, label = styles[row.key].colour, styles[row.key].label
         figure.add_trace(go.Scatter(
             x=[cost], y=[top1], mode="markers", name=label, text=[shown],
             marker={"color": colour, "size": 11, "symbol": "circle" if (cost, top1) in front else "circle-open"},
@@ -147,7 +150,7 @@ def _pareto(rows: Sequence[SummaryRow], axis: Axis) -> Plot | None:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """The points (cost, accuracy) that no other point equals or beats in both, in the order of their cost."""
+    """Return the points (cost, accuracy) for which no other point is at least as good in both, ordered by cost."""
     front = list[tuple[float, float]]()
     for cost, value in sorted(set(points), key=lambda point: (point[0], -point[1])):
         if not front or value > front[-1][1]:
@@ -159,30 +162,30 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, fl
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a row looks in every figure of its study and model."""
+class CurveStyle:
+    """The colour and dash of a row in all figures of its study and model."""
 
     label: str
     colour: str
     dash: str
 
 
-def _looks(rows: Sequence[SummaryRow]) -> dict[str, Look]:
-    """The looks of rows by their keys."""
+def _curve_styles(rows: Sequence[SummaryRow]) -> dict[str, CurveStyle]:
+    """Return the colours and dashes of rows by their keys."""
     others = [row.key for row in rows if not row.is_baseline]
     several = {row.row for row in rows if sum(other.row == row.row for other in rows) > 1}
-    looks = dict[str, Look]()
+    styles = dict[str, CurveStyle]()
     for row in rows:
         index = others.index(row.key) if row.key in others else None
         label = _escaped(f"{row.row}, lr {row.rate:g}" if row.row in several else row.row)
         colour = BASELINE_COLOUR if index is None else PALETTE[index % len(PALETTE)]
         dash = "solid" if index is None else DASHES[index // len(PALETTE) % len(DASHES)]
-        looks[row.key] = Look(label, colour, dash)
-    return looks
+        styles[row.key] = CurveStyle(label, colour, dash)
+    return styles
 
 
 def _escaped(label: str) -> str:
-    """The label for Plotly, which reads a few HTML tags: brackets are written as entities."""
+    """Return the label with brackets as entities, since Plotly interprets some HTML tags."""
     return printable(label).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -197,6 +200,6 @@ def _finish(figure: go.Figure, x: str, y: str) -> None:
 
 
 def _text(figure: go.Figure) -> str:
-    """The figure as JSON for a script element: no tag can end in it."""
+    """Return the figure as JSON for a script element, in which no tag can be closed."""
     document: dict[str, Any] = json.loads(figure.to_json())
     return json.dumps(document, sort_keys=True).replace("<", "\\u003c")

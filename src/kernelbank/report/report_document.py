@@ -14,7 +14,7 @@ from kernelbank.studies.verdicts import ClaimVerdict, Finding
 
 
 def document(found: Sequence[Section], aside: Sequence[SetAside]) -> dict[str, Any]:
-    """Every verdict with its findings, and every row with its runs, setting by setting."""
+    """Return every verdict with its findings, and every row with its runs, by setting."""
     return {
         "settings": [_section(section) for section in found],
         "set_aside": [asdict(item) for item in aside],

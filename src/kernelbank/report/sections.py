@@ -1,5 +1,4 @@
-"""Run records to the sections of a report: a section for each setting, its verdicts before everything else. Imports no
-torch."""
+"""The sections of a report: one for each setting, with its verdicts and tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ from kernelbank.studies.verdicts import ClaimVerdict, decide
 class Section:
     """The runs of one setting, which is data and recipe without the learning rate.
 
-    `differs` are the fields of the recipe in which settings of the report differ, with this one's values. `shared` are
-    the verdicts at the learning rate that most runs have, `best` those with each row at its own best rate; None where
-    no rate was searched.
+    `differs` are the recipe fields in which the settings of the report differ, with the values of this one. `shared`
+    are the verdicts at the learning rate that most runs use, and `best` those with each row at its own best rate, or
+    None if only one rate was used.
     """
 
     runs: tuple[TrainedRun, ...]
@@ -31,7 +30,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Data, epochs, and what sets the setting apart."""
+        """The data, the epochs, and the fields that distinguish the setting."""
         first = self.runs[0]
         apart = [f"{name} {value}" for name, value in self.differs if name != "epochs"]
         return ", ".join([first.data.name, plural(first.epochs, "epoch"), *apart])
@@ -46,17 +45,17 @@ class Section:
 
     @property
     def caveat(self) -> str:
-        """What the verdicts speak of, and what they do not."""
+        """The scope of the verdicts."""
         first, sizes = self.runs[0], sorted(run.params for run in self.runs)
         return (
-            f"A verdict speaks of this scale: {first.data.name} with {first.data.train:,} training and "
+            f"Verdicts hold for this scale only: {first.data.name} with {first.data.train:,} training and "
             f"{first.data.test:,} test images, {plural(first.epochs, 'epoch')}, models of {count(sizes[0])} to "
             f"{count(sizes[-1])} parameters. Intervals are over seeds: they do not cover the choice of the images."
         )
 
 
 def sections(runs: Sequence[TrainedRun]) -> tuple[Section, ...]:
-    """The sections of a report, the one with most runs first."""
+    """Return the sections of a report, starting with the one with most runs."""
     settings = tuple(by_setting(runs))
     fields = _differing([members[0] for members in settings])
     return tuple(_section(ordered(members), fields) for members in settings)
@@ -77,7 +76,7 @@ def _section(runs: tuple[TrainedRun, ...], fields: Sequence[str]) -> Section:
 
 
 def _differing(firsts: Sequence[TrainedRun]) -> tuple[str, ...]:
-    """The fields of recipes in which settings on the same data differ."""
+    """Return the recipe fields in which settings on the same data differ."""
     names = dict.fromkeys(name for run in firsts for name in run.recipe)
     data = dict.fromkeys(run.data.sha256 for run in firsts)
     recipes = [[run.recipe for run in firsts if run.data.sha256 == sha] for sha in data]
@@ -86,7 +85,7 @@ def _differing(firsts: Sequence[TrainedRun]) -> tuple[str, ...]:
 
 
 def _notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
-    """What a reader must know of the runs of a section before the numbers."""
+    """Yield the notes on the runs of a section."""
     states = dict.fromkeys(run.code.sources for run in runs)
     if len(states) > 1:
         named = ", ".join(
@@ -100,7 +99,7 @@ def _notes(runs: Sequence[TrainedRun]) -> Iterator[str]:
         if run.diverged:
             yield f"Diverged: {_name(run)}: {run.failure}"
         elif not run.finished:
-            yield f"In progress: {_name(run)}: {len(run.curve)} of {run.epochs} epochs; it takes part in no verdict."
+            yield f"In progress: {_name(run)}: {len(run.curve)} of {run.epochs} epochs; it is not part of any verdict."
     yield from _unpaired(runs)
 
 
@@ -114,7 +113,7 @@ def _name(run: TrainedRun) -> str:
 
 
 def _unpaired(runs: Sequence[TrainedRun]) -> Iterator[str]:
-    """The rows of a study and model that lack seeds which other rows have."""
+    """Yield the rows of a study and model without seeds that other rows have."""
     groups: dict[tuple[str, str], dict[str, set[int]]] = {}
     for run in runs:
         groups.setdefault((run.study, run.model), {}).setdefault(run.row, set()).add(run.seed)
@@ -130,12 +129,12 @@ def _unpaired(runs: Sequence[TrainedRun]) -> Iterator[str]:
 
 
 def evaluated(verdicts: Sequence[ClaimVerdict]) -> tuple[ClaimVerdict, ...]:
-    """The verdicts on claims of which a part could be measured."""
+    """Return the verdicts on claims of which at least one part was measured."""
     return tuple(verdict for verdict in verdicts if any(finding.effect is not None for finding in verdict.findings))
 
 
 def report_notes(found: Sequence[Section], aside: Sequence[SetAside]) -> tuple[str, ...]:
-    """What stands above all sections: files that were not used, and settings that are not compared."""
+    """Return the notes above all sections: files that were not used, and settings that are not compared."""
     lines = [f"Not used: {item.file}: {item.reason}" for item in aside]
     if len(found) > 1:
         lines.append(
@@ -150,7 +149,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def count(value: float) -> str:
-    """A count with three digits and K, M or G."""
+    """Return a number with three digits and K, M or G."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if value >= size:
             return f"{value / size:.3g} {letter}"

@@ -1,4 +1,4 @@
-"""A study run and reported: its table on the terminal, and table.md, table.json and study.png in its folder."""
+"""Run a study and write its table to the terminal, and table.md, table.json and study.png to its folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kernelbank.studies.study import Study
 
 
 def run(study: Study, setup: Setup, folder: Path, as_json: bool) -> int:
-    """Run what is missing, write the files and print the table; return the exit code. A shard, and a process that is
-    not the first of a torchrun, leave the table to the whole study. Raises InputError, WorkerError."""
+    """Execute the missing runs, write the files, print the table and return the exit code. Shards, and processes under
+    torchrun except the first, write no table. Raises InputError and WorkerError."""
     try:
         records = session.run(study, setup, folder)
     except KeyboardInterrupt as stop:
-        print(f"interrupted: the same command goes on from here (run records in {folder})", file=sys.stderr)
+        print(f"interrupted: run the same command to resume (run records in {folder})", file=sys.stderr)
         return stop.exit_code if isinstance(stop, Interrupted) else 130
     if setup.shard.name is not None:
         print(f"shard {setup.shard.name}: {len(records)} runs recorded in {folder}/records; once every shard is done, "
@@ -50,7 +50,7 @@ def _write(study: Study, records: list[RunRecord], folder: Path) -> None:
 
 
 def _show(study: Study, records: list[RunRecord], folder: Path) -> None:
-    """The table, one part per model, and its notes."""
+    """Print the table, one part per model, and its notes."""
     console, rows = Console(highlight=False), tables.tabulate(study, records)
     columns = tables.columns_of(records)
     if not console.is_terminal:

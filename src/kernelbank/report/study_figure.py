@@ -1,4 +1,4 @@
-"""Records to the figure of a study: convergence curves, one panel per model. Imports no torch."""
+"""The figure of a study: learning curves, one panel per model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,32 +17,40 @@ from kernelbank.studies.study import Study
 
 TICKS = (0, 20, 40, 60, 80, 90, 95, 98, 100)
 _BEYOND = 103.0
+STRETCHED_FROM = 90.0
+"""The validation top-1 in per cent, reached by any curve, from which the vertical axis is stretched towards 100."""
 
 
 def draw(study: Study, records: Sequence[RunRecord], path: Path) -> None:
-    """Validation top-1 by epoch to a PNG: the mean over seeds, and a band of one standard deviation."""
+    """Draw validation top-1 by epoch to a PNG: the mean over seeds with a band of one standard deviation."""
     models = list(dict.fromkeys(record.model.name for record in records))
-    figure = new_figure(1.0 + 5.6 * len(models), 5.0)
+    labels = [label for label in study.labels if any(record.row == label for record in records)]
+    figure = new_figure(1.0 + 5.6 * len(models), max(5.0, 0.3 * len(labels)))
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
-    panels[0].set_yscale("function", functions=(_stretch, _shrink))
-    ends = [_curves(panel, study, [record for record in records if record.model.name == model])
+    stretched = any(epoch.val_top1 >= STRETCHED_FROM for record in records for epoch in record.epochs)
+    if stretched:
+        panels[0].set_yscale("function", functions=(_stretch, _shrink))
+    ends = [_curves(panel, study.baseline, labels, [record for record in records if record.model.name == model])
             for panel, model in zip(panels, models, strict=True)]  # fmt: skip
-    panels[0].set_ylim(top=100)
-    panels[0].set_yticks([tick for tick in TICKS if tick >= panels[0].get_ylim()[0]])
+    if stretched:
+        panels[0].set_ylim(top=100)
+        panels[0].set_yticks([tick for tick in TICKS if tick >= panels[0].get_ylim()[0]])
     for panel, model, named in zip(panels, models, ends, strict=True):
         frame_epochs(panel, model)
         _label_ends(panel, named)
-    panels[0].set_ylabel("validation top-1, %  (stretched towards 100)")
+    panels[0].set_ylabel(f"validation top-1, %{'  (stretched towards 100)' if stretched else ''}")
     seeds = len({record.seed for record in records})
     over = f"mean and one standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    figure.suptitle(f"{study.title}  ({records[0].data.name}; {over})", fontsize=12)
+    figure.suptitle(f"{study.title}\n{records[0].data.name}; {over}", fontsize=11)
     write_figure(figure, path)
 
 
-def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str, tuple[int, float, str]]:
-    """Draw every row that has finished runs; where each curve ends and its colour, by label."""
-    others, ends = [row.label for row in study.rows if row.label != study.baseline], {}
-    for label in [*others, study.baseline]:
+def _curves(
+    panel: Axes, baseline: str, labels: Sequence[str], records: Sequence[RunRecord]
+) -> dict[str, tuple[int, float, str]]:
+    """Draw the rows of `labels` that have finished runs, and return the end and the colour of each curve, by label."""
+    others, ends = [label for label in labels if label != baseline], {}
+    for label in [*others, baseline]:
         chosen = [record for record in records if record.row == label]
         if not (centre := mean_curve(chosen)):
             continue
@@ -58,7 +66,7 @@ def _curves(panel: Axes, study: Study, records: Sequence[RunRecord]) -> dict[str
 
 
 def _stretch(top1: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scale of the vertical axis: logarithmic in the distance to 103 %, so that the last points have room."""
+    """Scale the vertical axis logarithmically in the distance to 103 %, which spreads high accuracies."""
     return -np.log(np.maximum(_BEYOND - top1, 1e-9))
 
 
@@ -67,7 +75,7 @@ def _shrink(height: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _label_ends(panel: Axes, ends: dict[str, tuple[int, float, str]]) -> None:
-    """Each curve's name to the right of its end, in its colour, pushed apart where ends are close."""
+    """Write the name of each curve to the right of its end, in its colour, without overlap."""
     to_axes = panel.transData + panel.transAxes.inverted()
     heights = {label: float(to_axes.transform((last, value))[1]) for label, (last, value, _) in ends.items()}
     ordered = sorted(heights, key=lambda label: heights[label])
@@ -81,7 +89,7 @@ def _label_ends(panel: Axes, ends: dict[str, tuple[int, float, str]]) -> None:
 
 
 def _spread(heights: list[float], gap: float) -> list[float]:
-    """Ascending heights moved as little as needed to stand `gap` apart: groups that collide are centred."""
+    """Move ascending heights as little as needed to be `gap` apart. Groups that overlap are centred."""
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])

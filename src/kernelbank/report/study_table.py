@@ -1,4 +1,4 @@
-"""Records to table rows, and the table as text: nothing here trains or recomputes. Imports no torch."""
+"""The table of a study from its run records, as text and as a document. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from kernelbank.records import CodeIdentity, RunRecord
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES
-from kernelbank.spec.text import words
 from kernelbank.studies.study import Study
 from kernelbank.train.recipe import stated
 
@@ -23,8 +22,9 @@ EPOCHS_TO_BASELINE = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row in one model. `changed` are the cells that differ from the baseline's, as (field, text); numbers
-    are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one)."""
+    """One row in one model. `changed` are the cells that differ from the baseline's, and the MLPs, as (field, text);
+    numbers are over the seeds that finished, top-1 in per cent, `*_sd` the sample standard deviation (None for one).
+    `start_top1` is the validation top-1 before the first update of a row that starts from trained weights."""
 
     model: str
     row: str
@@ -39,11 +39,12 @@ class TableRow:
     test_top1_sd: float | None
     val_top1: float | None
     epochs_to_baseline: int | None
+    start_top1: float | None
     failures: tuple[str, ...]
 
 
 def tabulate(study: Study, records: Sequence[RunRecord]) -> tuple[TableRow, ...]:
-    """The rows of the table, in the study's order, of those that have records."""
+    """Return the table rows that have records, in the order of the study."""
     cells: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
         cells.setdefault((record.model.name, record.row), []).append(record)
@@ -59,6 +60,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
     first = records[0]
     done = [record for record in records if record.failure is None]
     test = [record.test_top1 for record in done if record.test_top1 is not None]
+    starts = [record.start_top1 for record in records if record.start_top1 is not None]
     curve, goal = mean_curve(records), mean_curve(baseline)
     reached = [epoch for epoch, value in enumerate(curve, 1) if goal and value >= goal[-1]]
     specs = specs_of(first)
@@ -67,7 +69,7 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         row=first.row,
         what=study.row(first.row).what,
         mixer=first.mixer,
-        changed=_changed(specs, specs_of(baseline[0])) if baseline else _stated(study, first.row, specs),
+        changed=_changed_here(study, first, baseline[0] if baseline else None),
         roles=tuple(role for role in ROLES if any(role in spec.roles for spec in specs)),
         params=first.params,
         macs=first.macs,
@@ -76,12 +78,13 @@ def _row(study: Study, records: list[RunRecord], baseline: list[RunRecord]) -> T
         test_top1_sd=stdev(test) if len(test) > 1 else None,
         val_top1=curve[-1] if curve else None,
         epochs_to_baseline=reached[0] if reached else None,
+        start_top1=mean(starts) if starts else None,
         failures=tuple(f"seed {record.seed}: {record.failure}" for record in records if record.failure),
     )
 
 
 def specs_of(record: RunRecord) -> tuple[MixerSpec, ...]:
-    """The specs of the record's mixers: one where all stages share it, else one per stage."""
+    """Return the specs of the mixers of a record: one if all stages are equal, otherwise one per stage."""
     return tuple(MixerSpec.parse(text) for text in record.mixer.split("|"))
 
 
@@ -96,8 +99,16 @@ def by_epoch(records: Sequence[RunRecord]) -> list[tuple[float, ...]]:
     return list(zip(*curves, strict=True))
 
 
+def _changed_here(study: Study, record: RunRecord, baseline: RunRecord | None) -> tuple[tuple[str, str], ...]:
+    """The cells in which the row differs from the baseline, or states that it does, and its MLPs where they differ."""
+    specs = specs_of(record)
+    mixers = _stated(study, record.row, specs) if baseline is None else _changed(specs, specs_of(baseline))
+    other = study.row(record.row).mlp if baseline is None else record.mlp != baseline.mlp
+    return (*mixers, ("mlp", record.mlp)) if other else mixers
+
+
 def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
-    """The cells that differ from the baseline; where stages differ among themselves, their values by stage."""
+    """Return the cells that differ from the baseline's. If stages differ from each other, the values are by stage."""
     count = max(len(specs), len(baseline))
     specs, baseline = (each * (count if len(each) == 1 else 1) for each in (specs, baseline))
     by_stage = [spec.diff(base) for spec, base in zip(specs, baseline, strict=True)]
@@ -107,9 +118,7 @@ def _changed(specs: tuple[MixerSpec, ...], baseline: tuple[MixerSpec, ...]) -> t
 def _stated(study: Study, label: str, specs: tuple[MixerSpec, ...]) -> tuple[tuple[str, str], ...]:
     """The cells that the study states for the row and not, or otherwise, for the baseline: where no record of the
     baseline says what its host has."""
-    row, baseline = (
-        dict(word.split("=", 1) for word in words(study.row(each).cells)) for each in (label, study.baseline)
-    )
+    row, baseline = (study.row(each).stated() for each in (label, study.baseline))
     return _texts(specs, [name for name, text in row.items() if baseline.get(name) != text])
 
 
@@ -126,12 +135,12 @@ LEGEND = "roles: N normalisation, C communication between kernels, L non-lineari
 
 
 def columns_of(records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """`COLUMNS`, with the validation split's top-1 for data without a test split."""
+    """Return `COLUMNS`, with validation top-1 for data without a test split."""
     return COLUMNS if records[0].data.test else tuple(name.replace("test", "val") for name in COLUMNS)
 
 
 def cells_of(row: TableRow, study: Study) -> tuple[str, ...]:
-    """The row as texts under `columns_of`."""
+    """Return the row as texts under `columns_of`."""
     changed = " ".join(f"{name}={text}" for name, text in row.changed)
     marks = "".join(letter if role in row.roles else "·" for letter, role in zip("NCL", ROLES, strict=True))
     accuracy = row.val_top1 if row.test_top1 is None else row.test_top1
@@ -146,24 +155,26 @@ def cells_of(row: TableRow, study: Study) -> tuple[str, ...]:
 
 
 def sizes_of(params: int, macs: int) -> tuple[str, str]:
-    """Parameters in thousands and multiply-adds in millions, large ones in millions and billions."""
+    """Return parameters in thousands and multiply-adds in millions, or in millions and billions if they are large."""
     small = params < 1e6
     return (f"{params / 1e3:.1f} K" if small else f"{params / 1e6:.2f} M",
             f"{macs / 1e6:.2f} M" if macs < 1e8 else f"{macs / 1e9:.3f} G")  # fmt: skip
 
 
 def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
-    """What must stand below the table: definitions, sample sizes, divergence, mixed code."""
+    """Yield the notes below the table: definitions, sample sizes, divergence, different states of the code."""
     first, top1 = records[0], [row.test_top1 for row in rows if row.test_top1 is not None]
     runs, seeds = len(records), sorted({record.seed for record in records})
     recipe = ", ".join(f"{name} {value}" for name, value in stated(first.recipe).items())
-    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {first.mlp}; {recipe}"
+    mlp = next((record.mlp for record in records if record.row == study.baseline), first.mlp)
+    yield f"{runs} runs, seeds {', '.join(map(str, seeds))}; mlp {mlp}; {recipe}"
     if first.data.test:
         yield "test top-1: mean ± sample standard deviation over seeds, in per cent; read once, after the last epoch"
     else:
         yield "val top-1: mean over seeds of the validation split after the last epoch, in per cent; no test split"
     yield LEGEND
     yield EPOCHS_TO_BASELINE
+    yield from _fine_tuned(study, records, rows)
     if not any(row.row == study.baseline for row in rows):
         yield f"the baseline {study.baseline!r} is not among the rows: nothing is compared with it"
     for row in rows:
@@ -179,8 +190,18 @@ def notes(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) 
         yield f"{other} of {runs} records were made by another state of the code than this one"
 
 
+def _fine_tuned(study: Study, records: Sequence[RunRecord], rows: Sequence[TableRow]) -> Iterator[str]:
+    """What rows start from, and where: their 0 epochs."""
+    for row in rows:
+        tuning = study.row(row.row).fine_tuning
+        if tuning is not None and row.start_top1 is not None:
+            rate = next(record.recipe["lr"] for record in records if record.row == row.row)
+            yield (f"{row.model} {row.row}: from the weights of {tuning.row}, {tuning.epochs} more with lr {rate:g}; "
+                   f"validation top-1 {row.start_top1:.1f} before the first update")  # fmt: skip
+
+
 def markdown(study: Study, records: Sequence[RunRecord]) -> str:
-    """The study as Markdown: its questions, a table per model, notes, the figure."""
+    """Return the study as Markdown: its questions, a table per model, notes, the figure."""
     rows, columns = tabulate(study, records), columns_of(records)
     lines = [f"# {study.title}", "", *(f"- {question}" for question in study.questions), ""]
     for model in dict.fromkeys(row.model for row in rows):

@@ -19,14 +19,14 @@ MARKERS = "osD^vPX"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, drawn without a window."""
+    """Return an empty figure of the given size in inches, without a window."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def frame_epochs(panel: Axes, title: str) -> None:
-    """Title, whole epochs along the horizontal axis, and horizontal grid lines."""
+    """Set the title, whole epochs on the horizontal axis, and horizontal grid lines."""
     panel.set_title(title, fontsize=11)
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -35,6 +35,6 @@ def frame_epochs(panel: Axes, title: str) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write the figure whole or not at all; the suffix of `path` gives the format, PNG by default."""
+    """Write the figure, completely or not at all. The suffix of `path` determines the format; the default is PNG."""
     kind = path.suffix.removeprefix(".") or "png"
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=160, format=kind))

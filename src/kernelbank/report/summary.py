@@ -1,4 +1,4 @@
-"""Runs to the rows of a report: one row for each study, model, row and learning rate. Imports no torch."""
+"""The rows of a report: one for each study, model, row and learning rate. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
-    `changed` are the cells that differ from the baseline's, as (field, text). Accuracies are top-1 in per cent over the
-    runs that finished; `difference` is test top-1 less the baseline's, paired by seed, with its 95 % interval.
+    `changed` are the cells that differ from the baseline's, and its MLPs, as (field, text). Accuracies are top-1 in per
+    cent over the runs that finished; `difference` is test top-1 less the baseline's, paired by seed, with its 95 %
+    interval.
     `epoch_seconds` is the median over runs. `diverged` and `unfinished` count runs.
     """
 
@@ -53,7 +54,7 @@ class SummaryRow:
 
     @property
     def key(self) -> str:
-        """A name that is unique in a setting, for anchors."""
+        """A name for anchors, unique in a setting."""
         return f"{self.study}/{self.model}/{self.row}/{self.rate:g}"
 
     @property
@@ -68,7 +69,7 @@ class SummaryRow:
 
 
 def ordered(runs: Sequence[TrainedRun]) -> tuple[TrainedRun, ...]:
-    """The runs by study, then models and rows in the study's order, then learning rate and seed."""
+    """Return the runs ordered by study, by model and row as in the study, by learning rate and by seed."""
     return tuple(sorted(runs, key=_place))
 
 
@@ -82,17 +83,17 @@ def _index(names: Sequence[str], name: str) -> int:
 
 
 HOSTS = tuple(dict.fromkeys(host for design in DESIGNS.values() for host in design.hosts))
-"""The host models of the designs, in their order."""
+"""The host models of the designs, in order."""
 
 
 @cache
 def _known_rows(study: str) -> Mapping[str, str]:
-    """What each row of a study isolates, by label; nothing for a study that this version does not know."""
+    """Return what each row of a study isolates, by label; empty for a study that this version does not have."""
     return {row.label: row.what for row in STUDIES[study]().rows} if study in STUDIES else {}
 
 
 def summarise(runs: Sequence[TrainedRun]) -> tuple[SummaryRow, ...]:
-    """The rows of runs of one setting, in the order of `ordered`."""
+    """Return the rows of the runs of one setting, in the order of `ordered`."""
     groups: dict[tuple[str, str, str, float], list[TrainedRun]] = {}
     for run in ordered(runs):
         groups.setdefault((run.study, run.model, run.row, run.rate), []).append(run)
@@ -128,24 +129,26 @@ def _row(runs: tuple[TrainedRun, ...], baseline: Sequence[TrainedRun]) -> Summar
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """The mean and sample standard deviation of `values`; None for none."""
+    """Return the mean and the sample standard deviation of `values`, or None if there are none."""
     if not values:
         return None
     return Spread(mean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def _changed(run: TrainedRun, baseline: TrainedRun | None) -> tuple[tuple[str, str], ...]:
-    """The cells that differ from the baseline's; where stages differ among themselves, their values by stage."""
+    """The cells that differ from the baseline's, and the MLPs if they do; where stages differ among themselves, their
+    values by stage."""
     if baseline is None or len(run.specs) != len(baseline.specs):
         return ()
     by_stage = [spec.diff(base) for spec, base in zip(run.specs, baseline.specs, strict=True)]
     names = dict.fromkeys(name for differing in by_stage for name in differing)
     values = {name: [spec.text[name] for spec in run.specs] for name in names}
-    return tuple((name, texts[0] if len(set(texts)) == 1 else " | ".join(texts)) for name, texts in values.items())
+    cells = [(name, texts[0] if len(set(texts)) == 1 else " | ".join(texts)) for name, texts in values.items()]
+    return (*cells, *([("mlp", run.mlp)] if run.mlp != baseline.mlp else []))
 
 
 def _difference(runs: Sequence[TrainedRun], baseline: Sequence[TrainedRun]) -> Interval | None:
-    """Test top-1 less that of the baseline at the same seeds."""
+    """Return test top-1 minus that of the baseline at the same seeds."""
     theirs = {run.seed: run.test_top1 for run in baseline if run.finished}
     pairs = [(run.test_top1, theirs.get(run.seed)) for run in runs]
     gains = [ours - other for ours, other in pairs if ours is not None and other is not None]

@@ -12,15 +12,19 @@ from kernelbank.spec.axes import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
     Mean,
     Neighborhood,
+    NoPosition,
     Own,
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Stack,
     Static,
     TwoStep,
@@ -30,7 +34,7 @@ from kernelbank.spec.mixer_spec import CELLS, MixerSpec, Reset, Support, read_ml
 from kernelbank.spec.pipeline import STEPS, Pipeline, Step, roles
 
 __all__ = [
-    "AXES", "CELLS", "STEPS", "All", "Box", "Channels", "Depthwise", "Dynamic", "Full", "Grouped", "Mean", "MixerSpec",
-    "Neighborhood", "Own", "Pipeline", "Pool", "Predict", "Project", "Reset", "SpecError", "Stack", "Static", "Step",
-    "Support", "TwoStep", "Window", "read_mlps", "read_stages", "roles",
+    "AXES", "CELLS", "STEPS", "All", "Box", "Channels", "Depthwise", "Dilated", "Dynamic", "Full", "Grouped", "Mean",
+    "MixerSpec", "Neighborhood", "NoPosition", "Own", "Pipeline", "Pool", "Predict", "Project", "Relative", "Reset",
+    "Rope", "SpecError", "Stack", "Static", "Step", "Support", "TwoStep", "Window", "read_mlps", "read_stages", "roles",
 ]  # fmt: skip

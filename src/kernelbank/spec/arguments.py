@@ -129,7 +129,7 @@ SWITCH = Argument("True or False", read_switch, lambda v: isinstance(v, bool))
 NEIGHBORS = Argument(
     "an odd number >= 3 (for M = 1 write self)", read_whole, lambda v: is_whole(v, 3) and v % 2 == 1,
 )  # fmt: skip
-TEMPERATURE = Argument("a finite number > 0", read_number, lambda v: finite(v) and v > 0)
+POSITIVE = Argument("a finite number > 0", read_number, lambda v: finite(v) and v > 0)
 
 
 def show_argument(value: object) -> str:

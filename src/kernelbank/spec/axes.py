@@ -18,12 +18,13 @@ from kernelbank.spec.arguments import (
     HOST,
     KERNELS,
     NEIGHBORS,
+    POSITIVE,
     REDUCTION,
     SHIFT,
     SWITCH,
-    TEMPERATURE,
     Argument,
     Channels,
+    either,
     is_whole,
     one_of,
     read_switch,
@@ -163,6 +164,16 @@ class Window(Value):
 
 
 @dataclass(frozen=True)
+class Dilated(Value):
+    """A position sees at most M x M kernels spread over the whole grid: those whose row and column differ from its own
+    by multiples of ceil(H / M) and ceil(W / M) (the grid attention of MaxViT, arXiv 2204.01697). A relative table
+    counts offsets in these steps."""
+
+    word: ClassVar[str] = "grid"
+    M: int = argument(whole(2))
+
+
+@dataclass(frozen=True)
 class Neighborhood(Value):
     """A position sees the M x M kernels around it, M odd, shifted inward at borders (NAT, arXiv 2204.07143)."""
 
@@ -215,7 +226,7 @@ class Predict(Value):
 
     word: ClassVar[str] = "predict"
     gate: Literal["softmax", "sigmoid"] = argument(one_of("softmax", "sigmoid"))
-    tau: float = argument(TEMPERATURE, 1.0)
+    tau: float = argument(POSITIVE, 1.0)
     r: int | None = argument(REDUCTION, None)
 
     def __post_init__(self) -> None:
@@ -253,6 +264,62 @@ class Grouped(Value):
 
     word: ClassVar[str] = "grouped"
     G: int | Channels | Literal["host"] = argument(CHANNEL_GROUPS)
+
+
+@dataclass(frozen=True)
+class NoPosition(Value):
+    """Nothing is added for where a kernel was generated."""
+
+    word: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True)
+class Relative(Value):
+    """A learned table over the offsets i - j, per head (Shaw et al., arXiv 1803.02155; Swin, arXiv 2103.14030)."""
+
+    word: ClassVar[str] = "relative"
+
+
+@dataclass(frozen=True)
+class Rope(Value):
+    """Pairs of channels of the operand and of the kernels are rotated by angles that are proportional to the row and
+    the column, so that a score depends on the offset (arXiv 2104.09864; in two dimensions EVA-02, arXiv 2303.11331, and
+    Heo et al., arXiv 2403.13298). Prefix tokens are not rotated.
+
+    With d channels per head and f = d / 4, the angles of a position are theta^(-k/f) times its first coordinate for
+    k = 0 ... f-1, then the same times the second.
+
+    Args:
+        theta: The base of the frequencies.
+        layout: The pairs of channels. ``interleaved`` is (0, 1), (2, 3), ...; ``half`` is (0, d/2), (1, d/2 + 1), ...
+        coordinates: ``index`` counts rows and columns from `origin`. ``unit`` is 2 pi times the centre of the position
+            on an image from -1 to 1 (DINOv3, arXiv 2508.10104).
+        axes: The order of the coordinates, ``yx`` or ``xy``.
+        origin: The index of the first row and column.
+        side: Indices are multiplied by side / H and side / W (EVA-02's scaling to the grid of pre-training); ``grid``
+            does not scale them.
+    """
+
+    word: ClassVar[str] = "rope"
+    theta: float = argument(POSITIVE, 10000.0)
+    layout: Literal["interleaved", "half"] = argument(one_of("interleaved", "half"), "interleaved")
+    coordinates: Literal["index", "unit"] = argument(one_of("index", "unit"), "index")
+    axes: Literal["yx", "xy"] = argument(one_of("yx", "xy"), "yx")
+    origin: int = argument(whole(0), 0)
+    side: int | Literal["grid"] = argument(either(COUNT, one_of("grid")), "grid")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "theta", float(self.theta))
+
+    @classmethod
+    def faults(cls, declared: Iterable[Field[Any]], arguments: Mapping[str, Any]) -> list[Fault]:
+        joint = []
+        if arguments["coordinates"] == "unit" and arguments["origin"] != 0:
+            joint.append((f"origin={arguments['origin']}", "0 with coordinates=unit"))
+        if arguments["coordinates"] == "unit" and arguments["side"] != "grid":
+            joint.append((f"side={arguments['side']}", "grid with coordinates=unit"))
+        return super().faults(declared, arguments) + joint
 
 
 # ---- axes ------------------------------------------------------------------------------------------------
@@ -372,13 +439,13 @@ AXES: dict[str, Axis] = {
     axis.name: axis
     for axis in (
         _choice("bank", Dynamic(), Dynamic(4), Dynamic(stride=2), Static(1), Static(4), Box()),
-        _choice("support", All(), Window(7), Neighborhood(7), Own()),
+        _choice("support", All(), Window(7), Dilated(7), Neighborhood(7), Own()),
         _choice("mix", Stack(), Mean(), Pool(), Project(64), Predict("softmax")),
         _choice("kernel", TwoStep(), Full(), Depthwise(), Grouped(1), Grouped(2)),
         Axis("size", "1, 3, 5, 7, ...", _read_size, _odd, (1, 3)),
         Axis("activation", "steps separated by commas, or none", read_pipeline, _is_pipeline,
              (softmax(), ()), show_pipeline),
-        _closed("position", "none", "relative"),
+        _choice("position", NoPosition(), Relative(), Rope()),
         _closed("frame", "linear", "bn_relu", "bare"),
         Axis("bias", "True, False", _read_bias, lambda v: isinstance(v, bool), (True, False)),
     )

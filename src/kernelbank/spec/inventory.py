@@ -16,6 +16,7 @@ from kernelbank.spec.axes import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
@@ -24,6 +25,8 @@ from kernelbank.spec.axes import (
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Static,
     TwoStep,
     Window,
@@ -57,9 +60,11 @@ def inventory(
     """Return every tensor of `spec` at `dim` channels, `num_heads` heads and an H x W `grid` after `prefix` tokens.
 
     Raises: SpecError: If the channels do not divide into the heads or groups, or if `qk_norm` is True for a spec that
-        is not a dynamic two_step in frame linear.
+        is not a dynamic two_step in frame linear, or if heads are no multiple of 4 channels wide for position rope.
     """
     check_host(dim, num_heads, grid, prefix)
+    if isinstance(spec.position, Rope) and (width := dim // heads(spec, dim, num_heads)) % 4:
+        raise SpecError(f"invalid heads of {width} channels for position={spec.position}; expected a multiple of 4")
     if qk_norm and not (isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep) and spec.frame == "linear"):
         raise SpecError(f"invalid qk_norm=True for {spec}; expected a dynamic two_step in frame linear")
     return tuple(_tensors(spec, dim, num_heads, grid, prefix, qk_norm))
@@ -126,11 +131,12 @@ def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
 
 
 def extent(spec: MixerSpec, grid: Grid) -> Grid:
-    """Return a x b, the sides of what a position can see; the relative table has (2a-1) x (2b-1) offsets."""
+    """Return a x b, the sides of what a position can see, in steps of the support; the relative table has
+    (2a-1) x (2b-1) offsets."""
     match spec.support:
         case All():
             return grid
-        case Window(M=M) | Neighborhood(M=M):
+        case Window(M=M) | Dilated(M=M) | Neighborhood(M=M):
             return min(M, grid[0]), min(M, grid[1])
         case Own():
             return 1, 1
@@ -207,7 +213,7 @@ def _tensors(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int,
 
     if any(step.name == "batchnorm" for step in spec.activation):
         yield from _batch_norm("activation_norm", heads(spec, dim, num_heads))
-    if spec.position == "relative":
+    if isinstance(spec.position, Relative):
         h, (a, b) = heads(spec, dim, num_heads), extent(spec, grid)
         yield Tensor("table.weight", (h, 2 * a - 1, 2 * b - 1), "linear")
         if prefix:

@@ -19,10 +19,12 @@ from kernelbank.spec.axes import (
     Full,
     Grouped,
     Mean,
+    NoPosition,
     Own,
     Pool,
     Predict,
     Project,
+    Rope,
     Stack,
     Static,
     TwoStep,
@@ -120,7 +122,10 @@ def _support(cells: Cells) -> Iterator[str]:
 
 def _position(cells: Cells) -> Iterator[str]:
     bank, mix, kernel = cells["bank"], cells["mix"], cells["kernel"]
-    if cells["position"] != "relative":
+    if isinstance(cells["position"], NoPosition):
+        return
+    if isinstance(cells["position"], Rope):
+        yield from _rope(cells)
         return
     attention = isinstance(kernel, TwoStep) and isinstance(mix, Stack)
     depthwise = isinstance(kernel, Depthwise) and isinstance(mix, Mean)
@@ -130,6 +135,20 @@ def _position(cells: Cells) -> Iterator[str]:
         yield "relative needs kernel two_step with mix stack, or kernel depthwise with mix mean"
     elif bank.stride > 1:
         yield f"stride={bank.stride} generates kernels on the pooled grid, which has no offsets to positions"
+
+
+def _rope(cells: Cells) -> Iterator[str]:
+    bank, support = cells["bank"], cells["support"]
+    if not isinstance(bank, Dynamic):
+        yield f"the kernels of bank {bank} have no position"
+    elif not (isinstance(cells["kernel"], TwoStep) and isinstance(cells["mix"], Stack)):
+        yield "rope needs kernel two_step with mix stack, whose scores it makes depend on the offset"
+    elif bank.stride > 1:
+        yield f"stride={bank.stride} generates kernels on the pooled grid, which has no rows and columns of positions"
+    if cells["size"] > 1:
+        yield f"a patch of size {cells['size']} holds operands of several positions"
+    if isinstance(support, Window) and support.pad != "masked":
+        yield f"pad={support.pad} moves the positions of the grid"
 
 
 REASONS: dict[str, Callable[[Cells], Iterator[str]]] = {
@@ -152,7 +171,7 @@ def reset(cells: Cells, names: tuple[str, ...]) -> dict[str, Any]:
     activation, ``stack`` for two_step or ``mean``, ``all``."""
     two_step = isinstance(cells["kernel"], TwoStep)
     neutral = {
-        "position": "none",
+        "position": NoPosition(),
         "activation": read_pipeline("identity,count") if two_step else (),
         "mix": Stack() if two_step else Mean(),
         "support": All(),

@@ -20,15 +20,19 @@ from kernelbank.spec.axes import (
     All,
     Box,
     Depthwise,
+    Dilated,
     Dynamic,
     Full,
     Grouped,
     Mean,
     Neighborhood,
+    NoPosition,
     Own,
     Pool,
     Predict,
     Project,
+    Relative,
+    Rope,
     Stack,
     Static,
     TwoStep,
@@ -45,8 +49,9 @@ LONGEST_VALUE = 500
 CELLS = tuple(AXES)
 
 Bank = Dynamic | Static | Box
-Support = All | Window | Neighborhood | Own
+Support = All | Window | Dilated | Neighborhood | Own
 Mix = Stack | Mean | Pool | Project | Predict
+Position = NoPosition | Relative | Rope
 Kernel = TwoStep | Full | Depthwise | Grouped
 
 
@@ -77,7 +82,7 @@ class MixerSpec:
     kernel: Kernel
     size: int
     activation: Pipeline
-    position: Literal["none", "relative"]
+    position: Position
     frame: Literal["linear", "bn_relu", "bare"]
     bias: bool = True
     resets: tuple[Reset, ...] = field(default=(), compare=False, repr=False)

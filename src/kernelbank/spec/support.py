@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from kernelbank.spec.axes import All, Neighborhood, Own, Window
+from kernelbank.spec.axes import All, Dilated, Neighborhood, Own, Window
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.mixer_spec import Support
 
@@ -35,6 +35,9 @@ def seen(support: Support, length: int) -> tuple[Coordinates, ...]:
             side = min(M, length)
             starts = (max(0, min(at - side // 2, length - side)) for at in range(length))
             return tuple(tuple(range(start, start + side)) for start in starts)
+        case Dilated():
+            step = step_of(support, length)
+            return tuple(tuple(range(at % step, length, step)) for at in range(length))
         case Window(M=M):
             shift = support.resolved_shift if length > M else 0
             side = min(M, length)
@@ -42,6 +45,12 @@ def seen(support: Support, length: int) -> tuple[Coordinates, ...]:
             cuts = {0, length, *range(0 if rolled else shift, length, side)} | ({length - shift} if rolled else set())
             regions = [tuple(range(start, stop)) for start, stop in pairwise(sorted(cuts))]
             return tuple(region for region in regions for _ in region)
+
+
+def step_of(support: Support, length: int) -> int:
+    """Return the distance of neighbouring kernels along an axis, which is 1 but for a dilated support. It is the unit
+    in which a relative table counts offsets."""
+    return -(-length // min(support.M, length)) if isinstance(support, Dilated) else 1
 
 
 def sees(support: Support, grid: Grid, query: Grid, key: Grid) -> bool:

@@ -1,4 +1,4 @@
-"""The choices that the paper leaves open (docs/assumptions.md): how much do they matter?"""
+"""The assumptions study: how much the choices that the paper leaves open matter (docs/assumptions.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The claims of the paper as data: which rows of which study each compares, by which measure, decided by which test.
+"""The claims of the paper as data: the rows of a study that each compares, the measure and the test.
 
-A claim has parts. A part is one contrast (a weighted sum of rows, formed seed by seed), one measure and one test, and
-`verdicts` decides it in every model of the study. Nothing here computes. Imports no torch.
+A claim has parts. A part is one contrast (a weighted sum of rows, formed for each seed), one measure and one test.
+`verdicts` decides it in every model of the study. Nothing is computed here. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ TESTS: Mapping[TestKind, str] = MappingProxyType({
     "equivalence": "holds if effects as large as the margin are ruled out in both directions; does not hold if a "
                    "larger one is shown",
 })  # fmt: skip
-"""The tests, and when they hold and do not hold. Everything else is undecided."""
+"""The tests, and the conditions under which they hold and do not hold. All other cases are undecided."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured on a run.
+    """A measure of a run.
 
     Args:
         name: Its key in `verdicts.MEASURES`.
-        label: Its name for people.
-        unit: The unit of its differences.
-        margin: The difference that matters, in this unit.
-        higher_is_better: Its direction.
-        exact: Whether it is the same for every seed, so that it needs no interval.
-        images: The split whose accuracy it is, whose size limits what it can resolve; None for other measures.
+        label: Its name in reports.
+        unit: The unit of differences.
+        margin: The smallest difference that matters, in this unit.
+        higher_is_better: Whether higher values are better.
+        exact: Whether it is equal for all seeds, so that it needs no interval.
+        images: The split of an accuracy, whose size limits its resolution; None for other measures.
         relative: Whether differences are in per cent of the baseline.
-        step: The smallest standard deviation over seeds to believe, where the measure comes in steps.
+        step: A lower bound of the standard deviation over seeds, for measures with discrete values.
     """
 
     name: str
@@ -60,13 +60,13 @@ TIME = Measure("seconds", "measured time of a training epoch (median)", "%", 1.0
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of rows whose weights add up to zero. `label` says in words what is compared with what."""
+    """A weighted sum of rows whose weights add up to zero. `label` describes the comparison."""
 
     label: str
     weights: Mapping[str, float]
 
     def in_windows(self) -> Contrast:
-        """The same contrast for a hierarchical trunk, whose attention sees windows: rows by `IN_WINDOWS`."""
+        """Return the contrast for a hierarchical trunk, with attention in windows (see `IN_WINDOWS`)."""
         named = {IN_WINDOWS.get(row, row): weight for row, weight in self.weights.items()}
         label = " ".join(IN_WINDOWS.get(word, word) for word in self.label.split())
         return Contrast(label, MappingProxyType(named))
@@ -75,7 +75,8 @@ class Contrast:
 IN_WINDOWS: Mapping[str, str] = MappingProxyType({
     "dwsa": "dwsa-window", "gate": "gate-window", "dwsa-untied": "dwsa-window-untied",
 })  # fmt: skip
-"""The paper selects all kernels in ViT and the window's in Swin: the rows of the latter in a hierarchical trunk."""
+"""The paper selects from all kernels in ViT and from those of the window in Swin. The rows for a hierarchical trunk, by
+the row for a plain one."""
 
 
 def versus(row: str, baseline: str) -> Contrast:
@@ -84,7 +85,7 @@ def versus(row: str, baseline: str) -> Contrast:
 
 
 def factor(label: str, pairs: tuple[tuple[str, str], ...]) -> Contrast:
-    """The mean difference over pairs of rows (with a factor, without it)."""
+    """Return the mean difference over pairs of rows (with the factor, without it)."""
     weights = dict[str, float]()
     for with_it, without in pairs:
         weights[with_it] = weights.get(with_it, 0.0) + 1 / len(pairs)
@@ -93,7 +94,7 @@ def factor(label: str, pairs: tuple[tuple[str, str], ...]) -> Contrast:
 
 
 def interaction(row: str, baseline: str, given: str) -> Contrast:
-    """(`row` − `baseline`) minus the same difference between the rows whose labels end in `given`."""
+    """Return (`row` − `baseline`) minus the same difference between the rows whose labels end in `given`."""
     weights = {row: 1.0, baseline: -1.0, f"{row}-{given}": -1.0, f"{baseline}-{given}": 1.0}
     return Contrast(f"({row} − {baseline}) − the same, {given}", MappingProxyType(weights))
 
@@ -108,14 +109,14 @@ class ClaimPart:
 
     @property
     def rule(self) -> str:
-        """The rule in words, with its margin."""
+        """The test in words, with its margin."""
         if self.measure.exact:
             return f"{'more' if self.measure.higher_is_better else 'fewer'} {self.measure.label}, counted exactly"
         return f"{self.test}, margin {self.margin_text}"
 
     @property
     def margin_text(self) -> str:
-        """The margin with its unit; the unit of one is in the singular."""
+        """Return the margin with its unit, which is singular for a margin of one."""
         unit = self.measure.unit.removesuffix("s") if self.measure.margin == 1 else self.measure.unit
         return f"{self.measure.margin:g} {unit}"
 
@@ -126,13 +127,13 @@ class Claim:
 
     Args:
         id: Its number in the report.
-        name: The claim in a few words.
+        name: A short name.
         statement: The claim as a sentence that is true or false.
-        paper: Where the paper makes it; "ours" where we ask for more.
-        study: The study whose rows it compares.
-        parts: What it compares.
-        needs: Whether all parts must hold, or any.
-        favours: Choices of ours that favour the claim, or work against it.
+        paper: The place in the paper; "ours" if the claim goes beyond it.
+        study: The study with the rows.
+        parts: The comparisons.
+        needs: Whether all parts must hold, or any of them.
+        favours: Choices of this library that favour the claim or work against it.
     """
 
     id: str
@@ -148,7 +149,8 @@ class Claim:
 NORMALISED = (
     ("batchnorm", "identity"), ("layernorm", "center"), ("softmax-positions", "exp"), ("relu-l1", "center-relu"),
 )  # fmt: skip
-"""Rows with and without normalisation: batch statistics, kernels, positions; the other two roles are the same."""
+"""Pairs of rows with and without normalisation (batch statistics, over kernels, over positions). Their other two roles
+are equal."""
 COUNTED = (("identity", "identity-raw"), ("relu", "relu-raw"), ("exp", "exp-raw"))
 NOT_SOFTMAX = ("batchnorm", "layernorm", "l1", "relu-l1")
 
@@ -257,4 +259,4 @@ CLAIMS: tuple[Claim, ...] = (
         favours=("a difference of differences has twice the spread of a difference: few seeds decide nothing",),
     ),
 )  # fmt: skip
-"""The claims, in the order of the report."""
+"""The claims in the order of the report."""

@@ -1,4 +1,4 @@
-"""The runs of a study on a Ray cluster: a task for each, retried where its node dies, with the same run records."""
+"""Run a study on a Ray cluster: one task per run, which is retried if its node dies, with the same run records."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from kernelbank.train.loop import Stopped
 from kernelbank.train.session import Hooks
 
 RETRIES = 5
-"""How often a run is started again after its node, or its process, has died."""
+"""The number of times a run is started again after its node or its process died."""
 MARKER = ".cluster"
 
 
 def run_on_ray(
     runs: Sequence[Run], conditions: Conditions, folder: Path, address: str, sink: Sink, stop: Callable[[], bool]
 ) -> None:
-    """Execute `runs` as tasks of the cluster at `address` and send what is done to `sink`; `ray` is the running cluster
-    that Ray finds (RAY_ADDRESS), or one on this machine.
+    """Execute `runs` as tasks of the Ray cluster at `address` and send their events to `sink`. The address ``ray`` is
+    the running cluster that Ray finds (RAY_ADDRESS), or a new one on this machine.
 
-    Nodes that see `folder` write checkpoints there, so that a run whose node dies goes on from its last epoch; a run
-    that is recorded is not trained again. On other nodes it starts anew. The data lie at the same path on every node.
+    Nodes with access to `folder` write checkpoints there, so that a run whose node dies is resumed from its last epoch,
+    and a run with a record is not trained again. On other nodes it is started again. The data must be at the same path
+    on every node.
 
     Raises:
-        InputError: If the cluster cannot be reached, and what the user can fix of what a run raises.
+        InputError: If the cluster cannot be reached, or a run raises it.
         WorkerError: If a run crashed, or its node died more than `RETRIES` times.
-        Stopped: Once `stop()` is true; runs go on from their last epoch.
+        Stopped: Once `stop()` is true. The runs can be resumed from their last epoch.
     """
     with _connected(address):
         token = uuid4().hex
@@ -48,7 +49,7 @@ def run_on_ray(
         waiting = {task.remote(run, conditions, str(folder.resolve()), token): run for run in runs}
         while waiting:
             if stop():
-                raise Stopped("stopped: runs go on from their last epoch")
+                raise Stopped("stopped: runs can be resumed from their last epoch")
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL)
             for reference in ready:
                 run = waiting.pop(reference)
@@ -58,7 +59,7 @@ def run_on_ray(
 
 
 def _execute(run: Run, conditions: Conditions, folder: str, token: str) -> dict[str, Any]:
-    """What a node does: the run record as a document, from the folder where there is one."""
+    """The task of a node: return the run record as a document. A record in the folder is read instead of trained."""
     with _workspace(Path(folder), token) as here:
         known = finished([run], here, lambda _: None)
         record = known[run] if run in known else execute(run, conditions, here, Hooks())
@@ -67,7 +68,7 @@ def _execute(run: Run, conditions: Conditions, folder: str, token: str) -> dict[
 
 @contextmanager
 def _workspace(folder: Path, token: str) -> Iterator[Path]:
-    """The study's folder, if this node sees it, else one of its own."""
+    """Return the folder of the study if this node can access it, otherwise a folder of the node."""
     try:
         shared = (folder / MARKER).read_text(encoding="utf-8") == token
     except OSError:
@@ -82,7 +83,7 @@ def _workspace(folder: Path, token: str) -> Iterator[Path]:
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """A connection to the cluster. Raises InputError."""
+    """Connect to the cluster inside the context. Raises InputError."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of its default
     options: dict[str, Any] = {} if address == "ray" else {"address": address}
     try:
@@ -97,7 +98,7 @@ def _connected(address: str) -> Iterator[None]:
 
 
 def _needs(conditions: Conditions) -> dict[str, float]:
-    """The resources of a run: a GPU where the cluster has them, and a core for each process that reads images."""
+    """Return the resources of a run: a GPU if the cluster has GPUs, and a core for each process that reads images."""
     gpus = ray.cluster_resources().get("GPU", 0) if conditions.hardware.device == "auto" else 0
     return {"num_gpus": 1 if gpus else 0, "num_cpus": max(1, conditions.source.workers or 0)}
 

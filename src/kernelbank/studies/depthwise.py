@@ -11,13 +11,13 @@ _STATIC = "bank=static(1) support=all mix=mean activation=none position=none fra
 
 
 def depthwise() -> Study:
-    """From softmax attention to depth-wise self-attention and to static convolutions, a step at a time.
+    """From softmax attention to depth-wise self-attention and to static convolutions, one change at a time.
 
-    With A the mean over the kernels seen, depth-wise self-attention is o_i = q_i * A(k) + sum_j p_ij k_j: a gate
-    per channel and a positional term. ``gate`` is the first term alone (position=none). ``position`` is exactly the
-    second alone: k is a 1 x 1 conv of the input and p depends on i - j and the head only, so the term is a static
-    convolution with one kernel per head, as large as the offsets of the grid. Unlike the table, the convolution of this
-    row has a bias, and it is initialised as a convolution.
+    With A the mean over the visible kernels, depth-wise self-attention is o_i = q_i * A(k) + sum_j p_ij k_j: a gate per
+    channel and a positional term. ``gate`` is the first term alone (position=none). ``position`` is the second term
+    alone: k is a 1 x 1 convolution of the input and p depends only on i - j and the head, so that the term is a static
+    convolution with one kernel per head, whose size is the number of offsets of the grid. Unlike the relative table,
+    this convolution has a bias, and it is initialised as a convolution.
     """
     rows = (
         StudyRow("softmax", "softmax attention with relative positions (in the windows of the host, if it has them)",

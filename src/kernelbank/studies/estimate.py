@@ -1,4 +1,4 @@
-"""How long a study would take: every row of every host, timed for a few updates through the training loop itself."""
+"""Estimate the time of a study: every row of every host is timed for a few updates in the training loop."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from kernelbank.analysis.count import multiply_adds
 from kernelbank.data.augment import Augmentation
 from kernelbank.data.dataset import Dataset, Split
 from kernelbank.data.order import Share, epoch_length
-from kernelbank.studies.run import Run, build, built, one_thread
-from kernelbank.studies.session import Setup, crew_for, open_hosts, shared_out
+from kernelbank.studies.run import Run, build, grid, on_meta_device, one_thread
+from kernelbank.studies.session import Setup, divide_cores, open_hosts, pool_for
 from kernelbank.studies.study import Study
 from kernelbank.train.engine import Engine
 from kernelbank.train.loop import train
 from kernelbank.train.recipe import Recipe
 
 UPDATES = 2
-"""Updates that are timed, after as many that are not."""
+"""The number of updates that are timed, after as many warm-up updates."""
 PROBE = 8
-"""Images of an update, on each process, with which timing starts."""
+"""The number of images per update and process in the first measurement."""
 BUDGET = 4.0
-"""Seconds that the timed updates of a row take at most, if the probe can be believed: the batch is chosen for it."""
+"""The largest time in seconds for the timed updates of a row. The batch size is chosen accordingly, from the first
+measurement."""
 
 
 @dataclass(frozen=True)
 class RowEstimate:
-    """A row of a host: its size, the seconds of training and of evaluating one image, from updates of `batch` images,
-    and the seconds of one run."""
+    """The size of a row of a host, the time per training image and per evaluated image in seconds, measured with
+    updates of `batch` images, and the time of one run."""
 
     model: str
     row: str
@@ -46,7 +47,8 @@ class RowEstimate:
 
 @dataclass(frozen=True)
 class StudyEstimate:
-    """The rows, the number of runs, how many run at a time, and what would keep the study from starting."""
+    """The rows, the number of runs, the number of runs at a time, and the reason why the study could not start, if
+    any."""
 
     rows: tuple[RowEstimate, ...]
     seeds: int
@@ -55,28 +57,27 @@ class StudyEstimate:
 
     @property
     def seconds(self) -> float:
-        """All runs one after another."""
+        """The time of all runs in sequence."""
         return self.seeds * sum(row.run_seconds for row in self.rows)
 
 
 def estimate(study: Study, setup: Setup, notify: Callable[[str], None]) -> StudyEstimate:
-    """Time every row of every host. Raises InputError as a study that cannot start does."""
-    crew, recipe = crew_for(setup), setup.recipe
-    setup = replace(setup, conditions=shared_out(setup.conditions, crew))
+    """Time every row of every host. Raises InputError if the study could not start."""
+    pool, recipe = pool_for(setup), setup.recipe
+    setup = replace(setup, conditions=divide_cores(setup.conditions, pool))
     rows, faults = list[RowEstimate](), list[str]()
     for host in open_hosts(study, setup, notify):
         if not epoch_length(len(host.data.train), recipe.repeats, recipe.batch_size, recipe.drop_last):
             faults.append(f"batch_size={recipe.batch_size} with {recipe.repeats} repeats leaves no update of "
                           f"{len(host.data.train)} training images; the study would not start")  # fmt: skip
-        for label, model in host.models.items():
-            run = Run(study.name, label, model, recipe, host.data.identity, setup.seeds[0])
+        for run in grid(study, hosts=[host.rows], seeds=setup.seeds[:1], recipe=recipe):
             rows.append(_row(run, setup, host.data))
-            notify(f"timed {run.model.name} {label}: {1 / rows[-1].train_seconds:,.0f} images/s")
-    return StudyEstimate(tuple(rows), len(setup.seeds), crew.jobs, tuple(dict.fromkeys(faults)))
+            notify(f"timed {run.model.name} {run.row}: {1 / rows[-1].train_seconds:,.0f} images/s")
+    return StudyEstimate(tuple(rows), len(setup.seeds), pool.jobs, tuple(dict.fromkeys(faults)))
 
 
 def _row(run: Run, setup: Setup, data: Dataset) -> RowEstimate:
-    model, spec = built(run.model)
+    model, spec = on_meta_device(run.model)
     params, macs = sum(p.numel() for p in model.parameters()), multiply_adds(model, spec, data.img_size)
     engine, most = Engine(setup.conditions.hardware), min(run.recipe.batch_size, len(data.train))
     world = engine.part.world
@@ -97,14 +98,15 @@ def _row(run: Run, setup: Setup, data: Dataset) -> RowEstimate:
 
 
 def _fitting(images: int, most: int, world: int) -> int:
-    """The number of images nearest below `images`, at most `most`, that processes share evenly and mixing pairs."""
+    """Return the largest number of images up to `images` and `most` that divides over the processes and, with mixing,
+    into pairs."""
     step = 2 * world
     return max(min(images, most) // step * step, step)
 
 
 def _timed(run: Run, data: Dataset, engine: Engine, batch: int) -> tuple[float, float]:
-    """The seconds of training and of evaluating an image, by the loop itself with updates of `batch` images: two epochs
-    of a few updates, of which the second counts."""
+    """Return the time per training image and per evaluated image in seconds. The training loop runs two epochs of a few
+    updates of `batch` images, and the second one is timed."""
     head = replace(
         data, train=_Head(data.train, UPDATES * batch), val=_Head(data.val, 2 * batch), test=None
     )  # fmt: skip
@@ -118,7 +120,7 @@ def _timed(run: Run, data: Dataset, engine: Engine, batch: int) -> tuple[float, 
 
 
 class _Head:
-    """The first images of a split, repeated where it has fewer."""
+    """The first images of a split, repeated if it has too few."""
 
     def __init__(self, split: Split, count: int) -> None:
         self.split, self.count, self.broken = split, count, split.broken

@@ -16,7 +16,7 @@ _STUDENT = cast(Any, stats).t
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n values with its two-sided 95 % interval; `half` is None where one value says nothing of spread."""
+    """The mean of n values with its two-sided 95 % interval. `half` is half the width, or None for a single value."""
 
     mean: float
     half: float | None
@@ -34,13 +34,13 @@ class Interval:
 
 
 def interval(values: Sequence[float], resolution: float = 0.0) -> Interval:
-    """The mean of `values`, which are paired differences, with its interval: mean ± t s / sqrt(n), n - 1 degrees of
-    freedom.
+    """Return the mean of `values`, which are paired differences, and its interval: mean ± t s / sqrt(n) with n - 1
+    degrees of freedom.
 
     Args:
         values: At least one difference.
-        resolution: The smallest standard deviation s to believe, so that differences which are equal because accuracy
-            comes in steps of one image do not look certain.
+        resolution: A lower bound of the standard deviation s. Accuracies are multiples of one image, so that
+            differences may be equal by chance; without the bound their interval would be empty.
     """
     if len(values) < 2:
         return Interval(values[0], None, 1)
@@ -68,8 +68,8 @@ def _error(values: Sequence[float], resolution: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted by Holm (1979), in the order given: rejecting those of at most alpha keeps the chance of
-    any false rejection in the family at alpha."""
+    """Return the p-values adjusted by Holm's method (1979), in the given order. If the hypotheses with an adjusted
+    p-value of at most alpha are rejected, the probability of any false rejection is at most alpha."""
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))

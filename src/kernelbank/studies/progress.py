@@ -1,8 +1,8 @@
-"""What a person sees while a study runs: live bars in a terminal, a line per finished run elsewhere."""
+"""Show the progress of a study: bars in a terminal, otherwise one line per finished run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -15,11 +15,11 @@ from kernelbank.studies.runner import EpochDone, Event, Note, RunDone, Sink
 
 
 class _Tally:
-    """Counts epochs and runs, and extrapolates the time left from the epochs that were trained here."""
+    """Counts epochs and runs, and estimates the remaining time from the epochs of this process."""
 
-    def __init__(self, runs: int, epochs_each: int) -> None:
-        self.runs, self.total = runs, runs * epochs_each
-        self.epochs_each, self.epochs, self.runs_done = epochs_each, 0, 0
+    def __init__(self, runs: int, epochs: int) -> None:
+        self.runs, self.total = runs, epochs
+        self.epochs, self.runs_done = 0, 0
         self.start = monotonic()
 
     def count(self, event: Event) -> None:
@@ -28,11 +28,11 @@ class _Tally:
             self.total -= event.restored
         elif isinstance(event, RunDone):
             self.runs_done += 1
-            self.total -= self.epochs_each - len(event.record.epochs)  # a diverged run skips its rest
+            self.total -= event.run.recipe.epochs - len(event.record.epochs)  # a diverged run skips its rest
 
     @property
-    def left(self) -> str:
-        """In words; empty while nothing is known."""
+    def time_left(self) -> str:
+        """Return the remaining time in words; empty before the first epoch."""
         if not self.epochs and self.total:
             return ""
         seconds = (monotonic() - self.start) / max(self.epochs, 1) * (self.total - self.epochs)
@@ -40,9 +40,9 @@ class _Tally:
 
 
 @contextmanager
-def reporter(console: Console, runs: int, epochs_each: int) -> Iterator[Sink]:
-    """A sink for the runner's events that shows them on `console` while the context is open."""
-    tally = _Tally(runs, epochs_each)
+def reporter(console: Console, runs: Sequence[Run]) -> Iterator[Sink]:
+    """A sink for the runner's events that shows them on `console` while the context is open; `runs` are to be run."""
+    tally = _Tally(len(runs), sum(run.recipe.epochs for run in runs))
     if not console.is_terminal:
         yield _Lines(console, tally)
         return
@@ -66,7 +66,7 @@ class _Lines:
             self.console.print(event.text, markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, RunDone):
             place = f"[{self.tally.runs_done}/{self.tally.runs}]"
-            text = "; ".join(filter(None, [f"{place} {event.run}: {outcome(event.record)}", self.tally.left]))
+            text = "; ".join(filter(None, [f"{place} {event.run}: {outcome(event.record)}", self.tally.time_left]))
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -88,12 +88,12 @@ class _Bars:
         elif isinstance(event, RunDone) and event.run in self.tasks:
             self.bars.remove_task(self.tasks.pop(event.run))
         self.bars.update(
-            self.overall, completed=self.tally.runs_done, what=", ".join(filter(None, ["runs", self.tally.left]))
+            self.overall, completed=self.tally.runs_done, what=", ".join(filter(None, ["runs", self.tally.time_left]))
         )
 
 
 def outcome(record: RunRecord) -> str:
-    """The end of a run in words."""
+    """Return the result of a run in words."""
     if record.failure is not None:
         return f"diverged: {record.failure}"
     test = "" if record.test_top1 is None else f", test {record.test_top1:.1f}"

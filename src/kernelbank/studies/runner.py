@@ -1,4 +1,4 @@
-"""Runs to run records, in one process or several: what is finished is not repeated, what was interrupted goes on."""
+"""Execute runs in one process or several. Runs with a record are skipped, and interrupted runs are resumed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import logging
 import math
 import os
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import current_thread, main_thread
 
 from kernelbank.errors import InputError, WorkerError
 from kernelbank.files import set_aside
@@ -31,7 +31,7 @@ POLL = 0.5
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch of `run` is over, or was read from its checkpoint (`restored`)."""
+    """An epoch of `run` was trained, or read from its checkpoint (`restored`)."""
 
     run: Run
     result: EpochResult
@@ -40,7 +40,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class RunDone:
-    """`run` is recorded."""
+    """The record of `run` was written."""
 
     run: Run
     record: RunRecord
@@ -48,14 +48,14 @@ class RunDone:
 
 @dataclass(frozen=True)
 class Note:
-    """A line for the user, such as a broken file that was set aside."""
+    """A message for the user, for example about a damaged file."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Crash:
-    """A worker hit an error that is a bug: the error in one line, and its traceback."""
+    """A run raised an unexpected error: the error in one line, and its traceback."""
 
     run: Run
     error: str
@@ -64,7 +64,7 @@ class Crash:
 
 @dataclass(frozen=True)
 class InputFailure:
-    """A worker hit an error that the user can fix: it is raised in the parent as it is."""
+    """A run raised an error that the user can fix. The parent process raises it again."""
 
     error: InputError | OSError
 
@@ -74,8 +74,8 @@ Sink = Callable[[Event], None]
 
 
 def finished(runs: Sequence[Run], folder: Path, notify: Callable[[str], None]) -> dict[Run, RunRecord]:
-    """The run records in the folder. A file that is not a run record, or not the whole record of its run, is named and
-    set aside, and its run counts as unfinished."""
+    """Return the run records in the folder. A file that is not a complete run record of its run is renamed, with a
+    message, and the run counts as unfinished."""
     records: dict[Run, RunRecord] = {}
     for run in runs:
         path = run.record_path(folder)
@@ -92,7 +92,7 @@ def finished(runs: Sequence[Run], folder: Path, notify: Callable[[str], None]) -
 
 
 def _check(record: RunRecord, run: Run, path: Path) -> None:
-    """Raises RecordError unless `record` is that of `run`, and whole or with a failure."""
+    """Raise RecordError unless `record` is the record of `run`, and is complete or has a failure."""
     if differing := [name for name, value in run.identity.items() if getattr(record, name) != value]:
         raise RecordError(f"{path} is not the record of {run} (its {', '.join(differing)} differs)")
     if record.failure is not None:
@@ -109,25 +109,25 @@ def _check(record: RunRecord, run: Run, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """How many processes run at a time, and the GPU of each where there are GPUs (what CUDA_VISIBLE_DEVICES takes)."""
+class WorkerPool:
+    """The number of processes that run at a time, and the GPUs that they use, as values of CUDA_VISIBLE_DEVICES."""
 
     jobs: int = 1
     gpus: tuple[str, ...] = ()
 
 
 def run_all(
-    runs: Sequence[Run], conditions: Conditions, folder: Path, crew: Crew, sink: Sink,
+    runs: Sequence[Run], conditions: Conditions, folder: Path, pool: WorkerPool, sink: Sink,
     stop: Callable[[], bool] | None = None,
 ) -> None:  # fmt: skip
-    """Execute `runs` and send what happens to `sink`: in this process for one job, else in spawned ones.
+    """Execute `runs` and send events to `sink`, in this process for one job, otherwise in spawned processes.
 
     Raises:
-        WorkerError: If a worker crashed or was killed; what was recorded stays.
-        Stopped: Once `stop()` is true and every running run has its checkpoint.
+        WorkerError: If a worker crashed or was killed. Existing records are kept.
+        Stopped: Once `stop()` is true and every active run has written its checkpoint.
     """
-    if min(crew.jobs, len(runs)) > 1:
-        _run_spawned(deque(runs), conditions, folder, crew, sink, stop or (lambda: False))
+    if min(pool.jobs, len(runs)) > 1:
+        _run_spawned(deque(runs), conditions, folder, pool, sink, stop or (lambda: False))
         return
     with _warnings_to(sink):
         for run in runs:
@@ -135,7 +135,7 @@ def run_all(
 
 
 def make_folders(folder: Path) -> None:
-    """The folders of run records and checkpoints below `folder`."""
+    """Create the folders of run records and checkpoints below `folder`."""
     for name in ("records", "checkpoints"):
         (folder / name).mkdir(exist_ok=True)
 
@@ -151,18 +151,19 @@ def _run_one(
 
 
 def _run_spawned(
-    pending: deque[Run], conditions: Conditions, folder: Path, crew: Crew, sink: Sink, stop: Callable[[], bool]
+    pending: deque[Run], conditions: Conditions, folder: Path, pool: WorkerPool, sink: Sink, stop: Callable[[], bool]
 ) -> None:
-    """A worker has one pipe and takes one run at a time. Either end learns from the pipe that the other died."""
+    """Execute runs in spawned processes. Each has a pipe and gets one run at a time; either end detects from the pipe
+    that the other one ended."""
     context = get_context("spawn")
     workers: dict[Connection, BaseProcess] = {}
     try:
-        for index in range(min(crew.jobs, len(pending))):
+        for index in range(min(pool.jobs, len(pending))):
             ours, theirs = context.Pipe()
-            gpu = crew.gpus[index % len(crew.gpus)] if crew.gpus else None
+            gpu = pool.gpus[index % len(pool.gpus)] if pool.gpus else None
             # not daemons: they have processes of their own, which read images
             process: BaseProcess = context.Process(target=_serve, args=(theirs, conditions, folder, gpu))
-            with _interrupts_ignored():  # a worker inherits it: Ctrl-C while it imports is not its own
+            with _interrupts_blocked():  # Ctrl-C would end a worker that imports with a traceback
                 process.start()
             theirs.close()
             workers[ours] = process
@@ -179,7 +180,7 @@ def _run_spawned(
                     workers.pop(pipe).join()
             if stop():
                 _stop(workers)
-                raise Stopped("stopped: every running run has its checkpoint")
+                raise Stopped("stopped: every active run wrote its checkpoint")
     finally:
         for pipe, process in workers.items():
             process.kill()
@@ -188,7 +189,7 @@ def _run_spawned(
 
 
 def _stop(workers: dict[Connection, BaseProcess]) -> None:
-    """Ask every worker to stop after its update, with a checkpoint, and wait for it."""
+    """Ask every worker to stop after its current update, with a checkpoint, and wait until they end."""
     for process in workers.values():
         process.terminate()
     for pipe, process in list(workers.items()):
@@ -204,15 +205,18 @@ def _stop(workers: dict[Connection, BaseProcess]) -> None:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if current_thread() is not main_thread():  # the only one that may set, and gets, signals
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in this thread, and in the processes that it starts. Ctrl-C in between is delivered afterwards, or
+    to another thread of this process; if the signal were ignored, it would be lost."""
+    if sys.platform == "win32":
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # which would unblock the signal when the first process starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send(pipe: Connection, process: BaseProcess, run: Run) -> None:
@@ -236,13 +240,15 @@ def _receive(pipe: Connection, process: BaseProcess) -> Event:
 
 def _ended(process: BaseProcess) -> WorkerError:
     process.join(5)
-    return WorkerError(f"a worker process ended by itself (exit code {process.exitcode})")
+    return WorkerError(f"a worker process ended unexpectedly (exit code {process.exitcode})")
 
 
 def _serve(pipe: Connection, conditions: Conditions, folder: Path, gpu: str | None) -> None:
-    """A worker: runs until its parent closes the pipe, whether by intent or by dying, or asks it to stop."""
+    """The main function of a worker: execute runs until the parent closes the pipe, ends, or sends SIGTERM."""
     request = StopRequest()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, lambda number, _: setattr(request, "signal", number))
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -277,7 +283,7 @@ class _Notes(logging.Handler):
 
 @contextmanager
 def _warnings_to(sink: Sink) -> Iterator[None]:
-    """Warnings that the package logs become notes."""
+    """Send warnings that the package logs to `sink` as notes."""
     logger, handler = logging.getLogger("kernelbank"), _Notes(sink)
     logger.addHandler(handler)
     try:

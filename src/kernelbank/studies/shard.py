@@ -1,4 +1,4 @@
-"""A share of a study's runs, so that a scheduler starts the study several times. Imports no torch."""
+"""A part of a study's runs, for schedulers that start the study several times. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """Share `index` of `count`, counted from 1: every `count`-th run from the `index`-th on."""
+    """Part `index` of `count`, counted from 1: every `count`-th run, starting with run `index`."""
 
     index: int = 1
     count: int = 1
@@ -29,7 +29,7 @@ class Shard:
 
     @property
     def name(self) -> str | None:
-        """A name for the part of a folder that this shard writes; None for the whole study."""
+        """The name of the files that this shard locks, or None for the whole study."""
         return None if self.count == 1 else f"{self.index}-of-{self.count}"
 
     def of(self, runs: Sequence[T]) -> tuple[T, ...]:

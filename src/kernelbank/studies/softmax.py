@@ -38,6 +38,13 @@ FACTORIAL_ROWS = (
     ("layernorm-relu", "layernorm,relu,count", "all three roles: LayerNorm over kernels, then ReLU"),
     ("layernorm-exp", "layernorm,exp,count", "all three roles: LayerNorm over kernels, then exp"),
 )
+# The pipelines of the roles again, their outputs at the start as large as softmax's: a difference between softmax and
+# a row that is gone with it was one of scale.
+SCALED_ROWS = tuple(
+    (f"{label}-scaled", f"{steps},scale({{scale}})", f"{label}, with the scale of softmax's outputs at the start")
+    for label, steps, _ in ROLE_ROWS
+    if label != "softmax"
+)
 ABSOLUTE_ROWS = (
     ("softmax-absolute", "softmax", "softmax with the positions of the host's trunk alone"),
     ("relu-absolute", "relu,count", "ReLU with the positions of the host's trunk alone"),
@@ -50,7 +57,8 @@ def softmax() -> Study:
 
     The first twelve are a full factorial over the three roles that section 5.2 names (the role columns of the table
     are derived from the pipelines), with a second pipeline where softmax's own part and the usual substitute differ.
-    The others drop the division by the number of kernels, or tell kinds of normalisation and non-linearity apart.
+    The others drop the division by the number of kernels, tell kinds of normalisation and non-linearity apart, or have
+    the scale of softmax at the start.
     """
     return Study(
         name="softmax",
@@ -60,5 +68,8 @@ def softmax() -> Study:
             "With relative positions, can ReLU or LayerNorm replace it, and do they converge faster?",
         ),
         baseline="softmax",
-        rows=activation_rows(ROLE_ROWS + RAW_ROWS + FACTORIAL_ROWS) + activation_rows(ABSOLUTE_ROWS, position="none"),
+        rows=(
+            *activation_rows(ROLE_ROWS + RAW_ROWS + FACTORIAL_ROWS + SCALED_ROWS),
+            *activation_rows(ABSOLUTE_ROWS, position="none"),
+        ),
     )

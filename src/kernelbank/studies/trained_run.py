@@ -1,4 +1,4 @@
-"""A folder of run records as plain values: the one place where claims and reports touch `RunRecord`. No torch."""
+"""Run records in a folder, as plain values for claims and reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from kernelbank.errors import InputError
 from kernelbank.files import read_json
 from kernelbank.model import TimmTrunk
-from kernelbank.records import CodeIdentity, DataIdentity, MachineIdentity, RunRecord
+from kernelbank.records import CodeIdentity, DataIdentity, MachineIdentity, RunRecord, check_numbers
 from kernelbank.spec import MixerSpec
 from kernelbank.spec.pipeline import ROLES, Role
 from kernelbank.train.runs import RunFolder, read_run
@@ -25,9 +25,12 @@ MARKS = frozenset({"record_version", "study", "seed"})
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """One run in numbers. Accuracies are top-1 in per cent; `curve` is the validation accuracy by epoch, `seconds` the
-    time by epoch, `epochs` the epochs that the recipe asks for, `windowed` whether the trunk is hierarchical.
-    `file` is the path of the run record relative to the folder that was read, and `document` its content."""
+    """One run in numbers.
+
+    Accuracies are top-1 in per cent. `curve` is the validation accuracy and `seconds` the time per epoch, `epochs` the
+    number of epochs in the recipe, and `windowed` whether the trunk is hierarchical. `file` is the path of the run
+    record relative to the folder, and `document` its content.
+    """
 
     study: str
     row: str
@@ -87,14 +90,15 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A file that is not used, and why."""
+    """A file that is not used, and the reason."""
 
     file: str
     reason: str
 
 
 def trained_run(record: RunRecord, file: str = "") -> TrainedRun:
-    """The numbers of a run record."""
+    """The numbers of a run record. Raises ValueError where they cannot be those of a run."""
+    check_numbers(record)
     stock = isinstance(record.model.trunk, TimmTrunk)
     return TrainedRun(
         study=record.study,
@@ -171,15 +175,15 @@ def _read(path: Path, file: str) -> TrainedRun | None:
 
 
 def _identity(run: TrainedRun) -> str:
-    """What tells a run from every other run; code and machine are not part of it. Runs of ``kernelbank train`` differ
-    in their models as well."""
+    """Return a text that identifies the run. Code and machine are not part of it. For runs of ``kernelbank train`` it
+    includes the model."""
     model = run.document.get("model", {})
     named = [run.study, run.row, run.model, run.mixer, run.mlp, model, run.seed, run.data.sha256, dict(run.recipe)]
     return json.dumps(named, sort_keys=True)
 
 
 def by_setting(runs: Sequence[TrainedRun]) -> Iterator[tuple[TrainedRun, ...]]:
-    """The runs of each setting (data and recipe), the setting with most runs first."""
+    """Yield the runs of each setting (data and recipe), starting with the setting with most runs."""
     settings: dict[str, list[TrainedRun]] = {}
     for run in runs:
         settings.setdefault(run.setting, []).append(run)
@@ -188,7 +192,7 @@ def by_setting(runs: Sequence[TrainedRun]) -> Iterator[tuple[TrainedRun, ...]]:
 
 
 def at_shared_rate(runs: Sequence[TrainedRun]) -> tuple[TrainedRun, ...]:
-    """The runs at the learning rate that most runs of their study and model have (of ties, the lowest)."""
+    """Return the runs at the learning rate that most runs of their study and model use, or the lowest of several."""
     groups: dict[tuple[str, str], list[TrainedRun]] = {}
     for run in runs:
         groups.setdefault((run.study, run.model), []).append(run)
@@ -201,12 +205,11 @@ def at_shared_rate(runs: Sequence[TrainedRun]) -> tuple[TrainedRun, ...]:
 
 
 def at_best_rate(runs: Sequence[TrainedRun]) -> tuple[TrainedRun, ...]:
-    """The runs of each row at the learning rate at which it has the highest validation accuracy in the end.
+    """Return the runs of each row at the learning rate with the highest final validation accuracy.
 
-    Rates are compared on the tuning seeds of the model: those at which every row that has several rates has a run at
-    each of them. These seeds are left out of the result, so that the choice does not see the runs that are then
-    compared. A row with one rate keeps its runs at the other seeds. A model whose rates were searched without such
-    seeds has no runs here.
+    Rates are compared on the tuning seeds of the model, for which every row with several rates has a run at each rate.
+    These seeds are excluded from the result, so that the selection does not use the runs that are compared. A row with
+    one rate keeps its runs at the other seeds. If a model has several rates but no tuning seeds, it has no runs here.
     """
     models: dict[tuple[str, str], dict[str, dict[float, list[TrainedRun]]]] = {}
     for run in runs:
@@ -224,13 +227,14 @@ def at_best_rate(runs: Sequence[TrainedRun]) -> tuple[TrainedRun, ...]:
 
 
 def tuning_seeds(rows: Mapping[str, Mapping[float, Sequence[TrainedRun]]]) -> frozenset[int]:
-    """The seeds at which every row that has several rates has a run at each; `rows` are runs by row and rate."""
+    """Return the seeds for which every row with several rates has a run at each rate. `rows` are runs by row and
+    rate."""
     groups = [frozenset(run.seed for run in group) for rates in rows.values() if len(rates) > 1
               for group in rates.values()]  # fmt: skip
     return frozenset.intersection(*groups) if groups else frozenset()
 
 
 def _tuned(runs: Sequence[TrainedRun], seeds: frozenset[int]) -> float:
-    """The mean final validation accuracy at the tuning seeds; a run that diverged counts as 0."""
+    """Return the mean final validation accuracy at the tuning seeds. A run that diverged counts as 0."""
     values = [0.0 if run.diverged or not run.curve else run.curve[-1] for run in runs if run.seed in seeds]
     return sum(values) / len(values) if values else 0.0

@@ -37,12 +37,12 @@ IMAGE_ERROR = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of a claim in one model.
+    """The result for one part of a claim in one model.
 
-    `effect` is in the measure's unit (relative measures: per cent), `low` and `high` the ends of its 95 % interval,
-    None where there is none. `p_holds` and `p_fails` are one-sided and adjusted by Holm. `reason` says why there is no
-    decision, `remarks` what a reader must know beside it; `diverged` counts runs by row; `runs` are the files of the
-    run records that were used.
+    `effect` is in the unit of the measure (per cent for relative measures), and `low` and `high` are the ends of its 95
+    % interval, or None without one. `p_holds` and `p_fails` are one-sided and adjusted by Holm's method. `reason`
+    states why there is no decision, `remarks` are caveats, `diverged` counts diverged runs by row, and `runs` are the
+    files of the run records that were used.
     """
 
     model: str
@@ -64,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """The decision on a claim in one setting, over all its models, and what it follows from."""
+    """The decision on a claim in one setting over all its models, with the findings that it is based on."""
 
     claim: Claim
     decision: Decision
@@ -98,7 +98,7 @@ HYPOTHESES: Mapping[TestKind, _Hypotheses] = MappingProxyType({
 
 
 def decide(runs: Sequence[TrainedRun], claims: Iterable[Claim] = CLAIMS) -> tuple[ClaimVerdict, ...]:
-    """The verdict on every claim from runs of one setting at one learning rate per row."""
+    """Return the verdict on every claim from runs of one setting, with one learning rate per row."""
     claims = tuple(claims)
     raw = [_findings(claim, runs) for claim in claims]
     decided = iter(_corrected([finding for findings in raw for finding in findings]))
@@ -109,7 +109,7 @@ def decide(runs: Sequence[TrainedRun], claims: Iterable[Claim] = CLAIMS) -> tupl
 
 
 def _findings(claim: Claim, runs: Sequence[TrainedRun]) -> list[Finding]:
-    """A finding for each model and part, its p-values not yet corrected."""
+    """Return a finding for each model and part, before the correction of p-values."""
     ours = [run for run in runs if run.study == claim.study and (run.finished or run.diverged)]
     findings = list[Finding]()
     for model in dict.fromkeys(run.model for run in ours):
@@ -148,7 +148,7 @@ def _measured(model: str, part: ClaimPart, runs: Sequence[TrainedRun], target: f
 
 
 def _unusable(rows: Mapping[str, Sequence[TrainedRun]]) -> str:
-    """Why rows cannot be compared; empty if they can."""
+    """Return why rows cannot be compared; empty if they can."""
     if missing := [row for row, members in rows.items() if not members]:
         return f"missing rows: {', '.join(missing)}"
     for row, members in rows.items():
@@ -167,7 +167,7 @@ def _common(rows: Mapping[str, Sequence[TrainedRun]]) -> tuple[int, ...]:
 def _remarks(
     rows: Mapping[str, Sequence[TrainedRun]], seeds: Sequence[int], used: Sequence[TrainedRun]
 ) -> Iterator[str]:
-    """What a reader must know of the runs of a finding."""
+    """Yield the caveats of a finding."""
     for row, members in rows.items():
         if unpaired := sorted(run.seed for run in members if run.seed not in seeds):
             yield f"seeds of {row} that another row lacks were left out: {', '.join(map(str, unpaired))}"
@@ -178,7 +178,7 @@ def _remarks(
 def _difference(
     measure: Measure, contrast: Contrast, rows: Mapping[str, Mapping[int, TrainedRun]], seed: int, target: float
 ) -> float | None:
-    """The contrast at one seed; None if a run lacks the number."""
+    """Return the contrast at one seed, or None if a run lacks the value."""
     total = 0.0
     for row, weight in contrast.weights.items():
         value = MEASURES[measure.name](rows[row][seed], target)
@@ -189,7 +189,7 @@ def _difference(
 
 
 def _tested(finding: Finding, differences: list[float], used: list[TrainedRun]) -> Finding:
-    """The finding with its effect, interval and p-values, undecided for now where they decide."""
+    """Return the finding with its effect, interval and p-values. Its decision is open until they are corrected."""
     measure, test = finding.part.measure, finding.part.test
     sign = 1.0 if measure.higher_is_better else -1.0
     if measure.exact:
@@ -212,25 +212,25 @@ def _tested(finding: Finding, differences: list[float], used: list[TrainedRun]) 
 
 
 def _shown(measure: Measure, value: float) -> float:
-    """A difference in the unit of the measure: relative ones, which are 100 log ratios, in per cent."""
+    """Convert a difference to the unit of the measure. Relative ones are 100 log ratios and become per cent."""
     return 100 * math.expm1(value / 100) if measure.relative else value
 
 
 def _images(measure: Measure, used: Sequence[TrainedRun]) -> int:
-    """The images of the split that the measure is an accuracy of; 0 for other measures."""
+    """Return the number of images of the split on which the measure is an accuracy, or 0 for other measures."""
     return 0 if measure.images is None else int(getattr(used[0].data, measure.images))
 
 
 def image_error(runs: Sequence[TrainedRun], images: int) -> float:
-    """An upper bound, in points, of the standard error of a difference of two accuracies that comes from the choice of
-    `images` images: that of two independent samples, at the mean accuracy of the runs."""
+    """Return an upper bound, in points, of the standard error of a difference between two accuracies due to the choice
+    of `images` images: that of two independent samples at the mean accuracy of the runs."""
     finals = [run.curve[-1] / 100 for run in runs if run.curve and not run.diverged]
     accuracy = mean(finals) if finals else 0.5
     return 100 * math.sqrt(2 * accuracy * (1 - accuracy) / images)
 
 
 def _corrected(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings with p-values adjusted over all of them, and decided."""
+    """Return the findings with p-values adjusted over all of them, and with their decisions."""
     tested = [index for index, finding in enumerate(findings) if finding.p_holds is not None]
     result = list(findings)
     holds = holm([findings[index].p_holds or 0.0 for index in tested])
@@ -262,12 +262,12 @@ def _verdict(claim: Claim, findings: tuple[Finding, ...], runs: Sequence[Trained
 
 
 def every(decisions: Sequence[Decision]) -> Decision:
-    """The decision on a claim that needs all of its parts: one that fails decides, one that is missing leaves open."""
+    """Combine the decisions of the parts of a claim that needs all of them."""
     order: tuple[Decision, ...] = ("does not hold", "not evaluated", "undecided")
     return next((decision for decision in order if decision in decisions), "holds")
 
 
 def some(decisions: Sequence[Decision]) -> Decision:
-    """The decision on a claim that needs any of its parts: one that holds decides."""
+    """Combine the decisions of the parts of a claim that needs any of them."""
     order: tuple[Decision, ...] = ("holds", "not evaluated", "undecided")
     return next((decision for decision in order if decision in decisions), "does not hold")

@@ -19,7 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
-from kernelbank.files import replace_file, set_aside
+from kernelbank.files import regular_file, replace_file, set_aside
 from kernelbank.records import EpochResult
 from kernelbank.schema import decode, encode
 from kernelbank.text import one_line
@@ -173,10 +173,8 @@ def read(path: Path) -> Checkpoint:
         ValueError: If the file is damaged, or is not a checkpoint of this version.
         OSError: If it cannot be read.
     """
-    if path.exists() and not path.is_file():
-        raise OSError("not a regular file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             document = json.loads((file.metadata() or {}).get("kernelbank", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, RecursionError, MemoryError) as error:

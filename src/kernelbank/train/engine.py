@@ -135,6 +135,11 @@ class Engine:
         """Wait for every process."""
         cast(Any, self.accelerator).wait_for_everyone()
 
+    def close(self) -> None:
+        """Finish the trackers and leave the process group. Every process calls it when nothing is left to compute: a
+        process that ends with the threads of gloo running may abort."""
+        cast(Any, self.accelerator).end_training()
+
 
 def full(tensor: Tensor) -> Tensor:
     """Return a full copy of `tensor` on the CPU. Every process must call it."""

@@ -40,6 +40,7 @@ def run(options: EvaluateOptions) -> int:
             raise InputError(f"split: {data.name} has no {options.split} split")
         model.to(engine.device)
         metrics = evaluate(model, split, engine=engine, batch_size=options.batch_size)
+    engine.close()
     if engine.main:
         _show(options, label, data.name, metrics)
     return 0

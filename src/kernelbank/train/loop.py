@@ -1,4 +1,5 @@
-"""The training loop: a function of (model, data, recipe, seed), bit-exact across an interruption."""
+"""The training loop: a function of (model, data, recipe, seed). A resumed run has the same bits as one without
+interruption."""
 
 from __future__ import annotations
 
@@ -28,12 +29,13 @@ from kernelbank.train.optimiser import build_optimiser, build_scheduler
 from kernelbank.train.recipe import Recipe
 
 SYNC_EVERY = 20
-"""Updates between two reads of the losses where reading them waits for a GPU or for other processes."""
+"""The number of updates between reads of the losses, on GPUs and with several processes, where a read waits for
+them."""
 
 
 class DivergedError(RuntimeError):
-    """A loss that is not finite: the message names the epoch, the step and the learning rate; `last_good` is the
-    checkpoint of the last epoch before, if there is one."""
+    """A loss is not finite. The message has the epoch, the step and the learning rate; `last_good` is the last
+    checkpoint before it, or None."""
 
     def __init__(self, message: str, last_good: Path | None) -> None:
         super().__init__(message)
@@ -41,13 +43,13 @@ class DivergedError(RuntimeError):
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop, and stopped after writing its checkpoint; the message says where."""
+    """The run was asked to stop, and wrote its checkpoint. The message has its path."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean cross-entropy without label smoothing, top-1 and top-5 in per cent, over `count` images; `unreadable`
-    ones are not among them."""
+    """Mean cross-entropy without label smoothing, and top-1 and top-5 in per cent, over `count` images. The
+    `unreadable` images are not counted."""
 
     loss: float
     top1: float
@@ -58,14 +60,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class History:
-    """The epochs of a run, those before an interruption included."""
+    """The epochs of a run, including those before an interruption."""
 
     epochs: tuple[EpochResult, ...]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a running epoch is: `step` of `steps`, the mean loss so far, the learning rate, and the speed."""
+    """The state of an epoch: `step` of `steps`, the mean loss so far, the learning rate, and the speed."""
 
     epoch: int
     step: int
@@ -89,13 +91,19 @@ def train(
 ) -> History:
     """Train `model` in place and return its curves.
 
-    Images, augmentation, mixing and drop path of an update follow from (seed, epoch, step, process) alone, so a run
-    that goes on from `checkpoint` ends bit-identical to one that was never interrupted. `on_epoch` gets every
-    epoch, those read from the checkpoint first, and whether it was read; `on_step` gets a report whenever the losses
-    are read. Once `stop()` is true, the run writes its checkpoint and raises `Stopped`.
+    Images, augmentation, mixing and drop path of an update depend only on (seed, epoch, step, process), so that a run
+    resumed from `checkpoint` has the same bits as one without interruption.
 
-    Raises DivergedError when a loss is not finite, InputError for a batch that the data or the processes cannot fill
-    and for the checkpoint of another run.
+    Args:
+        on_epoch: Called with every epoch, starting with those in the checkpoint, and whether it was read from there.
+        on_step: Called with a report whenever the losses are read.
+        stop: If it returns True, the run writes its checkpoint and raises `Stopped`.
+
+    Raises:
+        DivergedError: If a loss is not finite.
+        InputError: If the batch is larger than the data or does not divide over the processes, or if the checkpoint
+            belongs to another run.
+        Stopped: See `stop`.
     """
     engine = engine or Engine()
     with own_randomness(), deterministic(engine.hardware.deterministic), unprobed():
@@ -113,7 +121,7 @@ def train(
 
 
 class _Run:
-    """A run in progress: the parts of `train`."""
+    """The state and the steps of `train`."""
 
     def __init__(
         self, model: nn.Module, data: Dataset, recipe: Recipe, seed: int, engine: Engine, checkpoint: Path | None
@@ -147,7 +155,7 @@ class _Run:
     def train_epoch(
         self, epoch: int, on_step: Callable[[StepReport], None] | None, stop: Callable[[], bool] | None
     ) -> None:
-        """The updates of `epoch` from where the progress stands."""
+        """Train the remaining updates of `epoch`."""
         begun, seconds, images = perf_counter(), self.progress.seconds, self.progress.images
         pending: list[tuple[Tensor, float]] = []  # the loss and the rate of the updates since the last read
         anneal(self.state.model, self.recipe, epoch)
@@ -171,11 +179,11 @@ class _Run:
 
     @property
     def rate(self) -> float:
-        """The learning rate now, of the parameters nearest to the head."""
+        """The current learning rate of the parameters nearest to the head."""
         return max(float(group["lr"]) for group in self.optimiser.param_groups)
 
     def _batches(self, epoch: int) -> tuple[Iterator[tuple[int, Update]], Iterator[tuple[Tensor, Tensor]]]:
-        """The rest of the epoch: its updates with their steps, and the micro-batches of all of them."""
+        """Return the remaining updates of the epoch with their steps, and the micro-batches of all of them."""
         recipe, first = self.recipe, self.progress.step
         rows = epoch_rows(len(self.data.train), recipe.repeats, self.seed, epoch)
         seeds = np.random.default_rng(derive(self.seed, epoch, "augmentation")).integers(2**62, size=len(rows))
@@ -184,7 +192,7 @@ class _Run:
         return enumerate(plan, first), self.data.train.batches(shares, recipe.augmentation)
 
     def _update(self, epoch: int, step: int, update: Update, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        """One update of the weights; this process's part of the loss summed over the update's images."""
+        """Perform one update, and return this process's part of the loss, summed over the images of the update."""
         engine, recipe, part = self.engine, self.recipe, self.engine.part
         reseed(derive(self.seed, epoch, f"noise/{step}/{part.rank}"))
         self.scheduler.step(recipe.schedule_at(epoch, step, self.steps))
@@ -216,8 +224,8 @@ class _Run:
         return summed
 
     def _read_losses(self, epoch: int, pending: list[tuple[Tensor, float]], stop: bool) -> bool:
-        """Add the losses of the last updates, of all processes, to the progress; whether any process is to stop.
-        Raises DivergedError."""
+        """Add the losses of the last updates, over all processes, to the progress, and return whether any process is to
+        stop. Raises DivergedError."""
         losses, rates = zip(*pending, strict=True)
         *sums, stops = self.engine.sum(torch.stack([*losses, torch.tensor(float(stop), device=losses[0].device)]))
         for step, (value, rate) in enumerate(zip(sums, rates, strict=True), self.progress.step - len(sums) + 1):
@@ -271,14 +279,14 @@ class _Run:
             checkpoints.save(self.path, self.owner, self.state, self.engine)
 
     def close(self) -> None:
-        """Remove from the model what training alone needs."""
+        """Remove from the model what is only needed in training."""
         anneal(self.state.model, self.recipe, self.recipe.epochs, done=True)
         self.engine.release(self.model)
 
 
 def _readable(images: Tensor, labels: Tensor, even: bool) -> tuple[tuple[Tensor, Tensor], bool]:
-    """The images of a micro-batch that could be read, an `even` number of them if asked, and whether there are none:
-    the batch is then as it was, so that every process computes along."""
+    """Return the readable images of a micro-batch, an `even` number of them if requested, and whether there are none.
+    In that case the batch is returned unchanged, since every process must take part in the update."""
     readable = labels != UNREADABLE
     if bool(readable.all()):
         return (images, labels), False
@@ -289,8 +297,11 @@ def _readable(images: Tensor, labels: Tensor, even: bool) -> tuple[tuple[Tensor,
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, *, engine: Engine | None = None, batch_size: int = 512) -> Metrics:
-    """Loss, top-1 and top-5 of `model` over every image of `split` exactly once, however many processes share them,
-    in evaluation mode; the mode it had is restored. The model is on the engine's device."""
+    """Return loss, top-1 and top-5 of `model` over every image of `split`, each counted once over all processes.
+
+    The model runs in evaluation mode, and its previous mode is restored. It must be on the device of the engine. Raises
+    InputError if no image can be read.
+    """
     engine = engine or Engine()
     was_training, dtype = model.training, next(model.parameters(), torch.zeros(())).dtype
     model.eval()
@@ -310,7 +321,7 @@ def evaluate(model: nn.Module, split: Split, *, engine: Engine | None = None, ba
 
 
 def _counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """(summed loss, right, right among five, readable, unreadable)."""
+    """Return (summed loss, correct, correct among five, readable, unreadable)."""
     readable = labels != UNREADABLE
     logits, right = logits[readable], labels[readable]
     best = logits.topk(min(5, logits.shape[1]), 1).indices == right[:, None]
@@ -319,7 +330,7 @@ def _counts(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def anneal(model: nn.Module, recipe: Recipe, epoch: int, done: bool = False) -> None:
-    """Set the temperature of every mixer that predicts coefficients by softmax for `epoch`."""
+    """Set the temperature for `epoch` of every mixer that predicts coefficients by softmax."""
     for module in model.modules():
         if isinstance(module, Mixer) and isinstance(module.spec.mix, Predict) and module.spec.mix.gate == "softmax":
             module.temperature = None if done else recipe.temperature_at(epoch, module.spec.mix.tau)
@@ -334,7 +345,8 @@ def _mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
 
 
 def _micro_batch(recipe: Recipe, engine: Engine) -> int:
-    """The images of one forward pass on one process. Raises InputError for what does not fit the recipe's batch."""
+    """Return the number of images per forward pass and process. Raises InputError if it does not divide the batch of
+    the recipe."""
     share, rest = divmod(recipe.batch_size, engine.part.world)
     if rest:
         raise InputError(f"recipe: invalid batch_size={recipe.batch_size} on {engine.part.world} processes; "

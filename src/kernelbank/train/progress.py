@@ -58,7 +58,7 @@ class Watch:
         )  # fmt: skip
 
     def say(self, *parts: str) -> None:
-        """A line."""
+        """Print a line."""
         self.console.print("; ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
 
 

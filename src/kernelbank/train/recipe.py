@@ -48,9 +48,9 @@ class Recipe(Augmentation):
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """The optimiser, from timm. sgd has Nesterov momentum, which is the first of betas."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW."""
+    """The betas of AdamW."""
     eps: float = 1e-8
-    """Of AdamW."""
+    """The epsilon of AdamW."""
     layer_decay: float | None = None
     """The factor of the rate for each layer between a parameter and the head."""
     clip_grad: float | None = None
@@ -97,12 +97,12 @@ class Recipe(Augmentation):
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed."""
+        """Whether Mixup or CutMix is used."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property
     def augmentation(self) -> Augmentation:
-        """The part of the recipe that the data need."""
+        """The fields of the recipe that the data use."""
         return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
 
     @property

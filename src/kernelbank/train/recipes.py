@@ -1,4 +1,4 @@
-"""The recipes by name, each with its source, and the paper's own beside what the paper states. Imports no torch."""
+"""The recipes by name with their sources, and the settings that the paper states. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SCALE, RATIO, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # of random resized crops
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """A recipe with where it comes from, what it was run on, for how long, and the number that belongs to it."""
+class PublishedRecipe:
+    """A recipe with its source, the hardware and the time of its training, and the published result."""
 
     recipe: Recipe
     source: str
@@ -26,15 +26,15 @@ class Published:
     note: str = ""
 
 
-def deit() -> Published:
-    """DeiT as its authors trained it."""
+def deit() -> PublishedRecipe:
+    """DeiT, as trained by its authors."""
     recipe = Recipe(
         epochs=300, batch_size=1024, lr=5e-4, lr_batch=512, weight_decay=0.05,
         schedule="late", warmup_epochs=5, warmup_lr=1e-6, warmup_prefix=False, min_lr=1e-5,
         drop_path=0.1, label_smoothing=0.1, mixup=0.8, cutmix=1.0, ema=0.99996, repeats=3,
         auto_augment=RANDAUGMENT, color_jitter=0.3, erase=0.25, scale=SCALE, ratio=RATIO, flip=FLIP,
     )  # fmt: skip
-    return Published(
+    return PublishedRecipe(
         recipe=recipe,
         source="facebookresearch/deit 7e160fe, main.py (arXiv 2012.12877)",
         hardware="4 GPUs with 256 images each for DeiT-Ti and DeiT-S; 2 nodes of 8 for DeiT-B (README_deit.md)",
@@ -45,14 +45,14 @@ def deit() -> Published:
     )
 
 
-def deit_mm() -> Published:
-    """DeiT-S and DeiT-Ti as MMClassification trained them: the code base that the paper used."""
+def deit_mm() -> PublishedRecipe:
+    """DeiT-S and DeiT-Ti, as trained by MMClassification, the code base of the paper."""
     base = deit().recipe
     recipe = replace(
         base, lr=1e-3, lr_batch=1024, schedule="mixed", warmup_epochs=20, warmup_prefix=True, clip_grad=5.0,
         drop_path=0.0, ema=None, repeats=1, color_jitter=None,
     )  # fmt: skip
-    return Published(
+    return PublishedRecipe(
         recipe=recipe,
         source="open-mmlab/mmpretrain ee7f2e8, configs/deit/deit-small_4xb256_in1k.py and its _base_ files",
         hardware="4 GPUs with 256 images each (the file's name)",
@@ -64,15 +64,15 @@ def deit_mm() -> Published:
     )
 
 
-def swin() -> Published:
-    """Swin as its authors trained it; drop path of Swin-T."""
+def swin() -> PublishedRecipe:
+    """Swin, as trained by its authors, with the drop path rate of Swin-T."""
     recipe = Recipe(
         epochs=300, batch_size=1024, lr=5e-4, lr_batch=512, lr_rule="linear_all", weight_decay=0.05,
         schedule="step", warmup_epochs=20, warmup_lr=5e-7, warmup_prefix=True, min_lr=5e-6, clip_grad=5.0,
         drop_path=0.2, label_smoothing=0.1, mixup=0.8, cutmix=1.0,
         auto_augment=RANDAUGMENT, color_jitter=0.4, erase=0.25, scale=SCALE, ratio=RATIO, flip=FLIP,
     )  # fmt: skip
-    return Published(
+    return PublishedRecipe(
         recipe=recipe,
         source="microsoft/Swin-Transformer f82860b, config.py and configs/swin (arXiv 2103.14030)",
         hardware="8 GPUs with 128 images each (Swin-B: 64, two accumulation steps; get_started.md)",
@@ -82,9 +82,10 @@ def swin() -> Published:
     )
 
 
-def paper() -> Published:
-    """What the paper states for its ViT experiments; the rest is DeiT's, whose strategy it says it follows."""
-    return Published(
+def paper() -> PublishedRecipe:
+    """The settings that the paper states for its ViT experiments; all others are DeiT's, since the paper follows its
+    training strategy."""
+    return PublishedRecipe(
         recipe=replace(deit().recipe, lr=1e-3, lr_batch=1024),
         source="arXiv 2309.10713, section 5.1; what it leaves open is from deit",
         hardware="not stated",
@@ -94,8 +95,8 @@ def paper() -> Published:
     )
 
 
-def paper_swin() -> Published:
-    """What the paper states for its Swin experiments: the original settings."""
+def paper_swin() -> PublishedRecipe:
+    """The settings that the paper states for its Swin experiments: those of the Swin authors."""
     return replace(
         paper(),
         recipe=swin().recipe,
@@ -104,7 +105,7 @@ def paper_swin() -> Published:
     )
 
 
-def finetune() -> Published:
+def finetune() -> PublishedRecipe:
     """Fine-tuning of pretrained weights, with a new head or another mixer."""
     recipe = Recipe(
         epochs=30, batch_size=512, lr=2.5e-4, lr_batch=512, weight_decay=0.05, schedule="step",
@@ -112,7 +113,7 @@ def finetune() -> Published:
         drop_path=0.1, label_smoothing=0.1, temperature_epochs=0,
         auto_augment=RANDAUGMENT, erase=0.25, scale=SCALE, ratio=RATIO, flip=FLIP,
     )  # fmt: skip
-    return Published(
+    return PublishedRecipe(
         recipe=recipe,
         source="ours: AdamW with layer-wise decay of the rate (BEiT, arXiv 2106.08254), Swin's warm-up and length",
         hardware="any",
@@ -121,14 +122,14 @@ def finetune() -> Published:
     )
 
 
-def cifar10() -> Published:
-    """32 x 32 images on one CPU or one small GPU."""
+def cifar10() -> PublishedRecipe:
+    """Images of 32 x 32 pixels on one CPU or one small GPU."""
     recipe = Recipe(
         epochs=30, batch_size=128, lr=1e-3, lr_batch=128, weight_decay=0.05, warmup_epochs=3, warmup_lr=1e-5,
         clip_grad=1.0, label_smoothing=0.1, drop_path=0.05, scale=(0.5, 1.0), ratio=RATIO, flip=FLIP,
         crop_pct=1.0, temperature_epochs=3,
     )  # fmt: skip
-    return Published(
+    return PublishedRecipe(
         recipe=recipe,
         source="ours: DeiT's optimiser, milder crops, no mixing, for 45,000 small images",
         hardware="two CPU cores or one GPU",
@@ -137,9 +138,9 @@ def cifar10() -> Published:
     )
 
 
-def digits() -> Published:
-    """scikit-learn's digits, the embedded data set: the recipe of the studies."""
-    return Published(
+def digits() -> PublishedRecipe:
+    """scikit-learn's digits, which are part of the package: the recipe of the studies."""
+    return PublishedRecipe(
         recipe=digits_recipe(),
         source="ours: DeiT's optimiser (AdamW, weight decay 0.05, cosine), a larger rate, small batches, 1,077 images",
         hardware="one thread of any CPU",
@@ -152,7 +153,7 @@ DIGITS_EPOCHS = 12
 
 
 def digits_recipe(epochs: int = DIGITS_EPOCHS) -> Recipe:
-    """The recipe `digits` for any number of epochs; the warm-up takes two of them where there are three."""
+    """Return the recipe `digits` for any number of epochs. The warm-up takes two epochs if there are at least three."""
     recipe = Recipe(
         epochs=DIGITS_EPOCHS, batch_size=48, lr=4e-3, lr_batch=48, lr_rule="fixed", weight_decay=0.05, drop_last=False,
         warmup_epochs=2, warmup_lr=4e-5, clip_grad=1.0, temperature_epochs=0,
@@ -161,22 +162,22 @@ def digits_recipe(epochs: int = DIGITS_EPOCHS) -> Recipe:
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
-    """`recipe` for another number of epochs. A warm-up that no longer fits takes its share of them, rounded up, and
-    leaves at least one epoch after it. Raises InputError for a number below 1."""
+    """Return `recipe` for another number of epochs. A warm-up that does not fit is scaled, rounded up, and leaves at
+    least one epoch after it. Raises InputError for a number below 1."""
     warmup = recipe.warmup_epochs
     if warmup >= epochs >= 1:
         warmup = min(math.ceil(warmup * epochs / recipe.epochs), epochs - 1)
     return replace(recipe, epochs=epochs, warmup_epochs=warmup)
 
 
-RECIPES: dict[str, Callable[[], Published]] = {
+RECIPES: dict[str, Callable[[], PublishedRecipe]] = {
     "deit": deit, "deit_mm": deit_mm, "swin": swin, "paper": paper, "paper_swin": paper_swin,
     "finetune": finetune, "cifar10": cifar10, "digits": digits,
 }  # fmt: skip
 
 
-def published(name: str) -> Published:
-    """The recipe `name`. Raises InputError for an unknown one."""
+def published(name: str) -> PublishedRecipe:
+    """Return the recipe `name`. Raises InputError if it is unknown."""
     if name not in RECIPES:
         raise InputError(
             f"recipe: unknown recipe {name!r}{suggest(name, RECIPES)}; expected one of {', '.join(RECIPES)}"
@@ -208,9 +209,9 @@ _OURS = "ours; no effect without a predict(softmax) mixer"
 
 
 def with_origins(name: str, recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """(field, value, origin) for every field of `recipe`, a resolved form of the recipe `name`.
+    """Yield (field, value, origin) for every field of `recipe`, which is the recipe `name` with overridden fields.
 
-    The origin of a field that was overridden says so; else it is the paper's statement, or where the value is from.
+    The origin is that the field was overridden, the statement of the paper, or the source of the value.
     """
     default = published(name)
     for field in fields(Recipe):
@@ -225,7 +226,7 @@ def with_origins(name: str, recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     yield "rate at this batch", f"{rates.top:g}", f"lr, from {rates.warmup:g}, down to {rates.end:g}"
 
 
-def _origin(name: str, field: str, default: Published) -> str:
+def _origin(name: str, field: str, default: PublishedRecipe) -> str:
     if field.startswith("temperature"):
         return "Dynamic Convolution's (arXiv 1912.03458); " + _OURS
     match name:
@@ -238,7 +239,7 @@ def _origin(name: str, field: str, default: Published) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of a recipe in few characters."""
+    """Return a value of a recipe as a short text."""
     if isinstance(value, tuple):
         return " ".join(shown(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

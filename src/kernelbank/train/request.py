@@ -36,7 +36,7 @@ class DataOptions:
     data: Annotated[str | None, tyro.conf.arg(metavar="|".join([*NAMED_DATA, "PATH", *SHOWN]))] = None
     """A data set by name, or a folder or tar archive of train/CLASS/IMAGE, val and test likewise."""
     img_size: int | None = None
-    """Height and width of the images that the model sees. Default: the model's."""
+    """The height and width of the images for the model. Default: the model's own."""
     cache: str = CACHE
     """The folder of unpacked archives and of data sets by name."""
     download: bool = False
@@ -44,14 +44,15 @@ class DataOptions:
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the cores, at most 8)")
     ] = None
-    """Processes that read images, per training process."""
+    """The number of processes that read images, per training process."""
     max_broken: float = 1e-3
-    """The share of images that may be unreadable; above it the run stops."""
+    """The fraction of images that may be unreadable. The run stops if there are more."""
     train_images: int | None = None
-    """Train on so many images, an equal share of every class, chosen by hash of the file name. Default: all."""
+    """The number of training images to use, an equal fraction of every class, selected by the hash of the file name.
+    Default: all."""
     memory_share: float = 0.1
-    """The share of the device's memory that decoded images may take. Images that fit, are of one size and have an
-    augmentation that runs by the batch live there; 0: all images are read from files."""
+    """The fraction of the device's memory for decoded images. Images that fit and have one size are kept there, if the
+    recipe's augmentation runs in batches. With 0 all images are read from files."""
 
     def check(self, verb: str) -> None:
         """Raise UsageError for a value that cannot be used."""
@@ -78,13 +79,14 @@ class ModelOptions:
     """The model of a run, and where its initial weights come from."""
 
     mixer: str | None = None
-    """The specs of its mixers, or cells to change; they replace those of a stock model or of the initial weights."""
+    """The specs of its mixers, or cells to change. They replace the mixers of a stock model or of the initial
+    weights."""
     mlp: str | None = None
-    """The spec of its MLPs, in our models."""
+    """The spec of its MLPs, for models of KernelBank."""
     model_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Arguments of the model's constructor, values as JSON: patch_size=4 depth=6."""
     initial_checkpoint: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Weights to start from. A head of other classes is initialised anew; another resolution is resampled."""
+    """Initial weights. A head for other classes is initialised, and weights of another resolution are resampled."""
     pretrained: bool = False
     """Start from timm's published weights."""
 
@@ -112,7 +114,7 @@ class TrainOptions:
     weights: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     recipe: Annotated[str, tyro.conf.arg(metavar="|".join(RECIPES))] = "paper"
-    """The recipe whose values the options below have by default."""
+    """The recipe, which sets the defaults of the options below."""
     seed: int = 0
     """Seed of the weights, the order of images, augmentation and drop path."""
     out: Annotated[
@@ -120,7 +122,7 @@ class TrainOptions:
     ] = None
     """The run's folder."""
     resume: bool = False
-    """Go on with the run in the folder. Without a model, the options in its run.json hold."""
+    """Resume the run in the folder. Without a model, the options in its run.json are used."""
     show: bool = False
     """Print the resolved recipe with the origin of every value, and stop."""
     tracker: Annotated[
@@ -152,7 +154,7 @@ class EvaluateOptions:
     ema: bool = False
     """Evaluate the run's averaged weights."""
     crop_pct: float | None = None
-    """The share of the image that the centre crop keeps. Default: that of the run, else 0.875."""
+    """The fraction of the image in the centre crop. Default: that of the run, else 0.875."""
     batch_size: int = 256
     """Images per forward pass."""
     json: bool = False
@@ -166,7 +168,7 @@ class EvaluateOptions:
             raise UsageError("evaluate", f"invalid --crop-pct={self.crop_pct}; expected 0 < crop_pct <= 1")
 
 
-def check_seed(verb: str, seed: int) -> None:
+def check_seed(verb: str, seed: int, option: str = "--seed") -> None:
     """Raise UsageError unless torch's generators take the seed."""
     if not 0 <= seed <= LARGEST_SEED:
-        raise UsageError(verb, f"invalid --seed={seed}; expected 0 to {LARGEST_SEED}")
+        raise UsageError(verb, f"invalid {option}={seed}; expected 0 to {LARGEST_SEED}")

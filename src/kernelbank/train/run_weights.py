@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,11 @@ def write_weights(folder: RunFolder, spec: ModelSpec) -> None:
     for prefix, path in (("model.", folder.weights), ("ema.", folder.ema)):
         if state := _part(tensors, prefix):
             save_model(path, state, spec, SOURCE)
+
+
+def keep_weights(checkpoint: Path, path: Path, spec: ModelSpec) -> None:
+    """Write the weights of `checkpoint` to `path` with the description of the trained model."""
+    save_model(path, _part(checkpoints.read(checkpoint).tensors, "model."), spec, SOURCE)
 
 
 def read_run_weights(folder: RunFolder, model: nn.Module, ema: bool) -> str:

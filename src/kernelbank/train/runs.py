@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kernelbank.errors import InputError
-from kernelbank.files import read_json, replace_text
-from kernelbank.records import EpochResult, RecordError, RunRecord
+from kernelbank.files import read_json, regular_file, replace_text
+from kernelbank.records import EpochResult, RecordError, RunRecord, check_numbers
 from kernelbank.schema import decode
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,10 @@ class Log:
     """Appends events to a run's log, a line of JSON each."""
 
     def __init__(self, folder: RunFolder) -> None:
-        if folder.log.exists() and not folder.log.is_file():  # a pipe would be waited for
-            raise InputError(f"run: {folder.log} is not a regular file")
+        try:
+            regular_file(folder.log)
+        except OSError as error:
+            raise InputError(f"run: {error}") from None
         cut = folder.log.exists() and folder.log.read_bytes()[-1:] not in (b"", b"\n")
         self.file = folder.log.open("a", encoding="utf-8", buffering=1)
         if cut:
@@ -139,14 +141,22 @@ class Log:
 def read_run(path: Path) -> RunRecord:
     """Return the run record of the run in a folder, finished or in progress, or the run record in a file. Raises
     InputError."""
-    if path.is_file():
-        return RunRecord.load(path)
     folder = RunFolder(path)
-    if folder.record.exists():
-        return RunRecord.load(folder.record)
+    if path.is_file() or folder.record.exists():
+        file = path if path.is_file() else folder.record
+        return _checked(RunRecord.load(file), file)
     config, epochs = folder.read_config(), folder.epochs()
     try:
         record = RunRecord.from_document(config["record"])
     except ValueError as error:
         raise RecordError(f"{folder.config} does not hold a run of this version: {error}") from None
-    return replace(record, epochs=tuple(epochs[number] for number in sorted(epochs)))
+    return _checked(replace(record, epochs=tuple(epochs[number] for number in sorted(epochs))), folder.log)
+
+
+def _checked(record: RunRecord, path: Path) -> RunRecord:
+    """Return the run record from `path`. Raises RecordError for numbers that cannot be those of a run."""
+    try:
+        check_numbers(record)
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}") from None
+    return record

@@ -71,7 +71,7 @@ class Hooks:
     stop: Callable[[], bool] | None = None
 
     def tracked(self, track: Track | None) -> Hooks:
-        """These hooks, which also tell `track` the numbers of every epoch that was trained here."""
+        """Return these hooks, which also send the results of every epoch trained in this process to `track`."""
         if track is None:
             return self
         count = 0
@@ -97,7 +97,7 @@ def train_and_test(
     checkpoint: Path,
     hooks: Hooks,
 ) -> tuple[RunRecord, DivergedError | None]:
-    """Train `model`, or go on from its checkpoint, evaluate it on the test split once, and return the completed run
+    """Train `model`, or resume it from its checkpoint, evaluate it on the test split once, and return the completed run
     record. For a run that diverges, the record has a failure and the error is returned with it.
 
     Raises:
@@ -131,7 +131,7 @@ def resolve(options: TrainOptions) -> tuple[TrainOptions, RunFolder]:
         name = options.model.replace("/", "-")
         folder = RunFolder(Path(options.out or f"runs/{name}-{options.recipe}-seed{options.seed}"))
     elif not options.resume or options.out is None:
-        raise UsageError("train", "a model is missing; expected MODEL, or --resume --out FOLDER to go on with a run")
+        raise UsageError("train", "a model is missing; expected MODEL, or --resume --out FOLDER to resume a run")
     else:
         folder = RunFolder(Path(options.out))
         options = _stated_options(options, folder)
@@ -141,7 +141,7 @@ def resolve(options: TrainOptions) -> tuple[TrainOptions, RunFolder]:
 
 
 def _stated_options(options: TrainOptions, folder: RunFolder) -> TrainOptions:
-    """The options of the run in `folder`; how it is computed is as in `options`. Raises InputError."""
+    """Return the options of the run in `folder`, with the hardware and the outputs of `options`. Raises InputError."""
     stated = folder.read_config()["options"]
     try:
         return replace(
@@ -179,7 +179,7 @@ class Session:
         self.log: Log | None = None
 
     def run(self) -> int:
-        """Train, or go on with the run in the folder, and return the exit code. Raises InputError, OSError and
+        """Train, or resume the run in the folder, and return the exit code. Raises InputError, OSError and
         WorkerError."""
         engine, main = self.engine, self.engine.main
         with ExitStack() as stack:
@@ -204,16 +204,14 @@ class Session:
 
     def _check_folder(self) -> None:
         """Remove the files of a run that ended before its first checkpoint. Raises InputError if a run would be lost,
-        or if there is no run to go on with."""
+        or if there is no run to resume."""
         folder, exists = self.folder, self.folder.config.exists()
         if exists and not self.options.resume:
             if not any(path.exists() for path in (folder.checkpoint, folder.record)):
                 folder.config.unlink()
                 folder.log.unlink(missing_ok=True)
                 return
-            raise InputError(
-                f"out: {self.folder.path} holds a run; expected --resume to go on with it, or another --out"
-            )
+            raise InputError(f"out: {self.folder.path} holds a run; expected --resume to resume it, or another --out")
         if self.options.resume and not exists:
             raise InputError(f"resume: {self.folder.path} holds no run; expected the folder of one, or no --resume")
 
@@ -242,16 +240,20 @@ class Session:
             if engine.main and not self.folder.config.exists():
                 self.folder.write_config(document)
             if self.watch:
-                self._introduce(self.watch, record, data, notes)
+                self._print_start(self.watch, record, data, notes)
             self.logged = set(self.folder.epochs()) if engine.main else set()
             self.count = 0
+            stopped: Stopped | None = None
             try:
                 record, diverged = train_and_test(
                     model, data, recipe, record, engine=engine, checkpoint=self.folder.checkpoint,
                     hooks=Hooks(self._on_epoch, self._on_step, request),
                 )  # fmt: skip
-            except Stopped as stopped:
-                return self._stopped(stopped, request)
+            except Stopped as error:
+                stopped = error
+        # outside the context, whose line about the signal comes first
+        if stopped is not None:
+            return self._stopped(stopped, request)
         if diverged is not None:
             self._diverged(record, diverged)
         self._finish(record)
@@ -278,7 +280,7 @@ class Session:
         if before != now:
             raise InputError(f"resume: {self.folder.path} holds another run: {differences(before, now)}")
 
-    def _introduce(self, shown: Watch, record: RunRecord, data: Dataset, notes: list[str]) -> None:
+    def _print_start(self, shown: Watch, record: RunRecord, data: Dataset, notes: list[str]) -> None:
         options, engine, recipe = self.options, self.engine, self.recipe
         world = engine.part.world
         processes = f"{world} processes, {options.hardware.parallel}" if world > 1 else "one process"
@@ -315,13 +317,15 @@ class Session:
 
     def _stopped(self, stopped: Stopped, request: StopRequest) -> int:
         self._write("stopped", message=str(stopped))
+        self.engine.close()
         if self.engine.main:
-            _print_message(f"{stopped}; go on with: kernelbank train --resume --out {self.folder.path}")
+            _print_message(f"{stopped}; resume with: kernelbank train --resume --out {self.folder.path}")
         return request.exit_code
 
     def _diverged(self, record: RunRecord, diverged: DivergedError) -> None:
         """Record the failure. Raises WorkerError."""
         self._write("diverged", message=record.failure)
+        self.engine.close()
         if self.engine.main:
             record.save(self.folder.record)
         last = f"the last good checkpoint is {diverged.last_good}" if diverged.last_good else "there is no checkpoint"
@@ -329,7 +333,7 @@ class Session:
 
     def _finish(self, record: RunRecord) -> None:
         """Write weights and run record, and print the summary. The checkpoint is kept."""
-        cast(Any, self.engine.accelerator).end_training()
+        self.engine.close()
         if not self.engine.main:
             return
         write_weights(self.folder, record.model)

@@ -62,7 +62,7 @@ class AttentionMixer(Mixer):
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C). Raises SpecError for masks that the spec cannot honour."""
-        return _attended(self, x, attn_mask, is_causal)
+        return _attended(self.fx_argument(x), x, attn_mask, is_causal)
 
 
 register_notrace_module(AttentionMixer)

@@ -243,6 +243,8 @@ def _attention_unsupported(s: Context, call: Call, functions: tuple[str, ...], c
         return "it runs generated kernels, which have no bias"
     if s.mask is not None:
         return "an attn_mask hides kernels"
+    if s.geo.sides is not None and s.geo.steps != (1, 1):
+        return f"its table counts offsets in steps of 1 x 1, not {s.geo.steps[0]} x {s.geo.steps[1]}"
     if function(s) not in functions:
         return f"its activations are {', '.join(functions)} between affine steps"
     if not isinstance(s.geo.support, All) and any(step.axis == "positions" for step in s.spec.activation):

@@ -23,7 +23,7 @@ from kernelbank.ops.paths.toeplitz import dense, multiply
 from kernelbank.ops.position import region_matrix
 from kernelbank.ops.precision import full_precision, wide
 from kernelbank.ops.transforms import recorded, transformed
-from kernelbank.spec import All, Own, Pool, Support, TwoStep
+from kernelbank.spec import All, Own, Pool, Rope, Support, TwoStep
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.support import Coordinates, seen
 
@@ -47,6 +47,11 @@ class RegionGroup(NamedTuple):
     def contiguous(self) -> bool:
         """Whether a region is a rectangle of neighbouring cells."""
         return all(axis[-1] + 1 == len(axis) for axis in self.offsets)
+
+    def in_steps(self, steps: Grid) -> RegionGroup:
+        """The group with offsets counted in steps of the support."""
+        rows, columns = (tuple(at // step for at in axis) for axis, step in zip(self.offsets, steps, strict=True))
+        return self._replace(offsets=(rows, columns))
 
 
 def has_regions(support: Support, grid: Grid) -> bool:
@@ -255,7 +260,7 @@ def _added(p: Params, s: Context, group: RegionGroup) -> Tensor | None:
     """The relative position of a region's queries to the prefix's kernels and its own, (h, n, P + n)."""
     if s.geo.sides is None:
         return None
-    return region_matrix(p, group.offsets, s.geo.prefix, s.geo.device)[:, s.geo.prefix :]
+    return region_matrix(p, group.in_steps(s.geo.steps).offsets, s.geo.prefix, s.geo.device)[:, s.geo.prefix :]
 
 
 def _added_to_prefix(p: Params, s: Context) -> Tensor | None:
@@ -313,7 +318,7 @@ def _positional_terms(parts: list[Tensor], prefix: Tensor, p: Params, s: Context
     P = s.geo.prefix
     terms: list[Tensor | None] = []
     for group, k in zip(groups(s.geo.support, s.geo.grid), parts, strict=False):
-        region = k.flatten(0, 1)
+        region, group = k.flatten(0, 1), group.in_steps(s.geo.steps)
         if group.contiguous:
             term = dense(region, p["table.weight"], group.sides)
         else:
@@ -334,6 +339,8 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
         return f"support={s.geo.support} has no regions"
     if s.mask is not None:
         return "an attn_mask hides kernels inside a region"
+    if isinstance(s.spec.position, Rope):
+        return f"position={s.spec.position} rotates tokens in the order of the grid"
     if not isinstance(s.spec.kernel, TwoStep) and s.spec.size > 1:
         return f"a one-step kernel of size {s.spec.size} crosses the regions"
     if s.geo.prefix and any(step.axis == "positions" for step in s.spec.activation):

@@ -1,5 +1,5 @@
-"""Sections of a report to one HTML file that needs no network: style, script and Plotly are inside. Imports no
-torch."""
+"""Write the sections of a report to one HTML file that needs no network: style, script and Plotly are included. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class RecordLinks:
-    """Where the runs come from: the folder that was read, and the folder of the page, from which records are linked."""
+    """Links to run records: the folder of the records, and the folder of the page."""
 
     folder: Path
     page_folder: Path
@@ -39,12 +39,12 @@ class RecordLinks:
         return quote(Path(os.path.relpath(self.folder / file, self.page_folder)).as_posix())
 
     def sha256(self, file: str) -> str:
-        """The SHA-256 of a record as it lies there. Raises OSError."""
+        """Return the SHA-256 of the file of a record. Raises OSError."""
         return hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
 
 
 def render(found: Sequence[Section], aside: Sequence[SetAside], links: RecordLinks) -> str:
-    """The page. Raises OSError if a record cannot be read again."""
+    """Return the page. Raises OSError if a record can no longer be read."""
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, finalize=_shown, trim_blocks=True)
     code, runs = CodeIdentity.here(), [run for section in found for run in section.runs]
     anchors = {run.file: f"run-{index}" for index, run in enumerate(runs)}
@@ -59,7 +59,7 @@ def render(found: Sequence[Section], aside: Sequence[SetAside], links: RecordLin
 
 
 def _shown(value: Any) -> Any:
-    """Text from files with every character that is not printable escaped; what the package itself wrote as it is."""
+    """Return text from files with characters that are not printable escaped. Markup of this package is unchanged."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 

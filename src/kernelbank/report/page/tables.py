@@ -1,4 +1,4 @@
-"""The tables of the page: numbers of rows link to runs, and runs to their records. Imports no torch."""
+"""The tables of the page. Numbers of rows link to runs, and runs to their records. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kernelbank.studies.trained_run import TrainedRun
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of rows: its name, a sentence on it, and whether it sorts by number."""
+    """A column of the table of rows: its name, a description, and whether it is sorted numerically."""
 
     name: str
     help: str
@@ -42,7 +42,7 @@ RUN_COLUMNS = ("run record", "row", "seed", "learning rate", "epochs", "validati
 
 
 def row_cells(row: SummaryRow, compared: bool) -> list[dict[str, Any]]:
-    """The cells of a row under `COLUMNS`; `compared` says whether the table has a baseline."""
+    """Return the cells of a row under `COLUMNS`. `compared` is whether the table has a baseline."""
     marks = "".join(letter if role in row.roles else "·" for letter, role in zip("NCL", ROLES, strict=True))
     changed = " ".join(f"{name}={text}" for name, text in row.changed) if compared else row.mixer
     label = f"{row.row} (baseline)" if row.is_baseline else row.row
@@ -69,34 +69,34 @@ def _cell(text: str, kind: str = "", note: str = "") -> dict[str, Any]:
 
 
 def _number(text: str, value: float | None, note: str = "") -> dict[str, Any]:
-    """A number that links to its runs; without a value it sorts last."""
+    """Return a number that links to its runs. If it is missing, the row is sorted last."""
     return {"text": text, "kind": "number", "value": "" if value is None else f"{value:.12g}",
             "linked": value is not None, "note": note}  # fmt: skip
 
 
 def state_text(row: SummaryRow) -> str:
-    """How many runs diverged or are in progress; empty for none."""
+    """Return the numbers of diverged runs and of runs in progress; empty if there are none."""
     parts = [f"{number} {state}" for number, state in ((row.diverged, "diverged"), (row.unfinished, "in progress"))
              if number]  # fmt: skip
     return ", ".join(parts)
 
 
 def spread_text(spread: Spread | None) -> str:
-    """A mean with its standard deviation."""
+    """Return a mean with its standard deviation."""
     if spread is None:
         return "-"
     return f"{spread.mean:.2f}" if spread.deviation is None else f"{spread.mean:.2f} ± {spread.deviation:.2f}"
 
 
 def interval_text(estimate: Interval | None) -> str:
-    """The ends of an interval; empty if there is none."""
+    """Return the ends of an interval; empty if there is none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return ""
     return f"{estimate.low:+.2f} to {estimate.high:+.2f}"
 
 
 def run_cells(run: TrainedRun, sha256: str) -> list[str]:
-    """The cells of a run under `RUN_COLUMNS`, without the first."""
+    """Return the cells of a run under `RUN_COLUMNS`, without the first."""
     return [
         run.row, str(run.seed), f"{run.rate:g}", _epochs(run), f"{run.curve[-1]:.2f}" if run.curve else "-",
         "-" if run.test_top1 is None else f"{run.test_top1:.2f}",
@@ -111,7 +111,7 @@ def _epochs(run: TrainedRun) -> str:
 
 
 def facts(runs: Sequence[TrainedRun]) -> Iterator[tuple[str, str]]:
-    """Data, recipe, machines and code of a section in full, as (name, value)."""
+    """Yield data, recipe, machines and code of a section in full, as (name, value)."""
     first = runs[0]
     yield "data", f"{first.data.name}, SHA-256 {first.data.sha256}"
     yield "images", f"{first.data.train:,} training, {first.data.val:,} validation, {first.data.test:,} test"

@@ -10,7 +10,7 @@ from kernelbank.studies.claims import TESTS, Measure
 from kernelbank.studies.verdicts import ALPHA, IMAGE_ERROR, ClaimVerdict, Finding
 
 Anchor = Callable[[str], str]
-"""The anchor of a run on the page by its file."""
+"""A function from the file of a run to its anchor on the page."""
 
 RULES = (
     *(f"{test.capitalize()}: {rule}." for test, rule in TESTS.items()),
@@ -27,11 +27,11 @@ BEST_RATE = (
     "rate was searched has a run at each rate. The tuning seeds take no part in the comparison."
 )
 BAR = 150.0
-"""The width of the drawing of an interval in pixels."""
+"""The width of the drawing of an interval, in pixels."""
 
 
 def verdict_views(verdicts: Sequence[ClaimVerdict], where: str, anchor: Anchor) -> list[dict[str, Any]]:
-    """The verdicts on claims of which a part was measured, for the template."""
+    """Return the verdicts on claims with at least one measured part, for the template."""
     return [
         {"claim": _claim(verdict), "decision": verdict.decision, "findings": [
             finding_view(finding, f"{where}-{verdict.claim.id}-{index}", anchor)
@@ -49,7 +49,7 @@ def _claim(verdict: ClaimVerdict) -> dict[str, Any]:
 
 
 def finding_view(finding: Finding, name: str, anchor: Anchor) -> dict[str, Any]:
-    """One comparison in one model for the template."""
+    """Return one comparison in one model, for the template."""
     return {
         "anchor": name, "model": finding.model, "contrast": finding.contrast.label,
         "measure": finding.part.measure.label, "rule": finding.part.rule, "decision": finding.decision,
@@ -61,17 +61,17 @@ def finding_view(finding: Finding, name: str, anchor: Anchor) -> dict[str, Any]:
 
 
 def effect_text(finding: Finding) -> str:
-    """The effect with its sign and unit; empty if it was not measured."""
+    """Return the effect with its sign and unit; empty if it was not measured."""
     return "" if finding.effect is None else f"{finding.effect:+.2f} {finding.part.measure.unit}"
 
 
 def range_text(finding: Finding) -> str:
-    """The ends of the interval; empty if there is none."""
+    """Return the ends of the interval; empty if there is none."""
     return "" if finding.low is None or finding.high is None else f"{finding.low:+.2f} to {finding.high:+.2f}"
 
 
 def tested_text(finding: Finding) -> str:
-    """The seeds and the p-values."""
+    """Return the seeds and the p-values."""
     seeds = f"seeds {', '.join(map(str, finding.seeds))}"
     if finding.p_holds is None or finding.p_fails is None:
         return seeds
@@ -79,7 +79,7 @@ def tested_text(finding: Finding) -> str:
 
 
 def finding_lines(finding: Finding) -> Iterator[str]:
-    """What a reader must know beside the verdict."""
+    """Yield the caveats of a finding."""
     if finding.reason:
         yield finding.reason
     yield from finding.remarks
@@ -90,7 +90,8 @@ def finding_lines(finding: Finding) -> Iterator[str]:
 
 
 def interval_bar(finding: Finding) -> dict[str, Any] | None:
-    """Where the interval, zero and the margins lie in the drawing, in pixels; None if there is no interval."""
+    """Return the positions of the interval, of zero and of the margins in the drawing, in pixels, or None if there is
+    no interval."""
     if finding.low is None or finding.high is None or finding.effect is None:
         return None
     margins = _margins(finding.part.measure, finding.part.test)
@@ -104,7 +105,7 @@ def interval_bar(finding: Finding) -> dict[str, Any] | None:
 
 
 def _margins(measure: Measure, test: str) -> tuple[float, ...]:
-    """The margins of a test in the unit of the measure."""
+    """Return the margins of a test in the unit of the measure."""
     better = measure.margin if measure.higher_is_better else -measure.margin
     sides: Mapping[str, tuple[float, ...]] = {
         "superiority": (better,), "non-inferiority": (-better,), "equivalence": (-better, better)
@@ -113,7 +114,7 @@ def _margins(measure: Measure, test: str) -> tuple[float, ...]:
 
 
 def missing_lines(verdicts: Sequence[ClaimVerdict]) -> list[str]:
-    """The claims of which nothing could be measured, with what is missing."""
+    """Return the claims without a measured part, and what is missing."""
     shown = {verdict.claim.id for verdict in evaluated(verdicts)}
     return [f"{verdict.claim.id} {verdict.claim.name}: missing {'; '.join(verdict.missing)}"
             for verdict in verdicts if verdict.claim.id not in shown]  # fmt: skip
