@@ -19,8 +19,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors", "text", "schema"}, {"files", "memory", "terminal"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"},
     {"records"}, {"ops"}, {"nn"},
-    {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"}, {"benchmark"},
-    {"explanation"}, {"exports"},
+    {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"},
+    {"explanation"}, {"exports"}, {"benchmark"},
     {"commands"}, {"cli"},
     {"__init__", "__main__"},
 ]  # fmt: skip

@@ -109,3 +109,35 @@ def test_the_error_of_a_forced_path_names_the_paths_that_support_the_spec() -> N
         check(read("dwsa @sdpa"), Site(1, 2, 8, 2))
     with torch.no_grad():
         check(read("vit @sdpa"), Site(1, 2, 8, 2))
+
+
+def test_a_compiled_model_and_a_file_in_both_runtimes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    name, file = "vit_kb_test_patch16_64", tmp_path / "a.onnx"
+    assert main(["export", name, str(file)]) == 0
+    subjects = [name, f"compile:{name}", f"onnx:{file}", f"openvino: {file}"]
+    capsys.readouterr()
+    sites = ["--img-size", "64", "--batch", "2", "--rounds", "2"]
+    assert run(*subjects, *sites, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["subject"] for row in rows] == subjects
+    assert rows[0]["macs"] == rows[1]["macs"] > 0 and rows[2]["macs"] is rows[3]["ceiling_fraction"] is None
+    assert run(f"onnx:{file}", *sites) == 0 and " - " in capsys.readouterr().out
+    assert run(f"onnx:{file}", "--img-size", "32", "--rounds", "1") == 2
+    assert "does not run on 8 images of 32 x 32" in capsys.readouterr().err
+    assert run(f"onnx:{file}", *sites, "--bf16") == 2 and "expected no --train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subject", ["onnx:none.onnx", "openvino:none.onnx"])
+def test_a_file_that_is_missing(subject: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime" if subject.startswith("onnx") else "openvino")
+    assert run(subject, "--rounds", "1") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "invalid file none.onnx: no such file" in err
+
+
+def test_compile_takes_models_and_mixers() -> None:
+    assert read("compile:vit_kb_test_patch16_64 : dwsa").spec == "dwsa" and read("compile: vit").is_mixer
+    with pytest.raises(InputError, match="expected compile or accelerate, not both"):
+        read("compile:accelerate test_vit")

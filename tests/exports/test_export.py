@@ -5,48 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from tiny_models import PLAIN, STAGES, drawn
 from torch import Tensor, nn
 
 import kernelbank
 from kernelbank.atlas import ROWS
 from kernelbank.errors import InputError
 from kernelbank.exports import export as exporting
-from kernelbank.exports.formats import BATCH, FORMATS, INPUT, OUTPUT
+from kernelbank.exports.formats import FORMATS
 from kernelbank.exports.preprocessing import Preprocessing, read_entry
-from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
+from kernelbank.exports.runtimes import BATCH, INPUT, OUTPUT, open_file
+from kernelbank.exports.runtimes import RUNTIMES as ONNX_RUNTIMES
+from kernelbank.testing.small_models import TRUNKS, small_model
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-# 32 channels in a stage divide the groups of every row; static kernels do not mix the class token with the grid
-TRUNKS: dict[str, Callable[[str], nn.Module]] = {
-    "plain": lambda row: PlainBackbone(mixer=row, **(PLAIN | {"num_heads": 2, "global_pool": "avg"})),
-    "hierarchical": lambda row: HierarchicalBackbone(
-        mixer=row, **(STAGES | {"embed_dim": 32, "depths": (2, 1), "num_heads": (2, 4), "patch_size": 4})
-    ),
-}
-FAST = {
-    ".pt2": [("plain", "vit"), ("plain", "condconv"), ("plain", "dwsa"), ("hierarchical", "swin"),
-             ("hierarchical", "involution")],
-    ".onnx": [("plain", "relu_attention"), ("hierarchical", "swin"), ("hierarchical", "dwsa_window")],
-}  # fmt: skip
-FAST_CASES = [(trunk, row, suffix) for suffix, pairs in FAST.items() for trunk, row in pairs]
+FAST_CASES = [("plain", "relu_attention", ".pt2"), ("plain", "vit", ".onnx"), ("hierarchical", "swin", ".onnx")]
 OTHER_CASES = [
-    (trunk, row, suffix) for suffix in FORMATS for trunk in TRUNKS for row in ROWS
+    (trunk, row, suffix) for suffix in (".onnx", ".pt2") for trunk in TRUNKS for row in ROWS
     if (trunk, row, suffix) not in FAST_CASES
 ]  # fmt: skip
 
 
 def model(trunk: str = "plain", row: str = "vit") -> nn.Module:
-    text = row if row not in ("swin", "dwsa_window", "swin3") else f"{row} support=window(3, 1)"
-    built: nn.Module = drawn(TRUNKS[trunk](text), std=0.1)
-    return built
+    return small_model(trunk, row)
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
@@ -81,6 +69,32 @@ def test_a_file_gives_the_outputs_of_its_model(trunk: str, row: str, suffix: str
     check(trunk, row, suffix, tmp_path)
 
 
+@pytest.mark.parametrize(("trunk", "row"), [("plain", "dwsa"), ("hierarchical", "swin")])
+def test_openvino_runs_onnx_files(trunk: str, row: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    built, path = model(trunk, row), tmp_path / "a.onnx"
+    kernelbank.export(built, path)
+    run = open_file(ONNX_RUNTIMES["OpenVINO"], path)
+    for batch in (1, 4):
+        images = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            expected = built(images)
+        assert torch.allclose(run(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ONNX_RUNTIMES)
+def test_files_that_a_runtime_cannot_load(name: str, tmp_path: Path) -> None:
+    runtime = ONNX_RUNTIMES[name]
+    pytest.importorskip(runtime.package)
+    with pytest.raises(InputError, match=r"invalid file .*none.onnx: no such file"):
+        open_file(runtime, tmp_path / "none.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(b"\x00\x01damaged")
+    with pytest.raises(InputError, match=rf"{name} cannot load .*damaged.onnx"):
+        open_file(runtime, tmp_path / "damaged.onnx")
+    with pytest.raises(InputError, match=rf"{name} needs no_such_package: pip install 'kernelbank\[{runtime.extra}\]'"):
+        open_file(replace(runtime, package="no_such_package"), tmp_path / "damaged.onnx")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("trunk", "row", "suffix"), OTHER_CASES)
 def test_every_row_in_both_trunks_and_formats(trunk: str, row: str, suffix: str, tmp_path: Path) -> None:
@@ -104,6 +118,101 @@ def test_half_precision_is_smaller_and_near(suffix: str, half: exporting.Half, t
     assert halved.dtype == half and halved.bytes < 0.8 * whole.bytes
     assert whole.difference < halved.difference <= halved.tolerance * halved.largest
     assert all(torch.equal(t, before[name]) for name, t in built.state_dict().items())
+
+
+# ---- forms and inputs ------------------------------------------------------------------------------------
+
+
+def convolutions_and_products(path: Path) -> tuple[int, int]:
+    """How many convolutions with groups are in an ONNX file, and how many products of two computed matrices."""
+    graph = onnx.load(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    grouped = [n for n in graph.node if n.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in n.attribute)]
+    products = [n for n in graph.node if n.op_type == "MatMul" and not weights & set(n.input)]
+    return len(grouped), len(products)
+
+
+@pytest.mark.parametrize(("trunk", "row", "count"), [
+    ("plain", "vit", 6), pytest.param("hierarchical", "swin", 6, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_attention_as_grouped_convolutions(trunk: str, row: str, count: int, tmp_path: Path) -> None:
+    """Two for each of 3 blocks on a grid; three for each of 2 with a prefix token, which is a grid of its own."""
+    built = model(trunk, row)
+    report = kernelbank.export(built, tmp_path / "a.onnx", form="conv", batch=2)
+    assert report.difference <= 1e-4 * report.largest
+    assert convolutions_and_products(report.path) == (count, 0)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(run_onnx(report.path, images), built(images), atol=1e-5)
+    kernelbank.export(built, tmp_path / "b.onnx")
+    grouped, products = convolutions_and_products(tmp_path / "b.onnx")
+    assert grouped == 0 and products > 0
+
+
+DYNAMIC = [("plain", "relu_attention", ".onnx"), ("hierarchical", "dwnet", ".pt2")]
+
+
+@pytest.mark.parametrize(("trunk", "row", "suffix"), DYNAMIC)
+def test_images_of_any_size(trunk: str, row: str, suffix: str, tmp_path: Path) -> None:
+    built = small_model(trunk, row, dynamic_img_size=True)
+    report = kernelbank.export(built, tmp_path / f"a{suffix}", dynamic_size=True)
+    assert report.inputs.multiple == 8 and report.inputs.sizes == ((32, 32), (32, 48), (56, 40))
+    for batch, height, width in ((1, 24, 40), (3, 64, 16)):
+        images = torch.randn(batch, 3, height, width)
+        with torch.no_grad():
+            expected = built(images)
+            assert torch.allclose(
+                RUNTIMES[suffix](report.path, images), expected, atol=1e-4 * float(expected.abs().max())
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "conv"}, "invalid form=conv for batches of any size: images are groups of a convolution"),
+        ({"form": "conv", "batch": 1, "dynamic_size": True}, "invalid form=conv with dynamic_size"),
+        ({"form": "other"}, "invalid form='other'; expected products or conv"),
+        ({"batch": 0}, "invalid batch=0; expected a whole number >= 1"),
+        ({"dynamic_size": True}, "patch_embed takes images of one size; .* built with dynamic_img_size=True"),
+    ],
+)
+def test_inputs_that_a_form_does_not_take(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        kernelbank.export(model(), tmp_path / "a.pt2", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("vit_relpos", "has a relative table, whose shape depends on the size"),
+        ("linformer", "has the matrices of project, whose shape depends on the size"),
+        ("nat position=none", r"has support=neighborhood\(3\), whose order of tokens and masks are constants"),
+    ],
+)
+def test_specs_that_take_images_of_one_size(row: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"invalid dynamic_size: blocks.0.attn, .*{reason}"):
+        kernelbank.export(small_model("plain", row, dynamic_img_size=True), tmp_path / "a.pt2", dynamic_size=True)
+
+
+def test_a_convolution_of_a_model_without_mixers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="invalid form=conv for a model without mixers"):
+        kernelbank.export(timm.create_model("test_vit").eval(), tmp_path / "a.pt2", form="conv", batch=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trunk", "row"), [("plain", "vit"), ("hierarchical", "swin")])
+def test_aotinductor(trunk: str, row: str, tmp_path: Path) -> None:
+    built = model(trunk, row)
+    report = kernelbank.export(built, tmp_path / "a.aoti.pt2")
+    assert report.format == "AOTInductor" and [path.name for path in tmp_path.iterdir()] == ["a.aoti.pt2"]
+    program = torch._inductor.aoti_load_package(str(report.path))
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        expected = built(images)
+    assert torch.allclose(program(images), expected, atol=1e-4 * float(expected.abs().max()))
+    about, dtype = read_entry(program.loader.get_metadata()["kernelbank"])
+    assert (about, dtype) == (Preprocessing.of(built), "float32")
 
 
 # ---- metadata --------------------------------------------------------------------------------------------
@@ -176,8 +285,8 @@ class Wrong(nn.Module):
         ("tuple", "invalid model: it returns tuple; expected one tensor"),
         ("constant", "the same for every image"),
         ("infinite", "outputs are not finite"),
-        ("batch of 3", "cannot trace Wrong for batches of any size"),
-        ("values", "cannot trace Wrong for batches of any size"),
+        ("batch of 3", "cannot trace Wrong for any batch"),
+        ("values", "cannot trace Wrong for any batch"),
     ],
 )
 def test_models_that_cannot_be_exported(fault: str, message: str, tmp_path: Path) -> None:
@@ -192,7 +301,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             kernelbank.export(model() if built is None else built, tmp_path / name, **options)  # type: ignore[arg-type]
 
-    refused(r"unknown format '.onx'; did you mean '.onnx'\?; expected a name in .onnx, .pt2", "a.onx")
+    refused(r"unknown format '.onx'; did you mean '.onnx'\?; expected a name in .onnx, .aoti.pt2, .pt2", "a.onx")
     refused("no such folder", "b/a.pt2")
     refused("in training mode; expected model.eval", built=model().train())
     refused("on meta; expected one on the CPU", built=model().to("meta"))
@@ -211,7 +320,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     assert (tmp_path / "a.pt2").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -61,6 +61,19 @@ def test_what_is_printed(capsys: Capture, tmp_path: Path) -> None:
     assert (about.interpolation, about.crop_pct) == ("bicubic", 0.875)
 
 
+def test_inputs_and_forms_are_printed(capsys: Capture, tmp_path: Path) -> None:
+    code, printed, _ = run(capsys, OURS, tmp_path / "a.pt2", "--form", "conv", "--batch", 2)
+    _, wrote, compared = printed.splitlines()
+    assert code == 0 and wrote.endswith(" MB, a batch of 2, attention as grouped convolutions")
+    assert "outputs for a batch of 2 random images differ" in compared
+    code, printed, _ = run(capsys, OURS, tmp_path / "b.pt2", "--dynamic-size", "--mixer", "relu_attention")
+    _, wrote, compared = printed.splitlines()
+    assert code == 0 and wrote.endswith(" MB, any batch, any size in multiples of 16")
+    assert "for batches of 1 and 3 random images of 64 x 64, 64 x 96, 112 x 80 differ" in compared
+    code, printed, _ = run(capsys, "test_vit", tmp_path / "c.pt2", "--dynamic-size", "--json")
+    assert code == 0 and json.loads(printed)["inputs"]["dynamic_size"] is True
+
+
 def test_stock_models_have_timms_preprocessing(capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("".join(f"class é{index}\n" for index in range(1000)))
     words = ["test_vit", tmp_path / "a.pt2", "--classes", tmp_path / "names.txt"]
@@ -104,6 +117,13 @@ def test_a_run_and_its_weights_give_the_same_outputs(capsys: Capture, tmp_path: 
         ([OURS, "taken.pt2"], "invalid output taken.pt2: it exists; expected another name, or overwrite"),
         (["taken.pt2", "a.onnx"], "taken.pt2"),
         ([OURS], "OUT"),
+        ([OURS, "a.onnx", "--form", "conv"], "invalid form=conv for batches of any size"),
+        ([OURS, "a.onnx", "--form", "convs"], "convs"),
+        ([OURS, "a.onnx", "--batch", "0"], "invalid --batch=0; expected a whole number >= 1"),
+        (
+            [OURS, "a.onnx", "--dynamic-size", "--mixer", "vit_relpos"],
+            "blocks.0.attn, vit_relpos, has a relative table",
+        ),
     ],
 )
 def test_bad_input_is_one_line(

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from kernelbank.benchmark.subjects import Runner, Site, Subject
+from kernelbank.benchmark.subjects import FileRunner, Runner, Site, Subject, runner
 from kernelbank.benchmark.timing import Distribution, exponent, gemm_ceiling, interleave, peak_memory, ratios, verdict
 
 
@@ -18,8 +18,8 @@ class Measurement:
 
     `seconds` are per call. `ratio` is the speed relative to the first subject of the run at the same site, and
     `verdict` states what it supports. `macs` are the multiply-adds of one image in closed form. `ceiling_fraction` is
-    the rate of the multiply-adds on the paths that ran, over that of the fastest linear layer. `peak_bytes` is the peak
-    memory of one call, or None if it was not measured.
+    the rate of the multiply-adds on the paths that ran, over that of the fastest linear layer; both are None for a
+    file. `peak_bytes` is the peak memory of one call, or None if it was not measured.
     """
 
     subject: str
@@ -28,8 +28,8 @@ class Measurement:
     ratio: Distribution
     verdict: str
     images_per_second: float
-    macs: int
-    ceiling_fraction: float
+    macs: int | None
+    ceiling_fraction: float | None
     peak_bytes: int | None
 
 
@@ -52,19 +52,26 @@ def measure(
     rows = []
     for site in sites:
         notify(f"batch {site.batch}, side {site.side}")
-        runners = {subject.text: Runner(subject, site) for subject in subjects}
-        seconds = interleave({text: runner.step for text, runner in runners.items()}, rounds)
+        runners = {subject.text: runner(subject, site) for subject in subjects}
+        seconds = interleave({text: one.step for text, one in runners.items()}, rounds)
         base = seconds[subjects[0].text]
-        for text, runner in runners.items():
-            rows.append(_row(text, site, seconds[text], base, runner, ceiling, memory))
+        for text, one in runners.items():
+            rows.append(_row(text, site, seconds[text], base, one, ceiling, memory))
     return rows, ceiling
 
 
 def _row(
-    text: str, site: Site, seconds: list[float], base: list[float], runner: Runner, ceiling: float, memory: bool
+    text: str,
+    site: Site,
+    seconds: list[float],
+    base: list[float],
+    built: Runner | FileRunner,
+    ceiling: float,
+    memory: bool,
 ) -> Measurement:
     ratio = ratios(base, seconds)
-    work = runner.path_macs() * site.batch * (3 if site.train else 1)
+    counted = built.path_macs()
+    work = None if counted is None else counted * site.batch * (3 if site.train else 1)
     return Measurement(
         subject=text,
         site=site,
@@ -72,9 +79,9 @@ def _row(
         ratio=ratio,
         verdict="base" if seconds is base else verdict(ratio),
         images_per_second=site.batch / median(seconds),
-        macs=runner.macs,
-        ceiling_fraction=work / median(seconds) / ceiling,
-        peak_bytes=peak_memory(runner.step) if memory else None,
+        macs=built.macs,
+        ceiling_fraction=None if work is None else work / median(seconds) / ceiling,
+        peak_bytes=peak_memory(built.step) if memory else None,
     )
 
 

@@ -83,7 +83,7 @@ def _console() -> Console:
 
 def _measure(options: Any) -> int:
     subjects = [read(text) for text in options.subject]
-    if len({subject.model is None for subject in subjects}) > 1:
+    if len({subject.is_mixer for subject in subjects}) > 1:
         raise UsageError("benchmark", "models and single mixers are not comparable; expected subjects of one kind")
     sites = _sites(options, subjects)
     for subject in subjects:
@@ -104,7 +104,7 @@ def _measure(options: Any) -> int:
 
 def _sites(options: Any, subjects: list[Subject]) -> list[Site]:
     """The sites to measure: every batch size at every side."""
-    models = subjects[0].model is not None
+    models = not subjects[0].is_mixer
     if not models:
         check_host(options.dim, options.heads, (options.grid[0], options.grid[0]), 0)
     return [
@@ -149,7 +149,8 @@ def _show(rows: list[Measurement], growth: list[Growth], ceiling: float, options
         peak = ["-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"] if options.memory else []
         table.add_row(row.subject, str(row.site.batch), str(row.site.side), f"{s.median * 1e3:.2f}",
                       f"{s.low * 1e3:.2f}-{s.high * 1e3:.2f}", f"{r.median:.2f}", f"{r.low:.2f}-{r.high:.2f}",
-                      f"{row.images_per_second:.1f}", f"{row.macs / 1e9:.2f}", f"{row.ceiling_fraction:.2f}",
+                      f"{row.images_per_second:.1f}", "-" if row.macs is None else f"{row.macs / 1e9:.2f}",
+                      "-" if row.ceiling_fraction is None else f"{row.ceiling_fraction:.2f}",
                       *peak, row.verdict)  # fmt: skip
     console.print(table)
     for fit in growth:

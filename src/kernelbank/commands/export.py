@@ -20,7 +20,7 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A model of ours or of timm by name, the folder of a run, or a file that kernelbank wrote."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The file to write: .onnx (ONNX) or .pt2 (torch.export)."""
+    """The file to write: .onnx (ONNX), .pt2 (torch.export) or .aoti.pt2 (AOTInductor, compiled for this machine)."""
     pretrained: bool = False
     """Take timm's published weights for a model given by name; else they are random."""
     mixer: Annotated[str | None, default_text("TEXT", "the specs that the model has")] = None
@@ -31,6 +31,12 @@ class Options:
     """Store the weights and compute in half precision: float16 or bfloat16. Input and output stay float32."""
     opset: Annotated[int | None, default_text("N", "that of torch.onnx")] = None
     """The version of ONNX's operator set."""
+    form: Literal["products", "conv"] = "products"
+    """How mixers are written: attention by matrix products, or as grouped convolutions (conv; it needs --batch)."""
+    batch: Annotated[int | None, default_text("N", "any")] = None
+    """The number of images that the file takes."""
+    dynamic_size: bool = False
+    """Take images of any size, in multiples of the pixels that a position of the last stage covers."""
     classes: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Names of the classes, one per line, or a folder with a folder per class. Default: ImageNet's for 1000 classes,
     else numbers."""
@@ -43,6 +49,8 @@ class Options:
         """Raise UsageError for a value that no model takes."""
         if self.img_size is not None and min(self.img_size) < 1:
             raise UsageError("export", f"invalid --img-size={self.img_size}; expected whole numbers >= 1")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError("export", f"invalid --batch={self.batch}; expected a whole number >= 1")
 
 
 def main(argv: list[str]) -> int:

@@ -35,7 +35,8 @@ WHITE = 16.0
 @dataclass(frozen=True, eq=False)
 class ExplainedModel:
     """A model in eval mode: its `label`, a `note` on its weights, the size (H, W) and channels of its images, their
-    normalisation with white at `white`, and the names of its `classes`."""
+    normalisation with white at `white`, the names of its `classes`, and its description, None where its file has
+    none."""
 
     label: str
     note: str
@@ -46,6 +47,7 @@ class ExplainedModel:
     std: tuple[float, ...]
     white: float
     classes: tuple[str, ...]
+    spec: ModelSpec | None
 
     def with_classes(self, names: Sequence[str]) -> ExplainedModel:
         """The model with other names of its classes. Raises InputError unless there is one for each."""
@@ -128,7 +130,7 @@ def _described(model: nn.Module, spec: ModelSpec | None, label: str, note: str) 
     elif channels != len(mean):
         raise InputError(f"invalid in_chans={channels} of {label}; expected 1 or 3, the channels of a picture")
     classes = _class_names(int(getattr(model, "num_classes", 0)))
-    return ExplainedModel(label, note, model, (size[0], size[1]), channels, mean, std, white, classes)
+    return ExplainedModel(label, note, model, (size[0], size[1]), channels, mean, std, white, classes, spec)
 
 
 _DEFAULT = ((3, 224, 224), timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)

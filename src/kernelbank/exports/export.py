@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kernelbank.errors import InputError, SpecError, require
-from kernelbank.exports.formats import BATCH, FORMATS, INPUT, Format, Run
+from kernelbank.exports.formats import FORMATS, Format, format_of
 from kernelbank.exports.preprocessing import Preprocessing, read_entry
+from kernelbank.exports.runtimes import Run
+from kernelbank.exports.shapes import Form, Inputs, check_inputs, multiple_of, traced_form
 from kernelbank.files import replace_file
 from kernelbank.text import one_line, suggest
 
@@ -23,15 +25,13 @@ T = TypeVar("T")
 Half = Literal["float16", "bfloat16"]
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """The largest difference of an output from the model's that a file may have, as a share of the largest output."""
-TRACED, COMPARED = 2, (1, 3)
-"""The batch that is traced, and the batches that are compared."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """A file that was written: its format and what runs it, its size in bytes, the largest absolute `difference` of its
     outputs from those of the model, the largest absolute output, the `tolerance` for the first as a share of the
-    second, and the sizes of the batches that were compared."""
+    second, the `inputs` that it takes, and the `form` of its mixers."""
 
     path: Path
     format: str
@@ -41,7 +41,8 @@ class ExportReport:
     difference: float
     largest: float
     tolerance: float
-    batches: tuple[int, ...] = COMPARED
+    inputs: Inputs
+    form: Form
 
 
 class _Program(nn.Module):
@@ -63,10 +64,14 @@ def export(
     preprocessing: Preprocessing | None = None,
     half: Half | None = None,
     opset: int | None = None,
+    form: Form = "products",
+    batch: int | None = None,
+    dynamic_size: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
-    """Write `model` to an ONNX file (``.onnx``) or a program of torch.export (``.pt2``) for batches of any size.
+    """Write `model` to an ONNX file (``.onnx``), a program of torch.export (``.pt2``), or one that AOTInductor has
+    compiled for this machine (``.aoti.pt2``), for batches of any size.
 
     The input ``images`` (B, C, H, W) and the output ``outputs`` are in float32. The file is loaded again, in
     onnxruntime or torch, and compared with `model` on random images in batches of other sizes than the traced one. Only
@@ -78,6 +83,11 @@ def export(
         preprocessing: The input size and normalisation. Default: `Preprocessing.of`.
         half: The dtype in which the weights are stored and the file computes. Default: that of the model.
         opset: The version of ONNX's operator set. Default: that of torch.onnx.
+        form: How mixers of this library are written. ``conv`` writes attention as grouped convolutions, for a fixed
+            batch and images of one size.
+        batch: The number of images that the file takes. Default: any.
+        dynamic_size: Whether the file takes images of any size, in multiples of the pixels that a position of the last
+            stage covers. The model must take them too (``dynamic_img_size=True``).
         overwrite: Whether a file that exists is replaced.
         progress: Called with a few words before each step.
 
@@ -87,31 +97,36 @@ def export(
         OSError: If the file cannot be written.
     """
     path = Path(path)
-    form = _check(path, model, opset, overwrite)
+    target = _check(path, model, opset, overwrite)
+    check_inputs(model, form, batch, dynamic_size)
     about = Preprocessing.of(model) if preprocessing is None else preprocessing
+    channels, height, width = about.input_size
+    inputs = Inputs(channels, (height, width), batch, dynamic_size, multiple_of(model) if dynamic_size else 1)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     dtype = own if half is None else getattr(torch, half)
-    expected = [(images, _outputs(model, images, own)) for images in (_images(about, B, 1 + B) for B in COMPARED)]
-    _check_outputs(expected[-1][1])
+    expected = [(images, _outputs(model, images, own)) for images in inputs.compared()]
+    _check_outputs([outputs for _, outputs in expected])
     progress("tracing")
-    program = _trace(copy.deepcopy(model).to(dtype) if dtype != own else model, dtype, about)
+    with traced_form(form):
+        program = _trace(copy.deepcopy(model).to(dtype) if dtype != own else model, dtype, inputs)
     name = str(dtype).removeprefix("torch.")
     entry = about.metadata(name)
     reports: list[ExportReport] = []
 
     def write(beside: Path) -> None:
-        progress(f"writing {form.name}")
-        _calling(form, "write", lambda: form.write(program, beside, entry, opset))
-        progress(f"comparing in {form.runtime}")
-        run, found = _calling(form, "load", lambda: form.open(beside))
+        progress(f"writing {target.name}")
+        _calling(target, "write", lambda: target.write(program, beside, entry, opset))
+        progress(f"comparing in {target.runtime}")
+        run, found = _calling(target, "load", lambda: target.open(beside))
         if read_entry(found)[0] != about:
             raise InputError(f"{path}: its metadata is not what was written")
-        difference = max(_difference(form, run, images, outputs) for images, outputs in expected)
+        difference = max(_difference(target, run, images, outputs) for images, outputs in expected)
         largest = max(float(outputs.abs().max()) for _, outputs in expected)
         size = beside.stat().st_size
-        reports.append(ExportReport(path, form.name, form.runtime, size, name, difference, largest, TOLERANCES[dtype]))
+        numbers = size, name, difference, largest, TOLERANCES[dtype]
+        reports.append(ExportReport(path, target.name, target.runtime, *numbers, inputs, form))
         if not difference <= TOLERANCES[dtype] * largest:
-            raise InputError(f"{path} is not written: its outputs in {form.runtime} differ by {difference:.1e} from "
+            raise InputError(f"{path} is not written: its outputs in {target.runtime} differ by {difference:.1e} from "
                              f"the model's, which reach {largest:.1e}; expected at most {TOLERANCES[dtype]:.0e} of "
                              "that")  # fmt: skip
 
@@ -134,14 +149,14 @@ def _check(path: Path, model: nn.Module, opset: int | None, overwrite: bool) -> 
 
 def check_path(path: Path, opset: int | None = None, overwrite: bool = False) -> Format:
     """The format of the file `path`. Raises InputError if it cannot be written there or in this operator set."""
-    form = FORMATS.get(path.suffix)
+    form = format_of(path)
     if form is None:
         raise InputError(f"invalid output {path}: unknown format {path.suffix!r}{suggest(path.suffix, FORMATS)}; "
                          f"expected a name in {', '.join(FORMATS)}")  # fmt: skip
     require(f"export to {form.name}", "train,export", *form.packages)
     if opset is not None and form.opsets is None:
         raise InputError(
-            f"invalid opset={opset} for {path.suffix}; expected none, since {form.name} has no operator sets"
+            f"invalid opset={opset} for {form.suffix}; expected none, since {form.name} has no operator sets"
         )
     if opset is not None and form.opsets is not None and opset not in form.opsets:
         raise InputError(f"invalid opset={opset}; expected {form.opsets[0]} to {form.opsets[-1]}")
@@ -154,9 +169,10 @@ def check_path(path: Path, opset: int | None = None, overwrite: bool = False) ->
     return form
 
 
-def _check_outputs(outputs: Tensor) -> None:
+def _check_outputs(results: list[Tensor]) -> None:
     """Raise InputError for outputs on which a comparison would show nothing."""
-    if not bool(outputs.isfinite().all()):
+    outputs = torch.cat([y for y in results if y.shape[1:] == results[0].shape[1:]])
+    if not all(bool(y.isfinite().all()) for y in results):
         raise InputError("invalid model: its outputs are not finite; expected trained or initial weights")
     if bool((outputs == outputs[:1]).all()):
         raise InputError("invalid model: its outputs are the same for every image, so that no comparison would show a "
@@ -164,11 +180,6 @@ def _check_outputs(outputs: Tensor) -> None:
 
 
 # ---- steps -----------------------------------------------------------------------------------------------
-
-
-def _images(about: Preprocessing, batch: int, seed: int) -> Tensor:
-    """Random images (B, C, H, W), normal as normalised ones are about."""
-    return torch.randn(batch, *about.input_size, generator=torch.Generator().manual_seed(seed))
 
 
 def _outputs(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -184,17 +195,16 @@ def _outputs(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
     return outputs.float()
 
 
-def _trace(model: nn.Module, dtype: torch.dtype, about: Preprocessing) -> ExportedProgram:
-    """The program of a model for batches of any size. Raises InputError if torch.export cannot trace it."""
+def _trace(model: nn.Module, dtype: torch.dtype, inputs: Inputs) -> ExportedProgram:
+    """The program of a model for `inputs`. Raises InputError if torch.export cannot trace it."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch on its own code
             program = torch.export.export(
-                _Program(model, dtype).eval(), (_images(about, TRACED, 0),),
-                dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH)}},
+                _Program(model, dtype).eval(), (inputs.traced(),), dynamic_shapes=inputs.axes(),
             )  # fmt: skip
     except Exception as error:
-        raise InputError(f"torch.export cannot trace {type(model).__name__} for batches of any size: "
+        raise InputError(f"torch.export cannot trace {type(model).__name__} for {inputs}: "
                          f"{one_line(error, 300)}") from error  # fmt: skip
     for node in program.graph.nodes:  # names source files of this machine
         node.meta.pop("stack_trace", None)

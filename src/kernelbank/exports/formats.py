@@ -9,22 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from kernelbank.errors import InputError
 from kernelbank.exports.preprocessing import ENTRY
+from kernelbank.exports.runtimes import BATCH, HEIGHT, INPUT, OUTPUT, WIDTH, Run, open_onnxruntime
 
-INPUT, OUTPUT, BATCH = "images", "outputs", "batch"
-"""The names of the input, the output and the dynamic axis."""
 LARGEST_ONNX = 2**31 - 2**24
 """The bytes of weights that fit in one ONNX file, whose messages have at most 2 GiB, with room for the graph."""
-
-Run = Callable[[Tensor], Tensor]
-"""images (B, C, H, W) -> outputs (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,28 @@ def _open_program(path: Path) -> tuple[Run, str]:
     return module, found.decode() if isinstance(found, bytes) else str(found)
 
 
+# ---- AOTInductor -----------------------------------------------------------------------------------------
+
+
+def _write_compiled(program: ExportedProgram, path: Path, entry: str, opset: int | None) -> None:
+    named = path.with_name(f"{path.name}.pt2")  # the name that AOTInductor asks for
+    try:
+        with _quiet("torch._inductor", "torch.utils.cpp_extension"):
+            settings = {"aot_inductor.metadata": {ENTRY: entry}}
+            torch._inductor.aoti_compile_and_package(program, package_path=str(named), inductor_configs=settings)
+        named.replace(path)
+    finally:
+        named.unlink(missing_ok=True)
+
+
+def _open_compiled(path: Path) -> tuple[Run, str]:
+    with TemporaryDirectory() as folder:
+        named = Path(folder) / "model.pt2"
+        named.symlink_to(path.resolve())
+        program: Any = torch._inductor.aoti_load_package(str(named))
+    return program, program.loader.get_metadata()[ENTRY]
+
+
 # ---- ONNX ------------------------------------------------------------------------------------------------
 
 
@@ -78,8 +96,7 @@ def _write_onnx(program: ExportedProgram, path: Path, entry: str, opset: int | N
     if opset is not None and model.opset_imports[""] != opset:
         raise InputError(f"invalid opset={opset}: an operator of the model needs a newer one; expected at least "
                          f"{model.opset_imports['']}")  # fmt: skip
-    shape: Any = model.graph.inputs[0].shape
-    made.rename_axes({shape[0]: BATCH})
+    _name_axes(made)
     for node in model.graph.all_nodes():  # the exporter's notes name source files of this machine
         node.metadata_props.clear()
     model.metadata_props.clear()
@@ -87,17 +104,11 @@ def _write_onnx(program: ExportedProgram, path: Path, entry: str, opset: int | N
     path.write_bytes(made.model_proto.SerializeToString())
 
 
-def _open_onnx(path: Path) -> tuple[Run, str]:
-    import onnxruntime  # noqa: PLC0415
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-    return run, session.get_modelmeta().custom_metadata_map[ENTRY]
+def _name_axes(made: Any) -> None:
+    """Give the dynamic axes of the input their names, in place of the exporter's symbols."""
+    shape = made.model.graph.inputs[0].shape
+    names = {0: BATCH, 2: HEIGHT, 3: WIDTH}
+    made.rename_axes({shape[axis]: name for axis, name in names.items() if not isinstance(shape[axis], int)})
 
 
 @contextmanager
@@ -119,8 +130,14 @@ FORMATS = {
     form.suffix: form
     for form in (
         Format("ONNX", ".onnx", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"), range(18, 24), _write_onnx,
-               _open_onnx),
+               open_onnxruntime),
+        Format("AOTInductor", ".aoti.pt2", "torch", (), None, _write_compiled, _open_compiled),
         Format("torch.export", ".pt2", "torch", (), None, _write_program, _open_program),
     )
 }  # fmt: skip
-"""The formats by the suffix of their files."""
+"""The formats by the suffix of their files, longer ones first."""
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a file by the end of its name."""
+    return next((form for suffix, form in FORMATS.items() if path.name.endswith(suffix)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from kernelbank.errors import InputError
 from kernelbank.explanation.subject import ExplainedModel, open_model, read_classes
 from kernelbank.exports.export import ExportReport, check_path, export
 from kernelbank.exports.preprocessing import Preprocessing
+from kernelbank.model import TimmTrunk
+from kernelbank.nn.build import build
 from kernelbank.schema import decode
 from kernelbank.text import printable
+from kernelbank.train.model import described
 from kernelbank.train.recipe import Recipe
 from kernelbank.train.runs import RunFolder
 from kernelbank.weights.file import SUFFIXES, read_model_file
@@ -34,10 +37,13 @@ def run(options: Any) -> int:
     found = open_model(options.model, pretrained=options.pretrained, mixer=options.mixer, img_size=options.img_size)
     if classes is not None:
         found = found.with_classes(classes)
+    if options.dynamic_size:
+        found = with_dynamic_size(found)
     with Console(stderr=True).status(escape(printable(found.label))) as status:
         report = export(
             found.model, path, preprocessing=preprocessing(found, options.model), half=options.half,
-            opset=options.opset, overwrite=options.overwrite,
+            opset=options.opset, form=options.form, batch=options.batch, dynamic_size=options.dynamic_size,
+            overwrite=options.overwrite,
             progress=lambda step: status.update(escape(f"{printable(found.label)}: {step}")),
         )  # fmt: skip
     if options.json:
@@ -50,13 +56,35 @@ def run(options: Any) -> int:
 
 def lines(report: ExportReport) -> str:
     """What was written and compared, in two lines."""
-    batches = " and ".join(map(str, report.batches))
+    inputs = report.inputs
+    batches = " and ".join(map(str, inputs.batches))
+    what = f"a batch of {batches}" if len(inputs.batches) == 1 else f"batches of {batches}"
+    sizes = " of " + ", ".join(f"{height} x {width}" for height, width in inputs.sizes) if inputs.dynamic_size else ""
+    form = "" if report.form == "products" else ", attention as grouped convolutions"
     return (
-        f"wrote {printable(report.path)}: {report.format}, {report.dtype}, {report.bytes / 1e6:.2f} MB, any batch\n"
-        f"loaded again in {report.runtime}: outputs for batches of {batches} random images differ by at most "
+        f"wrote {printable(report.path)}: {report.format}, {report.dtype}, {report.bytes / 1e6:.2f} MB, "
+        f"{inputs}{form}\n"
+        f"loaded again in {report.runtime}: outputs for {what} random images{sizes} differ by at most "
         f"{report.difference:.1e} from the model's, which reach {report.largest:.2g} "
         f"(tolerance {report.tolerance:.0e} of that)"
     )
+
+
+def with_dynamic_size(found: ExplainedModel) -> ExplainedModel:
+    """The model with the same weights, built to take images of any size. Raises InputError for a file that does not
+    state how to build it, and for a stock model whose trunk has no such option."""
+    if found.spec is None:
+        raise InputError(f"invalid --dynamic-size for {found.label}, whose file does not describe the model; expected "
+                         "a name, a run, or a file of kernelbank convert")  # fmt: skip
+    spec = replace(described(found.spec, found.model), img_size=found.size)
+    trunk: Any = spec.trunk
+    if isinstance(trunk, TimmTrunk):
+        trunk = replace(trunk, arguments={**trunk.arguments, "dynamic_img_size": True})
+    else:
+        trunk = replace(trunk, dynamic_img_size=True)
+    model = build(replace(spec, trunk=trunk))
+    model.load_state_dict(found.model.state_dict())
+    return replace(found, model=model.eval())
 
 
 def preprocessing(found: ExplainedModel, word: str) -> Preprocessing:

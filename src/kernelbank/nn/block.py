@@ -33,12 +33,16 @@ class TokenGrid:
     def __init__(self, patch_embed: PatchEmbed, dynamic: bool) -> None:
         self.patch_embed = patch_embed
         self.seen: dict[int, list[Grid]] = {}
+        self.exported: Grid | None = None  # symbols, if sizes are dynamic: those are no keys of a dict
         if dynamic:
             patch_embed.register_forward_hook(self._note)
 
     def _note(self, patch_embed: nn.Module, images: tuple[Tensor], tokens: Tensor) -> None:
         rows, columns = images[0].shape[-2:]
         height, width = self.patch_embed.dynamic_feat_size((rows, columns))
+        if torch.compiler.is_exporting():
+            self.exported = height, width
+            return
         grids = self.seen.setdefault(height * width, [])
         if (height, width) in grids:
             grids.remove((height, width))
@@ -47,6 +51,8 @@ class TokenGrid:
     def __call__(self, count: int) -> Grid:
         """Return (H, W) of `count` tokens, the prefix not counted. Raises SpecError in a backward if images of several
         shapes had as many."""
+        if torch.compiler.is_exporting() and self.exported is not None:
+            return self.exported
         if count not in self.seen:
             height, width = self.patch_embed.grid_size
             return height, width

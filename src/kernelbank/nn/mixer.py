@@ -18,7 +18,7 @@ from kernelbank.ops.geometry import Geometry, geometry
 from kernelbank.ops.plan import mix
 from kernelbank.spec import MixerSpec, SpecError, TwoStep
 from kernelbank.spec.arguments import POSITIVE
-from kernelbank.spec.inventory import Grid, check_host, inventory
+from kernelbank.spec.inventory import Grid, check_host, inventory, is_sized
 from kernelbank.spec.inventory import Tensor as Entry
 
 
@@ -205,7 +205,7 @@ def _mixed(mixer: Mixer, x: Tensor, grid: Grid | None, attn_mask: Tensor | None)
     grid = mixer.grid if grid is None else grid
     modules = called_modules(mixer, mixer.linears)
     tensors = named_tensors(mixer, mixer.entries, modules)
-    if grid != mixer.grid:
+    if is_sized(mixer.spec) and grid != mixer.grid:
         tensors = mixer.tensors_on(grid, tensors)
     y = mix(
         x, tensors, mixer.spec, mixer.num_heads, grid, prefix=mixer.prefix, attn_mask=attn_mask,

@@ -25,6 +25,7 @@ class Context(SizedSpec):
     training; `mask` (B or 1, 1, T, T), True where a query may see a kernel, narrows what the spec sees. `modules` are
     the linear layers, by name, that must be called as modules: they have hooks, are parametrised or replaced. `linear`
     runs the others, `position` the positional operator where a path has no N x N map for it; the plan fills both.
+    `product` multiplies the matrices of attention, (..., n, e) by (..., e, m), where a path has several forms of it.
     """
 
     geo: Geometry
@@ -35,6 +36,7 @@ class Context(SizedSpec):
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     linear: Linear = plain
     position: Callable[[Tensor, Tensor, Grid], Tensor] | None = None
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
 
     @property
     def shared(self) -> int:

@@ -18,7 +18,7 @@ from kernelbank.ops.mix import generated_kernel, learned_kernel, project
 from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.precision import wide
 from kernelbank.ops.rotation import rotate
-from kernelbank.ops.transforms import jit_traced, traced
+from kernelbank.ops.transforms import any_batch, jit_traced
 from kernelbank.spec import Box, Dynamic, Full, Grouped
 
 Pair = tuple[int, int]
@@ -151,7 +151,7 @@ def conv_images(
     with the patches in a graph that is recorded for other batches."""
     if is_shared(weight):
         return conv2d(x_BCHW, weight[0], None if bias is None else bias[0], padding, groups, stride, dilation)
-    if traced():
+    if any_batch(x_BCHW):
         return _by_patches(x_BCHW, weight, bias, groups, padding, stride, dilation)
     (B, C, H, W), out = x_BCHW.shape, weight.shape[1]
     if B == 0:  # without images there are no kernels either: their sum keeps the graph

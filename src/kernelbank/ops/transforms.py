@@ -38,6 +38,11 @@ def jit_traced() -> bool:
     return not torch.compiler.is_compiling() and bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
+def any_batch(x: Tensor) -> bool:
+    """Whether the operations on x (B, ...) are recorded to run for other B too."""
+    return jit_traced() or isinstance(x.shape[0], torch.SymInt)
+
+
 def differentiated(grad: Tensor) -> bool:
     """Whether a backward with this gradient must be differentiable or take a batch of gradients: under
     ``create_graph=True``, ``is_grads_batched=True`` or a transform."""

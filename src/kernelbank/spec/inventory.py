@@ -130,6 +130,12 @@ def bank_size(spec: MixerSpec, dim: int, grid: Grid, prefix: int) -> int:
             return 1
 
 
+def is_sized(spec: MixerSpec) -> bool:
+    """Return whether the shape of a tensor of `spec` depends on the grid: of a relative table, or of the matrices of
+    `project`."""
+    return isinstance(spec.position, Relative) or isinstance(spec.mix, Project)
+
+
 def extent(spec: MixerSpec, grid: Grid) -> Grid:
     """Return a x b, the sides of what a position can see, in steps of the support; the relative table has
     (2a-1) x (2b-1) offsets."""

@@ -19,7 +19,7 @@ from kernelbank.ops.kernel import gate, queries, weigh
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.paths import sdpa
 from kernelbank.ops.paths.path import MixerPath, Reason
-from kernelbank.ops.paths.windows import unsupported as windows_unsupported
+from kernelbank.ops.paths.windows import needs_regions
 from kernelbank.ops.position import region_matrix
 from kernelbank.ops.precision import full_precision, wide
 from kernelbank.spec import Pool, TwoStep, Window
@@ -165,19 +165,19 @@ def _attend(
     visible = None if visible is None else visible[:, None]
     x = sdpa.temperature(s.spec.activation)
     if x is None:
-        a = weigh((q * bank.scale) @ k.mT, added, visible, p, s)
+        a = weigh(s.product(q * bank.scale, k.mT), added, visible, p, s)
     else:
-        a = F.dropout(_softmax(q * (bank.scale * x), k, added, visible, x), s.attn_drop, s.training)
-    return (a.to(v.dtype) @ v).transpose(2, 3).flatten(3)
+        scores = s.product(q * (bank.scale * x), k.mT)
+        a = F.dropout(_softmax(scores, added, visible, x), s.attn_drop, s.training)
+    return s.product(a.to(v.dtype), v).transpose(2, 3).flatten(3)
 
 
-def _softmax(q: Tensor, k: Tensor, added: Tensor | None, visible: Tensor | None, x: float) -> Tensor:
-    """softmax(q k^T + x added) over what is visible."""
-    mask = None if added is None else (added * x).to(q.dtype)
+def _softmax(scores: Tensor, added: Tensor | None, visible: Tensor | None, x: float) -> Tensor:
+    """softmax(scores + x added) over what is visible."""
+    mask = None if added is None else (added * x).to(scores.dtype)
     if visible is not None:
-        hidden = torch.where(visible, 0.0, -torch.inf).to(q.dtype)
+        hidden = torch.where(visible, 0.0, -torch.inf).to(scores.dtype)
         mask = hidden if mask is None else mask + hidden
-    scores = q @ k.mT
     return torch.softmax(scores if mask is None else scores + mask, -1)
 
 
@@ -261,12 +261,18 @@ def _positional_terms(
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Supports that are not windows, and what the path by regions does not support."""
+    """Not supported: what `needs_blocks` says."""
+    return needs_blocks(s)
+
+
+def needs_blocks(s: Context) -> Reason:
+    """Why a path by blocks does not support the context: a support that is no window, padding that would be counted,
+    and what paths by regions do not support."""
     if not isinstance(s.geo.support, Window):
         return f"support={s.geo.support} is no window"
     if s.training and s.spec.frame == "bn_relu" and any(Blocks(s.geo).pads):
         return "BatchNorm would count the padding of the blocks in training"
-    return windows_unsupported(s, call, m)
+    return needs_regions(s)
 
 
 def preferred(s: Context, call: Call, m: Machine) -> Reason:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,8 @@ from kernelbank.ops.geometry import to_grid, unfold
 from kernelbank.ops.kernel import conv2d, logits, normed_operand, weigh
 from kernelbank.ops.machine import Machine
 from kernelbank.ops.mix import generated_kernel, project
+from kernelbank.ops.paths import blocks
+from kernelbank.ops.paths.blocks import needs_blocks
 from kernelbank.ops.paths.framed import framed
 from kernelbank.ops.paths.path import MixerPath, Reason, needs_static_tensors, never_preferred
 from kernelbank.ops.paths.vectorised import one_step_with_table
@@ -20,17 +25,18 @@ from kernelbank.spec import Dynamic, TwoStep
 
 
 def two_step(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
-    """The keys as a kernel (B*h*n, d, k, k) and the values as a kernel (B*C, n, 1, 1), groups B*h: the images and
-    heads are groups of one convolution over a map of B*C channels."""
+    """The keys as a kernel (G*h*n, d, k, k) and the values as a kernel (G*C, n, 1, 1), groups G*h: the images and
+    heads are groups of one convolution over a map of G*C channels. G is 1 where all images share the kernels, else the
+    number of images."""
     (B, T, C), h = operand_BTC.shape, s.heads
     bank = project(two_step_bank(source_BTC, p, s), p, s)
-    n = bank.key.shape[2]
-    key = bank.key.expand(B, -1, -1, -1).reshape(B * h * n, C // h, s.spec.size, s.spec.size) * bank.scale
-    scores = _query_key(normed_operand(operand_BTC, p, s), key, s).view(B, h, n, T).transpose(-1, -2)
+    G, n = bank.key.shape[0], bank.key.shape[2]
+    key = bank.key.reshape(G * h * n, C // h, s.spec.size, s.spec.size) * bank.scale
+    scores = _query_key(normed_operand(operand_BTC, p, s), key, G, s).view(B, h, n, T).transpose(-1, -2)
     a = weigh(scores, logits(bank, p, s), s.visible, p, s).to(bank.value.dtype)
-    a = a.transpose(-1, -2).reshape(1, B * h * n, 1, T)
-    value = bank.value.expand(B, -1, -1, -1).transpose(-1, -2).reshape(B * C, n, 1, 1)
-    o_BTC = conv2d(a, value, None, 0, B * h).view(B, C, T).transpose(1, 2)
+    a = a.transpose(-1, -2).reshape(B // G, G * h * n, 1, T)
+    value = bank.value.transpose(-1, -2).reshape(G * C, n, 1, 1)
+    o_BTC = conv2d(a, value, None, 0, G * h).view(B, C, T).transpose(1, 2)
     return o_BTC if bank.value_bias is None else o_BTC + bank.value_bias
 
 
@@ -61,16 +67,33 @@ def _per_position(x_BTC: Tensor, weight_BTRt: Tensor, s: Context) -> Tensor:
     return conv2d(maps, weight_BTRt.reshape(B * T * R, t, 1, 1), None, 0, B * T * R).reshape(B, T, -1)
 
 
-def _query_key(operand_BTC: Tensor, key: Tensor, s: Context) -> Tensor:
-    """The first dynamic conv: (B*h*n, T). A prefix token is its own 1 x 1 grid and meets the centre tap."""
-    (B, T, C), P, size = operand_BTC.shape, s.geo.prefix, s.spec.size
-    image = to_grid(operand_BTC, s.geo).reshape(1, B * C, *s.geo.grid)
-    on_grid = conv2d(image, key, None, size // 2, B * s.heads).view(-1, T - P)
+def _query_key(operand_BTC: Tensor, key: Tensor, G: int, s: Context) -> Tensor:
+    """The first dynamic conv: (B/G, G*h*n, T). A prefix token is its own 1 x 1 grid and meets the centre tap."""
+    (B, _, C), P, size = operand_BTC.shape, s.geo.prefix, s.spec.size
+    image = to_grid(operand_BTC, s.geo).reshape(B // G, G * C, *s.geo.grid)
+    on_grid = conv2d(image, key, None, size // 2, G * s.heads).flatten(2)
     if not P:
         return on_grid
-    tokens = operand_BTC[:, :P].transpose(1, 2).reshape(1, B * C, 1, P)
+    tokens = operand_BTC[:, :P].transpose(1, 2).reshape(B // G, G * C, 1, P)
     centre = key[:, :, size // 2, size // 2, None, None]
-    return torch.cat([conv2d(tokens, centre, None, 0, B * s.heads).view(-1, P), on_grid], 1)
+    return torch.cat([conv2d(tokens, centre, None, 0, G * s.heads).flatten(2), on_grid], 2)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a (..., n, e) b (..., e, m) as one grouped 1 x 1 convolution of the map a with the kernels b: the matrices are
+    groups."""
+    (n, e), m, matrices = a.shape[-2:], b.shape[-1], math.prod(a.shape[:-2])
+    kernels = b.mT.reshape(matrices * m, e, 1, 1)
+    o = conv2d(a.mT.reshape(1, matrices * e, 1, n), kernels, None, 0, matrices)
+    return o.view(*a.shape[:-2], m, n).mT
+
+
+def run(x_BTC: Tensor, p: Params, s: Context) -> Tensor:
+    """The mixer; attention in windows block by block, where that is possible, so that a kernel scores the positions of
+    its window alone."""
+    if isinstance(s.spec.kernel, TwoStep) and needs_blocks(s) is None:
+        return blocks.run(x_BTC, p, replace(s, product=product))
+    return framed(core)(x_BTC, p, s)
 
 
 def core(operand_BTC: Tensor, source_BTC: Tensor, p: Params, s: Context) -> Tensor:
@@ -84,4 +107,4 @@ def unsupported(s: Context, call: Call, m: Machine) -> Reason:
     return needs_static_tensors(s)
 
 
-PATH = MixerPath("conv", framed(core), unsupported, never_preferred, one_step_with_table)
+PATH = MixerPath("conv", run, unsupported, never_preferred, one_step_with_table)

@@ -334,7 +334,13 @@ def _positional_terms(parts: list[Tensor], prefix: Tensor, p: Params, s: Context
 
 
 def unsupported(s: Context, call: Call, m: Machine) -> Reason:
-    """Not supported: supports without regions, statistics across regions, patches of one-step kernels."""
+    """Not supported: what `needs_regions` says."""
+    return needs_regions(s)
+
+
+def needs_regions(s: Context) -> Reason:
+    """Why a path by regions does not support the context: supports without regions, statistics across regions, patches
+    of one-step kernels."""
     if not has_regions(s.geo.support, s.geo.grid):
         return f"support={s.geo.support} has no regions"
     if s.mask is not None:
