@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from tiny_models import PLAIN, STAGES, drawn
@@ -20,7 +21,29 @@ def drawn_models() -> dict[str, Any]:
         "vit headless": drawn(VisionTransformer(**PLAIN | {"num_classes": 0})),
         "swin headless": drawn(SwinTransformer(**STAGES | {"num_classes": 0})),
         "vit scaled": drawn(VisionTransformer(**PLAIN, init_values=0.1)),
-    }
+        "vit scaled headless": drawn(VisionTransformer(**PLAIN | {"num_classes": 0}, init_values=0.1)),
+        "vit registers": registers({}),
+        "vit registers headless": registers({"num_classes": 0}),
+        "vit pre_norm": unbiased_head(drawn(VisionTransformer(**PLAIN, pre_norm=True))),
+        "vit pre_norm headless": drawn(VisionTransformer(**PLAIN | {"num_classes": 0}, pre_norm=True)),
+        "vit tokens headless": drawn(VisionTransformer(
+            **PLAIN | {"num_classes": 0}, class_token=False, global_pool="", fc_norm=False)),
+    }  # fmt: skip
+
+
+def registers(more: dict[str, Any]) -> Any:
+    """DINOv2's: LayerScale, and registers without position embeddings."""
+    model = drawn(VisionTransformer(**PLAIN | more, init_values=0.1, reg_tokens=2))
+    with torch.no_grad():
+        model.pos_embed[:, 1:3] = 0
+    return model
+
+
+def unbiased_head(model: Any) -> Any:
+    """CLIP's projection has no bias."""
+    with torch.no_grad():
+        model.head.bias.zero_()
+    return model
 
 
 class Own(dict[str, Any]):

@@ -229,7 +229,7 @@ def test_bad_input_is_one_line_and_no_file(files: Path, capsys: Capture, models:
         ([files / "strange.safetensors", target], "unknown dialect with the keys conv1.weight; expected"),
         ([files / "third.safetensors", target], "without vit.layers.0.attention.k_proj.bias; expected"),
         ([source, target, "--to", "swim"], "unknown dialect 'swim'"),
-        ([source, target, "--to", "torchvision"], "torchvision has no vit models"),
+        ([source, target, "--to", "microsoft"], "microsoft has no vit models"),
         ([source, target, "--mixer", "vitt"], "'vitt'"),
         ([source, target, "--mixer", "swin | swin"], "expected 1 spec for 1 stages"),
         ([source, target, "--mixer", "vit kernel=two_step(7)"], "expected a multiple of 7, the number of heads"),

@@ -17,20 +17,24 @@ OURS = "kernelbank"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Convert a checkpoint of timm, microsoft Swin, torchvision, Hugging Face or mmpretrain into ours, or into each
+    """Convert a checkpoint of timm, DINOv2, microsoft Swin, torchvision, Hugging Face or mmpretrain into ours, or each
     other's. Every tensor is accounted for, the way back is bit-equal, and the same random images go through both
     models where their libraries are installed."""
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """The name of a timm model (its pretrained weights), or a file: .safetensors, .pth, .pt, .bin."""
+    """The name of a timm model (its pretrained weights), a file: .safetensors, .pth, .pt, .bin, or a folder with
+    config.json and model.safetensors or its shards."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """The file to write: .safetensors."""
     to: Annotated[str, tyro.conf.arg(metavar="DIALECT")] = OURS
-    """The library whose names are written: kernelbank, timm, facebook, microsoft, torchvision, huggingface,
-    huggingface4, mmpretrain, mmpretrain-linear; backbones alone as huggingface-bare, huggingface4-bare,
-    mmpretrain-bare."""
+    """The library whose names are written: kernelbank, timm, facebook, facebook-registers, microsoft, torchvision,
+    huggingface, huggingface4, huggingface-dinov2, huggingface-dinov2-registers, huggingface-clip,
+    huggingface-siglip, mmpretrain, mmpretrain-linear; backbones alone as huggingface-bare, huggingface4-bare,
+    huggingface-clip-bare, mmpretrain-bare."""
     model: Annotated[str | None, default_text("TIMM_NAME", "inferred from the shapes")] = None
     """The timm model that a file belongs to."""
+    entry: Annotated[str | None, default_text("NAME", "averaged weights before others")] = None
+    """The entry of a training checkpoint to take, such as state_dict, where it holds several."""
     img_size: Annotated[tuple[int, int] | None, default_text("H W", "inferred from the shapes")] = None
     """The height and width of the model's images in pixels."""
     mixer: Annotated[str | None, default_text("TEXT", "the specs that the model has")] = None

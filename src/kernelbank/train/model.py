@@ -23,7 +23,7 @@ from kernelbank.nn.edit.replace import replace_mixers
 from kernelbank.schema import decode
 from kernelbank.spec import read_stages
 from kernelbank.text import one_line, suggest
-from kernelbank.weights.file import read_model_file
+from kernelbank.weights.file import open_model_file
 from kernelbank.zoo import NAMED, SMALL, find
 
 NEW = ": new"
@@ -180,13 +180,13 @@ def create(spec: ModelSpec, weights: InitialWeights, *, seed: int) -> tuple[nn.M
                              "--initial-checkpoint FILE")  # fmt: skip
         model, notes = _seeded(spec, seed, weights.pretrained), []
     else:
-        state, source = read_model_file(Path(weights.checkpoint))
+        contents, source = open_model_file(Path(weights.checkpoint))
         before = spec if source is None else replace(spec, mixer=source.mixer, mlp=source.mlp)
         if source is not None and type(source.trunk) is not type(spec.trunk):
             raise InputError(f"initial_checkpoint: {weights.checkpoint} holds a model with a {source.trunk.family} "
                              f"trunk; expected a {spec.trunk.family} trunk, as {spec.name} has")  # fmt: skip
         model = _seeded(before, seed, False)
-        notes = load_weights(model, state, weights.checkpoint)
+        notes = [*contents.notes, *load_weights(model, contents.state, weights.checkpoint)]
     if weights.mixer is not None:
         notes += str(replace_mixers(model, weights.mixer).replaced).splitlines()
     return model, notes

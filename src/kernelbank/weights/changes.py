@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from kernelbank.weights.keymap import Misfit, Shape, of_one
+from kernelbank.weights.keymap import Change, Misfit, Shape, TargetShapes, Tensors, of_one
 
 
 def _shaped(tensor: Tensor, pattern: tuple[int | None, ...]) -> Tensor:
@@ -66,3 +67,46 @@ def _unstacked(tensor: Tensor, shape: Shape | None) -> Tensor:
 FFN_WEIGHT = of_one(_unstacked, lambda weight, _: _shaped(weight, (None, None)))
 FFN_BIAS = of_one(lambda bias, _: bias[0] if bias.ndim == 2 else bias, lambda bias, _: _shaped(bias, (None,)))
 """The layers of an FFN: (K, C) and (C, K), biases (K) and (C)."""
+
+LEADING = of_one(
+    lambda table, _: _shaped(table, (None, None))[None], lambda table, _: _shaped(table, (1, None, None))[0],
+)  # fmt: skip
+"""Position embeddings (N, C) as timm's (1, N, C)."""
+TOKEN = of_one(
+    lambda token, _: _shaped(token, (None,))[None, None], lambda token, _: _shaped(token, (1, 1, None))[0, 0],
+)  # fmt: skip
+"""A class token (C) as timm's (1, 1, C)."""
+
+
+def _with_bias(tensors: Tensors, shapes: TargetShapes) -> Tensors:
+    weight = _shaped(tensors[0], (None, None))
+    return weight, weight.new_zeros(len(weight))
+
+
+def _without_bias(tensors: Tensors, shapes: TargetShapes) -> Tensors:
+    weight, bias = tensors
+    if bias.any():
+        raise Misfit("a bias that is not zero; expected none, as a projection has")
+    return (weight,)
+
+
+PROJECTION = Change(_with_bias, _without_bias)
+"""A projection without a bias as a head of timm, whose bias is zero."""
+
+
+def _registers_to_timm(tensors: Tensors, shapes: TargetShapes) -> Tensors:
+    registers, places = (_shaped(tensor, (1, None, None)) for tensor in tensors)
+    return registers, torch.cat((places[:, :1], torch.zeros_like(registers), places[:, 1:]), 1)
+
+
+def _registers_from_timm(tensors: Tensors, shapes: TargetShapes) -> Tensors:
+    registers, places = (_shaped(tensor, (1, None, None)) for tensor in tensors)
+    count = registers.shape[1]
+    if places.shape[1] <= count or places[:, 1 : 1 + count].any():
+        raise Misfit("position embeddings for the registers; expected zeros, as DINOv2 has none there")
+    return registers, torch.cat((places[:, :1], places[:, 1 + count :]), 1)
+
+
+REGISTERS = Change(_registers_to_timm, _registers_from_timm)
+"""Registers (1, R, C) and the position embeddings (1, 1 + N, C) of DINOv2, which the class token has and the registers
+have not, as timm's (1, 1 + R + N, C) with zeros for the registers."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
 from kernelbank.model import ModelSpec
-from kernelbank.weights.dialects import Dialect, detect, named
-from kernelbank.weights.file import unwrap
+from kernelbank.weights.contents import TRUNKS, WRAPPERS, check_held, find, other_parts, shared_prefix, without
+from kernelbank.weights.dialects import DIALECTS, Dialect, detect, named
 from kernelbank.weights.infer import Family, Inferred, infer
 from kernelbank.weights.keymap import Shapes, State, cover, listed
 from kernelbank.weights.stock import build_stock, check_padding, with_padding
@@ -19,8 +19,12 @@ from kernelbank.weights.stock import build_stock, check_padding, with_padding
 
 @dataclass(frozen=True)
 class SourceState:
-    """A state dict and its translation. `pivot` is the state under timm's keys, without the `dropped` tensors (with the
-    reason) and the `derived` buffers. `spec` describes the model, and `assumed` lists what is assumed of it."""
+    """A state dict and its translation.
+
+    `state` has the tensors of the vision model alone, without the `prefix` that was before every key, and `pivot` has
+    them under timm's keys, without the `dropped` tensors (with the reason) and the `derived` buffers. `spec` describes
+    the model, `assumed` lists what is assumed of it, and `notes` say which weights of a file were taken.
+    """
 
     state: State
     dialect: Dialect
@@ -29,6 +33,18 @@ class SourceState:
     assumed: tuple[str, ...]
     dropped: Mapping[str, str]
     derived: tuple[str, ...]
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remaining(self) -> State:
+        """The state that the library of the dialect loads: without the tensors that have no counterpart."""
+        return _apart(self.state, self.dropped)
+
+    @property
+    def said(self) -> list[str]:
+        """What was taken from the file, one sentence for each thing."""
+        return [*self.notes, *([f"prefix: {self.prefix} removed from every key"] if self.prefix else [])]
 
 
 Describe = Callable[[Family, State], Inferred]
@@ -37,15 +53,16 @@ Describe = Callable[[Family, State], Inferred]
 
 def read(state: State, describe: Describe = infer) -> SourceState:
     """Detect the dialect of `state` and translate it to timm's keys. `describe` describes its model, by default from
-    the shapes.
+    the shapes. Parts that are not of the vision model are dropped (see `contents.OTHER_PARTS`).
 
     Raises:
         InputError: If a tensor is missing, left over or of another shape, or a buffer is not that of the model.
     """
-    dialect = detect(state)
+    dialect, state, prefix, parts = locate(state)
+    check_held(state, dialect.name)
     derived = tuple(key for key in state if dialect.is_derived(key))
     try:
-        pivot, dropped = dialect.keys.into({key: tensor for key, tensor in state.items() if key not in derived})
+        pivot, dropped = dialect.keys.into(_apart(state, derived))
     except InputError as error:
         raise InputError(f"{dialect.name}: {error}") from None
     inferred = describe(dialect.family, pivot)
@@ -53,6 +70,7 @@ def read(state: State, describe: Describe = infer) -> SourceState:
     if spec.trunk.family != dialect.family:
         raise InputError(f"the tensors are those of a {dialect.family} model ({dialect.name}); expected those of a "
                          f"{spec.trunk.family} model")  # fmt: skip
+    spec = replace(spec, trunk=replace(spec.trunk, **dialect.trunk))
     if dialect.pad is not None:
         spec = with_padding(spec, dialect.pad)
     if wrong := [key for key, tensor in pivot.items() if not tensor.is_floating_point()]:
@@ -64,13 +82,38 @@ def read(state: State, describe: Describe = infer) -> SourceState:
     ]
     if wrong:
         raise InputError(f"{listed(wrong)}: not what images of {spec.image[0]} x {spec.image[1]} give")
-    return SourceState(state, dialect, pivot, spec, inferred.assumed, dropped, derived)
+    return SourceState(state, dialect, pivot, spec, inferred.assumed, parts | dropped, derived, prefix)
+
+
+def locate(state: State) -> tuple[Dialect, State, str, dict[str, str]]:
+    """(the dialect, the tensors under its keys, the prefix that was removed from them, the dropped parts with reasons).
+
+    Prefixes of `contents.TRUNKS` are removed until a dialect has the keys. Raises InputError as `detect`.
+    """
+    inside, removed, parts = state, "", dict[str, str]()
+    while True:
+        others = other_parts(inside)
+        parts |= {removed + key: reason for key, reason in others.items()}
+        inside = _apart(inside, others)
+        if any(dialect.matches(inside) for dialect in DIALECTS):
+            return detect(inside), inside, removed, parts
+        prefix = next((prefix for prefix in (*TRUNKS, *WRAPPERS) if shared_prefix(inside, (prefix,))), "")
+        if not prefix:
+            return detect(_apart(state, parts) or state), inside, removed, parts
+        removed += prefix
+        inside = without(inside, prefix)
+
+
+def _apart(state: State, keys: Collection[str]) -> State:
+    """`state` without `keys`."""
+    return {key: tensor for key, tensor in state.items() if key not in keys}
 
 
 def write(source: SourceState, to: Dialect) -> State:
     """The state of `source` in another dialect, its derived buffers made anew. Raises InputError naming tensors that
     it has no place for, and for windows that its library pads in another way."""
     try:
+        to.check_trunk(source.spec)
         if to.pad is not None:
             check_padding(source.spec, to.pad)
         state = to.keys.back(source.pivot, to.shapes(source.spec))
@@ -84,7 +127,7 @@ def convert_state(state: Mapping[str, object], to: str, describe: Describe = inf
 
     ``convert_state(torch.load(path, weights_only=True), "timm")``. Raises InputError as `read` and `write`.
     """
-    source = read(unwrap(state, "state"), describe)
+    source = read(find(state, "state").state, describe)
     return write(source, named(to, source.dialect.family))
 
 
@@ -96,7 +139,7 @@ def differing(source: SourceState, state: State, to: Dialect) -> list[str]:
     again = source.dialect.keys.back(pivot, source.dialect.shapes(source.spec))
     buffers = source.dialect.buffers(source.spec)
     again |= {key: buffer.to(source.state[key].dtype) for key, buffer in buffers.items() if key in source.state}
-    before = {key: tensor for key, tensor in source.state.items() if key not in source.dropped}
+    before = source.remaining
     return sorted(
         key
         for key in before.keys() | again.keys()

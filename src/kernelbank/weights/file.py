@@ -1,6 +1,6 @@
 """Read and write files of weights, with one metadata schema for every file that this library writes.
 
-Pickles are read with ``weights_only``, so that code in them is never run. The metadata of a safetensors file of this
+Code in a pickle is never run (see `weights.pickles`). The metadata of a safetensors file of this
 library contains, under ``kernelbank``, a JSON object with ``file_version``, ``model`` (`ModelSpec.to_document`) and
 ``source``.
 """
@@ -8,12 +8,9 @@ library contains, under ``kernelbank``, a JSON object with ``file_version``, ``m
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,30 +22,29 @@ from kernelbank.files import replace_file
 from kernelbank.model import ModelSpec
 from kernelbank.text import suggest
 from kernelbank.weights import version1
-from kernelbank.weights.keymap import State, listed
+from kernelbank.weights.contents import Contents, find
+from kernelbank.weights.keymap import State
+from kernelbank.weights.pickles import read_pickle
 
 ENTRY, FILE_VERSION = "kernelbank", 2
 SAFETENSORS, PICKLES = ".safetensors", (".pth", ".pt", ".bin")
 SUFFIXES = (SAFETENSORS, *PICKLES)
-WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "module")
-"""The keys under which training scripts store the weights (DeiT and Swin, mmpretrain and timm, others)."""
-PREFIXES = ("module.", "_orig_mod.")
-"""The prefixes that DistributedDataParallel and torch.compile add to every key."""
 
 
-def read_state(path: Path) -> tuple[State, dict[str, str]]:
-    """Return the tensors of a weights file, unwrapped, and its metadata (safetensors only).
+def read_state(path: Path, entry: str | None = None) -> Contents:
+    """Return the tensors of a weights file, which may be a training checkpoint, and its metadata (safetensors only).
+    `entry` names the entry of a checkpoint that is taken (see `contents.find`).
 
     Raises:
-        InputError: If the file is missing, truncated or corrupted, or contains code or no tensors.
+        InputError: If the file is missing, truncated or corrupted, or contains code, no tensors or no such entry.
     """
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: unknown kind of file {path.suffix!r}{suggest(path.suffix, SUFFIXES)}; "
                          f"expected {', '.join(SUFFIXES)}")  # fmt: skip
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    loaded, metadata = _read_safetensors(path) if path.suffix == SAFETENSORS else (_read_pickle(path), {})
-    return unwrap(loaded, str(path)), metadata
+    loaded, metadata = _read_safetensors(path) if path.suffix == SAFETENSORS else (read_pickle(path), {})
+    return replace(find(loaded, str(path), entry), metadata=metadata)
 
 
 def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
@@ -57,49 +53,6 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{path}: truncated or not safetensors: {error}") from None
-
-
-def _read_pickle(path: Path) -> Any:
-    with path.open("rb"):  # what cannot be opened is an OSError with its reason
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickles that torch did not write; they are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises anything: struct.error, RuntimeError, KeyError, ...
-        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if code:
-        raise InputError(f"{path}: holds {code[1]}, not only weights; it is not read, as that could run code: save "
-                         "its state dict alone")  # fmt: skip
-    raise InputError(f"{path}: truncated or corrupted, or not a checkpoint of torch")
-
-
-def unwrap(loaded: object, what: str) -> State:
-    """Return the state dict in `loaded`, which may be under one of `WRAPPERS`, with `PREFIXES` removed from its keys.
-
-    Raises:
-        InputError: If there are no tensors, or values that are not tensors.
-    """
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-        inside = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inside is None:
-            break
-        loaded = inside
-    if not isinstance(loaded, Mapping) or not loaded:
-        content = listed(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise InputError(f"{what}: no state dict, but {content or 'nothing'}; expected one, plain or under "
-                         f"{', '.join(WRAPPERS)}")  # fmt: skip
-    if strange := [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]:
-        raise InputError(f"{what}: {listed(strange)} {'is no tensor' if len(strange) == 1 else 'are no tensors'}")
-    state = {str(key): value.detach() for key, value in loaded.items()}
-    if complex_ones := [key for key, value in state.items() if value.is_complex()]:
-        raise InputError(f"{what}: {listed(complex_ones)}: complex numbers; expected real ones")
-    if empty := [key for key, value in state.items() if value.numel() == 0]:
-        raise InputError(f"{what}: {listed(empty)}: no numbers; expected at least one")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def check_destination(path: Path) -> None:
@@ -161,28 +114,40 @@ def save_model(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec, s
 
 
 def read_model_file(path: Path) -> tuple[State, ModelSpec | None]:
-    """The tensors of a weights file, and the description of their model in a file of ours, else None. Files of
+    """The tensors of a weights file, and the description of their model in a file of ours, else None: `open_model_file`
+    without what it says about the file."""
+    contents, spec = open_model_file(path)
+    return contents.state, spec
+
+
+def open_model_file(path: Path, entry: str | None = None) -> tuple[Contents, ModelSpec | None]:
+    """The contents of a weights file, and the description of their model in a file of ours, else None. Files of
     KernelBank 0.1 are read as those of today.
 
     Raises:
         InputError: If the file cannot be read, or its description is damaged or of another version.
     """
-    state, metadata = read_state(path)
+    contents = read_state(path, entry)
+    metadata = contents.metadata
     try:
         if ENTRY not in metadata:
             spec = version1.trained(metadata)
-            return (state, None) if spec is None else (version1.upgraded(state, spec), spec)
+            return (contents, None) if spec is None else (_upgraded(contents, spec), spec)
         document = json.loads(metadata[ENTRY])
         if not isinstance(document, dict):
             raise ValueError(f"expected a JSON object, got {type(document).__name__}")
         if document.get("version") == 1:
             spec = version1.converted(document)
-            return version1.upgraded(state, spec), spec
+            return _upgraded(contents, spec), spec
         if (version := document.get("file_version")) != FILE_VERSION:
             raise InputError(f"{path}: invalid file_version={version!r}; expected {FILE_VERSION}, or the version 1 of "
                              "KernelBank 0.1")  # fmt: skip
-        return state, ModelSpec.from_document(document.get("model"))
+        return contents, ModelSpec.from_document(document.get("model"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: the description of the model in its metadata is damaged: {error}") from None
+
+
+def _upgraded(contents: Contents, spec: ModelSpec) -> Contents:
+    return replace(contents, state=version1.upgraded(contents.state, spec))

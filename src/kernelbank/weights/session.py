@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,22 +14,29 @@ import torch
 from torch import nn
 
 from kernelbank.errors import InputError, SpecError, UsageError
-from kernelbank.model import ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
+from kernelbank.model import RESERVED_ARGUMENTS, ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
 from kernelbank.nn.edit.replace import Replaced, replace_mixers
 from kernelbank.nn.mixer import Mixer
 from kernelbank.weights import convert
 from kernelbank.weights.alike import settle
+from kernelbank.weights.contents import Contents
 from kernelbank.weights.convert import SourceState
 from kernelbank.weights.dialects import Dialect, MissingLibraryError, known, named
-from kernelbank.weights.file import SUFFIXES, check_destination, read_model_file
+from kernelbank.weights.file import SUFFIXES, check_destination, open_model_file
+from kernelbank.weights.folder import CONFIG, beside, read_folder
 from kernelbank.weights.from_timm import create, from_timm, read_model
 from kernelbank.weights.infer import Family, Inferred, infer
-from kernelbank.weights.keymap import State, listed
+from kernelbank.weights.keymap import State, fit, listed
 from kernelbank.weights.load import rebuild
 from kernelbank.weights.proof import Proof, Run, prove
+from kernelbank.weights.stated import describe as describe_stated
+from kernelbank.weights.stated import model as build_stated
+from kernelbank.weights.stated import read_config
 from kernelbank.weights.stock import is_stock
 
 OURS = "kernelbank"
+LOADING = RESERVED_ARGUMENTS - {"img_size", "in_chans", "num_classes"} | {"meta"}
+"""The arguments that a configuration of timm must not have: weights to load from elsewhere."""
 Status = Callable[[str], Any]
 """A context manager that shows what is going on."""
 
@@ -42,6 +49,7 @@ class Request:
     dst: str
     to: str = OURS
     model: str | None = None
+    entry: str | None = None
     img_size: tuple[int, int] | None = None
     mixer: str | None = None
     untrained: bool = False
@@ -122,6 +130,8 @@ def _open_name(request: Request) -> _Opened:
     """A model that timm builds, with its weights."""
     if request.model is not None:
         raise UsageError("convert", f"invalid --model={request.model}; expected a file as SRC with it, not a name")
+    if request.entry is not None:
+        raise UsageError("convert", f"invalid --entry={request.entry}; expected a file as SRC with it, not a name")
     if timm.is_model(request.src) and not request.untrained and not timm.is_model_pretrained(request.src):
         raise InputError(f"model {request.src} has no pretrained weights; --untrained takes its initial ones")
     image: dict[str, Any] = {} if request.img_size is None else {"img_size": request.img_size}
@@ -134,12 +144,17 @@ def _open_name(request: Request) -> _Opened:
 
 
 def _open_file(request: Request, path: Path) -> _Opened:
-    """A file of weights: ours with its description, or of a dialect."""
+    """A file or folder of weights: ours with its description, with a configuration beside it, or of a dialect."""
     if request.untrained:
         raise UsageError("convert", "invalid --untrained with a file as SRC; expected the name of a timm model")
-    state, spec = read_model_file(path)
+    contents, spec = (read_folder(path, request.entry), None) if path.is_dir() else open_model_file(path, request.entry)
     if spec is not None:
-        return _open_ours(spec, state, str(path))
+        return _open_ours(spec, contents.state, str(path))
+    config = beside(path)
+    if config is not None and request.model is None:
+        architecture = config.get("architecture")
+        opened = _open_timm if isinstance(architecture, str) else _open_stated
+        return opened(request, config, contents)
 
     def describe(family: Family, pivot: State) -> Inferred:
         if request.model is None:
@@ -148,8 +163,37 @@ def _open_file(request: Request, path: Path) -> _Opened:
             inferred = _describe_named(request, pivot)
         return Inferred(replace(inferred.spec, name=request.model or path.name), inferred.assumed)
 
-    source = convert.read(state, describe)
-    return _Opened(source, lambda: source.dialect.model(source.spec, state))
+    source = replace(convert.read(contents.state, describe), notes=contents.notes)
+    return _Opened(source, lambda: source.dialect.model(source.spec, source.remaining))
+
+
+def _open_stated(request: Request, config: Mapping[str, Any], contents: Contents) -> _Opened:
+    """Weights with a configuration of transformers, from which transformers builds the model of the proof."""
+    where = f"{request.src}: {CONFIG}"
+    stated = read_config(config, where)
+
+    def describe(family: Family, pivot: State) -> Inferred:
+        inferred = describe_stated(stated, family, pivot, where)
+        return Inferred(replace(inferred.spec, name=Path(request.src).name), inferred.assumed)
+
+    source = replace(convert.read(contents.state, describe), notes=contents.notes)
+    return _Opened(source, lambda: build_stated(stated, source.spec, source.remaining))
+
+
+def _open_timm(request: Request, config: Mapping[str, Any], contents: Contents) -> _Opened:
+    """Weights with a configuration of timm, from which timm builds the model of the proof."""
+    name, arguments = config["architecture"], config.get("model_args") or {}
+    if not isinstance(arguments, Mapping) or LOADING & arguments.keys():
+        raise InputError(f"{request.src}: {CONFIG}: invalid model_args={arguments!r}; expected arguments of the "
+                         f"constructor without {', '.join(sorted(LOADING))}")  # fmt: skip
+    sizes = {key: config[key] for key in ("num_classes", "global_pool") if key in config} | dict(arguments)
+    sizes |= {} if request.img_size is None else {"img_size": request.img_size}
+    model = create(name, **sizes)
+    fit(contents.state, model.state_dict(), f"{request.src}: {name} of timm")
+    model.load_state_dict(contents.state)
+    spec = replace(read_model(model.eval()), name=name)
+    source = replace(convert.read(contents.state, lambda *_: Inferred(spec)), notes=contents.notes)
+    return _Opened(source, lambda: cast(Run, model.float()))
 
 
 def _open_ours(spec: ModelSpec, state: State, path: str) -> _Opened:

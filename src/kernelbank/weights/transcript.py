@@ -20,10 +20,11 @@ def lines(outcome: Outcome) -> list[str]:
     """Return the transcript, which lists what was read, assumed, dropped, translated, proved and written."""
     source, size = outcome.source, outcome.path.stat().st_size / 1e6
     text = [f"read: {_described(outcome)}"]
+    text += source.said
     text += [f"assumed: {', '.join(source.assumed)}"] * bool(source.assumed)
     text += [f"dropped: {key}: {reason}" for key, reason in source.dropped.items()]
     text += [f"keys: {_counted(outcome)} -> {len(outcome.state)} of {outcome.to.name}, none left over",
-             f"back: {len(source.state) - len(source.dropped)} tensors bit-equal", _proof(outcome)]  # fmt: skip
+             f"back: {len(source.remaining)} tensors bit-equal", _proof(outcome)]  # fmt: skip
     if outcome.to.library.holds_specs:
         text += [f"specs: {outcome.spec.mixer}; mlp {outcome.spec.mlp}"]
     return [*text, *([str(outcome.replaced)] if outcome.replaced else []), f"wrote: {outcome.path}, {size:.1f} MB"]
@@ -69,7 +70,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "from": source.dialect.name, "to": outcome.to.name, "family": source.spec.trunk.family,
         "tensors": {"source": len(source.state), "derived": len(source.derived), "target": len(outcome.state)},
         "dropped": dict(source.dropped), "assumed": list(source.assumed), "back": "bit-equal",
-        "proved": outcome.proved, "proof": compared, "path": str(outcome.path),
+        "notes": list(source.said), "proved": outcome.proved, "proof": compared, "path": str(outcome.path),
         "specs": {"mixer": outcome.spec.mixer, "mlp": outcome.spec.mlp} if outcome.to.library.holds_specs else None,
         "tensors_replaced": None if outcome.replaced is None else [
             {"tensor": line.name, "verdict": line.verdict, "how": line.how} for line in outcome.replaced.lines

@@ -9,6 +9,7 @@ from kernelbank.text import suggest
 from kernelbank.weights.dialects import (
     facebook,
     huggingface,
+    huggingface_towers,
     kernelbank,
     microsoft,
     mmpretrain,
@@ -23,7 +24,7 @@ __all__ = ["DIALECTS", "NAMES", "Dialect", "MissingLibraryError", "detect", "kno
 
 DIALECTS: tuple[Dialect, ...] = (
     *timm.DIALECTS, *kernelbank.DIALECTS, *facebook.DIALECTS, *microsoft.DIALECTS, *torchvision.DIALECTS,
-    *huggingface.DIALECTS, *mmpretrain.DIALECTS,
+    *huggingface.DIALECTS, *huggingface_towers.DIALECTS, *mmpretrain.DIALECTS,
 )  # fmt: skip
 NAMES = tuple(dict.fromkeys(dialect.name for dialect in DIALECTS))
 

@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ class Dialect:
     Its states always have the keys `marks` and never the keys `unmarked`. `derived` are the buffers, by the pattern of
     their keys, that are computed when a state is written. `pad` is the padding of windows that the grid does not fill
     (see `spec.axes.Window`), or None if the description states it. `shapes` returns the shapes of the tensors, if a
-    conversion of tensors needs them.
+    conversion of tensors needs them. `trunk` are the fields of the trunk that all of its models have.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Dialect:
     derived: Mapping[str, Derivation] = field(default_factory=dict)
     pad: Padding | None = None
     shapes: Callable[[ModelSpec], Shapes | None] = _no_shapes
+    trunk: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
@@ -98,6 +100,12 @@ class Dialect:
     def bare(self) -> bool:
         """Whether its models have no head."""
         return self.name.endswith("-bare")
+
+    def check_trunk(self, spec: ModelSpec) -> None:
+        """Raise InputError, naming the field, unless the trunk of `spec` is as those of the library."""
+        for name, value in self.trunk.items():
+            if (found := getattr(spec.trunk, name)) != value:
+                raise InputError(f"invalid {name}={found!r}; expected {value!r}, as all of its models have")
 
     def buffers(self, spec: ModelSpec) -> State:
         """Return the derived buffers of a model."""

@@ -65,7 +65,8 @@ _SWIN_4: Names = _SWIN_TRUNK | _block(STAGE_BLOCK, _SWIN_BLOCK, *_OLD_SWIN) | {
 # ---- models ----------------------------------------------------------------------------------------------
 
 
-_HIDDEN_ACT = {
+MASK = {"embeddings.mask_token": "the token of masked patches, which images without a mask do not use"}
+HIDDEN_ACT = {
     "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
 }  # fmt: skip
 """transformers' names of the activations, by timm's."""
@@ -81,7 +82,7 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
     trunk, arguments, first = spec.trunk, stock_arguments(spec), spec.stages[0]
     assert isinstance(trunk, (ViTTrunk, SwinTrunk))
     shared = {
-        "num_labels": spec.num_classes, "num_channels": spec.in_chans, "hidden_act": _HIDDEN_ACT[mlp_activation(first)],
+        "num_labels": spec.num_classes, "num_channels": spec.in_chans, "hidden_act": HIDDEN_ACT[mlp_activation(first)],
         "layer_norm_eps": trunk.norm_eps, "qkv_bias": first.mixer.bias,
     }  # fmt: skip
     if isinstance(trunk, ViTTrunk):
@@ -101,18 +102,20 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
     return cast(nn.Module, kind(config))
 
 
-def _load(model: Any, state: State) -> nn.Module:
+def load(model: Any, state: State) -> nn.Module:
     """Load a state dict with transformers' own loader, which renames the keys of its earlier versions."""
     pooling = {"add_pooling_layer": False} if type(model).__name__ == "ViTModel" else {}
     loaded, report = type(model).from_pretrained(
         None, config=model.config, state_dict=state, output_loading_info=True, **pooling
     )
-    if wrong := [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]:
+    missing = [key for key in report["missing_keys"] if key not in MASK]
+    if wrong := [*missing, *report["unexpected_keys"], *map(str, report["mismatched_keys"])]:
         raise InputError(f"the library refuses the tensors: {listed(wrong)}")
     return cast(nn.Module, loaded)
 
 
-def _call(model: nn.Module, images: Tensor) -> Tensor:
+def call(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits, else the pooled tokens, else the class token."""
     output = model(images)
     if "logits" in output:
         return cast(Tensor, output.logits)
@@ -124,25 +127,25 @@ def _call(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _dialects(
-    name: str, install: str, vit: Names, swin: Names, queries: tuple[str, str], index: str = ""
+    name: str, install: str, vit: Names, swin: Names, marks: tuple[str, str], index: str = ""
 ) -> tuple[Dialect, ...]:
-    """Return the dialects of both families, as classifiers and without a head. `queries` is the query of the first
-    block in each family, `index` the pattern of Swin's index if it is in the state dict."""
-    library = Library(install=install, build=_build, call=_call, load=_load)
+    """Return the dialects of both families, as classifiers and without a head. `marks` are a norm of the first block
+    of ViT and a query of Swin's, `index` the pattern of Swin's index if it is in the state dict."""
+    library = Library(install=install, build=_build, call=call, load=load)
     bare = (
         Dialect(
             name=f"{name}-bare", family="vit", library=library, keys=key_map(headless(vit), dropped=_POOLER),
-            marks=(queries[0],),
+            marks=(marks[0],),
         ),
         Dialect(
-            name=f"{name}-bare", family="swin", library=library, keys=key_map(headless(swin)), marks=(queries[1],),
+            name=f"{name}-bare", family="swin", library=library, keys=key_map(headless(swin)), marks=(marks[1],),
             derived={index: indices} if index else {}, pad="mmpretrain",
         ),
     )  # fmt: skip
     whole = (
-        replace(bare[0], name=name, keys=key_map(under("vit.", vit)), marks=(f"vit.{queries[0]}",)),
+        replace(bare[0], name=name, keys=key_map(under("vit.", vit)), marks=(f"vit.{marks[0]}",)),
         replace(
-            bare[1], name=name, keys=key_map(under("swin.", swin)), marks=(f"swin.{queries[1]}",),
+            bare[1], name=name, keys=key_map(under("swin.", swin)), marks=(f"swin.{marks[1]}",),
             derived={f"swin.{index}": indices} if index else {},
         ),
     )  # fmt: skip
@@ -152,11 +155,11 @@ def _dialects(
 DIALECTS = (
     *_dialects(
         "huggingface", "install 'transformers>=5'", _VIT_5, _SWIN_5,
-        ("layers.0.attention.q_proj.weight", "encoder.layers.0.blocks.0.attention.q_proj.weight"),
+        ("layers.0.layernorm_before.weight", "encoder.layers.0.blocks.0.attention.q_proj.weight"),
     ),
     *_dialects(
         "huggingface4", "install transformers", _VIT_4, _SWIN_4,
-        ("encoder.layer.0.attention.attention.query.weight",
+        ("encoder.layer.0.layernorm_before.weight",
          "encoder.layers.0.blocks.0.attention.self.query.weight"),
         f"{_SWIN_BLOCK}.attention.self.relative_position_index",
     ),

@@ -25,7 +25,7 @@ _TIMM = Library(install="install timm", build=_build)
 DIALECTS = (
     Dialect(
         name="timm", family="vit", library=_TIMM, keys=key_map(VIT), marks=(f"{FIRST}.qkv.weight", PATCHES),
-        unmarked=("blocks.0.gamma_1",),
+        unmarked=("blocks.0.gamma_1", "register_tokens"),
     ),
     Dialect(
         name="timm", family="swin", library=_TIMM, keys=key_map(SWIN), unmarked=(MERGED_FIRST,), pad="timm",

@@ -1,19 +1,21 @@
-"""torchvision 0.26 and later, torchvision/models/swin_transformer.py: stages and patch mergings alternate in
-``features``."""
+"""torchvision 0.26 and later, torchvision/models/swin_transformer.py, where stages and patch mergings alternate in
+``features``, and torchvision/models/vision_transformer.py."""
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
+from typing import cast
 
 from torch import nn
 
 from kernelbank.errors import InputError
-from kernelbank.model import ModelSpec
+from kernelbank.model import ModelSpec, ViTTrunk
 from kernelbank.weights.buffers import flat_indices
 from kernelbank.weights.dialects.dialect import Dialect, Library, need
 from kernelbank.weights.keymap import Names, key_map
-from kernelbank.weights.pivot import STAGE_BLOCK
-from kernelbank.weights.stock import one_of_all, stock_arguments
+from kernelbank.weights.pivot import BLOCK, STAGE_BLOCK
+from kernelbank.weights.stock import mlp_activation, mlp_width, one_of_all, stock_arguments
 
 _BLOCK = "features.{2i+1}.{j}"
 _NAMES: Names = {
@@ -28,6 +30,21 @@ _NAMES: Names = {
     "norm.{p}": "norm.{p}",
     "head.fc.{p}": "head.{p}",
 }  # fmt: skip
+
+_LAYER = "encoder.layers.encoder_layer_{i}"
+_VIT: Names = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj.{p}": "conv_proj.{p}",
+    f"{BLOCK}.norm1.{{p}}": f"{_LAYER}.ln_1.{{p}}",
+    f"{BLOCK}.attn.qkv.{{p}}": f"{_LAYER}.self_attention.in_proj_{{p}}",
+    f"{BLOCK}.attn.proj.{{p}}": f"{_LAYER}.self_attention.out_proj.{{p}}",
+    f"{BLOCK}.norm2.{{p}}": f"{_LAYER}.ln_2.{{p}}",
+    f"{BLOCK}.mlp.fc1.{{p}}": f"{_LAYER}.mlp.0.{{p}}",
+    f"{BLOCK}.mlp.fc2.{{p}}": f"{_LAYER}.mlp.3.{{p}}",
+    "norm.{p}": "encoder.ln.{p}",
+    "head.{p}": "heads.head.{p}",
+}
 
 
 def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
@@ -47,10 +64,31 @@ def _build(spec: ModelSpec, dialect: Dialect) -> nn.Module:
     return model
 
 
+def _build_vit(spec: ModelSpec, dialect: Dialect) -> nn.Module:
+    need("torchvision")
+    trunk, first = cast(ViTTrunk, spec.trunk), spec.stages[0]
+    sides = {*spec.image, *trunk.patch_size}
+    if len(set(spec.image)) != 1 or len(set(trunk.patch_size)) != 1 or mlp_activation(first) != "gelu":
+        raise InputError(f"invalid mlp={str(first.mlp)!r}, image or patches {sorted(sides)} for torchvision; expected "
+                         "gelu, squares")  # fmt: skip
+    model: nn.Module = import_module("torchvision.models.vision_transformer").VisionTransformer(
+        spec.image[0], trunk.patch_size[0], trunk.depth, trunk.num_heads, trunk.embed_dim, mlp_width(first),
+        num_classes=max(spec.num_classes, 1), norm_layer=partial(nn.LayerNorm, eps=trunk.norm_eps),
+    )  # fmt: skip
+    if not spec.num_classes:
+        model.heads = nn.Sequential()
+    return model
+
+
 DIALECTS = (
     Dialect(
         name="torchvision", family="swin", library=Library(install="install torchvision", build=_build),
         keys=key_map(_NAMES), marks=("features.0.0.weight", "features.1.0.attn.qkv.weight"),
         derived={f"{_BLOCK}.attn.relative_position_index": flat_indices}, pad="mmpretrain",
+    ),
+    Dialect(
+        name="torchvision", family="vit", library=Library(install="install torchvision", build=_build_vit),
+        keys=key_map(_VIT), marks=("conv_proj.weight", f"{_LAYER.format(i=0)}.self_attention.in_proj_weight"),
+        trunk={"global_pool": "token"},
     ),
 )  # fmt: skip
