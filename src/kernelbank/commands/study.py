@@ -80,7 +80,6 @@ def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError before anything runs."""
     options, design = read(argv)
     study = _study(options.study)
-    _check(options, study, design)
     require("study", "train,report", *NEEDED)
     for name in options.tracker:
         require(f"tracker {name}", name, name)
@@ -126,7 +125,9 @@ def read(argv: list[str]) -> tuple[Options, Design]:
         source=DataOptions(data=design.data, train_images=design.train_images),
         hardware=Hardware(device="cpu") if (data or design.data) in NAMED_DATA else Hardware(),
     )
-    return read_options(Options, "study", argv, default), design
+    options = read_options(Options, "study", argv, default)
+    _check(options, _study(options.study), design)
+    return options, design
 
 
 def _settings(argv: list[str], recipe: str | None, design: Design) -> Recipe:
