@@ -1,8 +1,9 @@
 """The documentation does what it says: the blocks of every page run in order, and its links lead somewhere.
 
-A page has one folder and one namespace. ``python`` blocks are executed, and what a comment after a ``print`` promises must
-be printed. ``shell`` blocks hold commands of ours. ``console`` blocks hold commands and their output, which is compared but
-for its numbers. A second word behind the language names why a block cannot run here (`MARKS`); its commands are only parsed.
+A page has one folder and one namespace. ``python`` blocks are executed, and what a comment after a ``print`` promises
+must be printed. ``shell`` blocks hold commands of ours. ``console`` blocks also hold their output, which is compared
+except for its numbers. A second word behind the language says why a block cannot run here (`MARKS`): its commands are
+only parsed.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ def commands(text: str) -> list[list[str]]:
     return [words[words.index("kernelbank") + 1 :] for words in found]
 
 
-def run(words: list[str], page: str) -> None:
+def run(words: list[str], page: str, expected: int = 0) -> None:
     try:
         code = cli.main(words)
     except SystemExit as stop:
         code = stop.code
-    assert code == 0, f"{page}: kernelbank {shlex.join(words)} ended with {code}"
+    assert code == expected, f"{page}: kernelbank {shlex.join(words)} ended with {code}"
 
 
 def test_only_these_languages_and_marks_are_used() -> None:
@@ -101,8 +102,8 @@ def test_the_blocks_of_a_page_run(
             else:
                 assert commands(block.text), f"{page}: block {number} has no command of ours"
                 for words in commands(block.text):
-                    run(words, page)
-                check_console(page, block, capsys.readouterr().out)
+                    run(words, page, 2 if "kernelbank: error: " in block.text else 0)
+                check_console(page, block, "".join(capsys.readouterr()))
 
 
 def check_promises(page: str, block: Block, printed: str) -> None:
