@@ -120,7 +120,7 @@ IDIOMS = (
 )  # fmt: skip
 """What no reader outside this project would understand, and references to documents that are not in the repository."""
 PLAIN_FILES = (
-    *FILES, *sorted((PROJECT / "benchmarks").glob("*.py")), *sorted((PROJECT / "docs").glob("*.md")),
+    *FILES, *sorted((PROJECT / "benchmarks").glob("*.py")), *sorted((PROJECT / "docs").rglob("*.md")),
     PROJECT / "README.md", PROJECT / "CHANGELOG.md",
 )  # fmt: skip
 

@@ -5,9 +5,13 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -16,6 +20,8 @@ from kernelbank import cli
 from kernelbank.analysis.proofs import ProofResult
 from kernelbank.atlas import ROWS
 from kernelbank.commands.atlas import Options
+from kernelbank.commands.fields import options_of
+from kernelbank.commands.help import EXAMPLES, SECTIONS
 from kernelbank.text import one_line, printable
 from kernelbank.zoo import MODELS
 
@@ -42,22 +48,64 @@ def helped(capsys: Capture, *argv: str) -> str:
     return capsys.readouterr().out
 
 
-def unframed(text: str) -> str:
-    """tyro's help without the frames and blanks, which depend on the stream."""
-    lines = (re.sub(r"[╭╮╰╯│─]+|-{5,}", " ", line).strip() for line in text.splitlines())
-    return "\n".join(" ".join(line.split()) for line in lines if line)
-
-
 def test_verbs_and_options_are_the_golden_ones(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a wanted change: ``KERNELBANK_GOLDEN=1 pytest tests/test_cli.py`` writes the file anew."""
     monkeypatch.setenv("COLUMNS", "100")
     _, listed, _ = run(capsys, "--help")
-    text = f"$ kernelbank --help\n{listed}\n$ kernelbank atlas --help\n{unframed(helped(capsys, 'atlas'))}\n"
-    for verb in [name for name in cli.VERBS if name != "atlas"]:
-        text += f"\n$ kernelbank {verb} --help\n{unframed(helped(capsys, verb))}\n"
+    text = f"$ kernelbank --help\n{listed}"
+    for verb in cli.VERBS:
+        text += f"\n$ kernelbank {verb} --help\n{helped(capsys, verb)}"
     if os.environ.get("KERNELBANK_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+def options_read(verb: str) -> set[str]:
+    """The options of the dataclass that the verb reads, as words of flags."""
+    kind = get_type_hints(import_module(f"kernelbank.commands.{verb}").read)["return"]
+    kind = kind if is_dataclass(kind) else get_args(kind)[0]
+    return {option.name.replace("_", "-") for option in options_of(kind) if not option.positional}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_option_is_in_one_section_of_the_help(capsys: Capture, verb: str) -> None:
+    paragraphs = helped(capsys, verb).rstrip().split("\n\n")
+    shown = re.findall(r"^  --(?:no-)?([a-z0-9-]+)", "\n".join(paragraphs), re.MULTILINE)
+    assert len(set(shown)) == len(shown) and set(shown) == options_read(verb)
+    assert [name.replace("_", "-") for names in SECTIONS[verb].values() for name in names.split()] == shown
+    assert paragraphs[0].startswith(f"usage: kernelbank {verb} ") and paragraphs[-1].startswith("examples:\n")
+
+
+def test_the_examples_of_the_help_can_be_read() -> None:
+    """Their words are parsed and checked as the verb does before it runs."""
+    assert EXAMPLES.keys() == cli.VERBS.keys() and len(cli.EXAMPLES) == 2
+    examples = [(verb, command) for verb, pair in EXAMPLES.items() for command, _ in pair]
+    assert len(examples) == 2 * len(cli.VERBS)
+    for verb, command in [*examples, *((command.split()[1], command) for command in cli.EXAMPLES)]:
+        program, named, *words = shlex.split(command)
+        assert (program, named) == ("kernelbank", verb)
+        import_module(f"kernelbank.commands.{verb}").read(words)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+@pytest.mark.parametrize("verb", ["train", "benchmark"])
+def test_the_help_fits_the_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch, verb: str, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    described = [line for line in helped(capsys, verb).splitlines() if line.startswith(" " * 26)]
+    assert max(map(len, described)) <= min(columns, 120) and len(described) > 2
+
+
+def test_the_help_states_the_defaults_of_the_recipe_that_is_named(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    line = "  --epochs INT            The number of passes over the training images. (default: {})\n"
+    assert line.format(300) in helped(capsys, "train")
+    assert line.format(12) in helped(capsys, "train", "--recipe", "digits")
+
+
+def test_every_verb_is_in_one_section() -> None:
+    assert sorted(verb for verbs in cli.SECTIONS.values() for verb in verbs) == sorted(cli.VERBS)
 
 
 def test_every_verb_has_a_function_and_a_line() -> None:

@@ -1,4 +1,4 @@
-"""The README does what it says: its snippet runs, its error line is the real one, its commands are two."""
+"""The README does what it says: its snippet runs, its tables are those of the atlas and of the records."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from kernelbank import MixerSpec, SpecError
 from kernelbank.atlas import ROWS
 from kernelbank.cli import VERBS
-from kernelbank.studies.catalogue import STUDIES
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -21,23 +19,19 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in found if kind == language]
 
 
-@pytest.mark.parametrize("snippet", blocks("python"), ids=["a spec", "models", "speed"])
-def test_the_snippets_run_and_print_what_their_comments_say(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, object] = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+def table(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, row by row, without its head."""
+    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines[2:]]
+
+
+def test_the_snippet_runs_and_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
+    (snippet,) = blocks("python")
+    exec(compile(snippet, "README.md", "exec"), {})
     comments = re.findall(r"^print\(.*\)\s+# (.*)$", snippet, re.MULTILINE)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(comments) >= 2
-    assert all(comment.startswith(line) for line, comment in zip(printed, comments, strict=True))
-    assert names.get("y", torch.empty(2, 196, 96)).shape == (2, 196, 96)
-
-
-def test_the_error_line_is_the_real_one() -> None:
-    command, line = next(block for block in blocks("") if block.startswith("$ kernelbank atlas")).splitlines()
-    text = re.search(r'"(.*)"', command).group(1)
-    with pytest.raises(SpecError) as caught:
-        MixerSpec.parse(text)
-    assert line == f"kernelbank: error: {caught.value}"
+    assert capsys.readouterr().out.splitlines() == comments and len(comments) == 2
+    assert len(snippet.splitlines()) <= 11
 
 
 def test_two_commands_set_themselves_up() -> None:
@@ -46,18 +40,40 @@ def test_two_commands_set_themselves_up() -> None:
     assert "study softmax" in commands[0] and "pytest" in commands[1]
 
 
-def test_every_command_it_names_exists() -> None:
-    named = re.findall(r"`kernelbank (\w+)(?: (\w+))?", README)
-    assert {verb for verb, _ in named} == VERBS.keys()
-    assert {argument for verb, argument in named if verb == "study"} == STUDIES.keys()
+def test_every_command_it_names_exists_and_every_verb_is_named() -> None:
+    assert set(re.findall(r"`kernelbank (\w+)", README)) == VERBS.keys()
     assert f"{len(ROWS)} rows" in README
 
 
+def test_the_mixers_of_the_paper_have_the_cells_of_the_atlas() -> None:
+    axes = ("bank", "support", "mix", "kernel", "size", "activation", "position")
+    rows = table("The mixers of the paper")
+    assert len(rows) == 5
+    for _, name, *cells in rows:
+        assert cells == [ROWS[name.strip("`")].cells[axis] for axis in axes]
+
+
+def test_the_numbers_of_the_picture_are_recorded() -> None:
+    recorded = (ROOT / "records" / "cifar10-softmax" / "table.md").read_text().splitlines()
+    (layernorm,) = (line for line in recorded if line.startswith("| layernorm |"))
+    (softmax,) = (line for line in recorded if line.startswith("| softmax (baseline) |"))
+    (relu,) = (line for line in recorded if line.startswith("| relu |"))
+    assert "| 50.7 ± 0.1 | 5 |" in layernorm and "after 5 of 8 epochs" in README and "50.7 ± 0.1" in README
+    assert "| 47.3 ± 0.3 | 8 |" in softmax and "47.3 ± 0.3" in README
+    assert "| 46.5 ± 1.5 | - |" in relu and "46.5 ± 1.5" in README
+
+
+def test_the_speeds_are_those_of_the_page_on_performance() -> None:
+    measured = (ROOT / "docs" / "performance.md").read_text()
+    rows = table("Speed")
+    assert len(rows) == 8
+    for _, theirs, ours, ratio in rows:
+        assert f"| {theirs} / {ours} | {ratio} |" in measured
+
+
 def test_every_relative_link_exists() -> None:
-    root = Path(__file__).parents[1]
-    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
 def test_the_counts_it_states_are_true() -> None:

@@ -56,6 +56,13 @@ VERBS: dict[str, tuple[str, str]] = {
         "write a model to an ONNX or torch.export file, and compare the file with the model",
     ),
 }
+SECTIONS = {
+    "mixers": ("atlas", "explain", "benchmark"),
+    "models": ("convert", "export"),
+    "training": ("train", "evaluate", "study", "compare", "report"),
+}
+EXAMPLES = ("kernelbank atlas vit", "kernelbank study softmax --quick")
+"""The sections and the examples of ``kernelbank --help``."""
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 """Exit codes; the last two are 128 + the signal, as shells report it."""
 
@@ -140,10 +147,14 @@ def _help() -> str:
         "",
         "Vision backbones seen as dynamic convolutions: every token mixer is one spec on nine axes.",
         "",
-        *(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items()),
-        "",
+        *(line for title, verbs in SECTIONS.items() for line in [
+            f"{title}:", *(f"  {verb:<{width}}  {VERBS[verb][1]}" for verb in verbs), "",
+        ]),
         "kernelbank VERB --help shows the options of a verb, --version the version.",
         "With --debug anywhere on the line, errors are shown with their full traceback.",
+        "",
+        "examples:",
+        *(f"  {example}" for example in EXAMPLES),
     ])  # fmt: skip
 
 

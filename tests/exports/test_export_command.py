@@ -25,7 +25,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 Capture = pytest.CaptureFixture[str]
 OURS = "vit_kb_test_patch16_64"
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-EXAMPLE, SNIPPET = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+EXAMPLE, SNIPPET = re.findall(r"^```python(?: script)?\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def run(capsys: Capture, *words: object) -> tuple[int, str, str]:

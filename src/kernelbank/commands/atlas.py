@@ -44,8 +44,7 @@ HOST = ("dim", "heads", "grid", "prefix")
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises: SpecError, InputError: If the input cannot be used."""
-    options = read_options(Options, "atlas", argv)
-    _check(options)
+    options = read(argv)
     host = {name: getattr(options, name) for name in HOST}
     if options.prove:
         return _call("prove:show_proofs", options.json)
@@ -54,6 +53,13 @@ def main(argv: list[str]) -> int:
     if options.spec:
         return _call("show:show_spec", " ".join(options.spec), **host, figure=options.figure, as_json=options.json)
     return _call("show:show_table", options.json)
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
+    options = read_options(Options, "atlas", argv)
+    _check(options)
+    return options
 
 
 def _call(target: str, *arguments: object, **named: object) -> int:

@@ -58,12 +58,18 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError and SpecError."""
-    options = read_options(Options, "benchmark", argv)
-    _check(options)
+    options = read(argv)
     if options.figure is not None:
         require("--figure", "report", "matplotlib")
     code: int = import_module("kernelbank.benchmark.session").run(options)  # torch takes seconds to import
     return code
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
+    options = read_options(Options, "benchmark", argv)
+    _check(options)
+    return options
 
 
 def _check(options: Options) -> None:

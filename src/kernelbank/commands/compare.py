@@ -30,11 +30,17 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError."""
+    options = read(argv)
+    require("compare", "report", "matplotlib", "scipy")
+    code: int = import_module("kernelbank.report.comparison").run(options.runs, Path(options.figure), options.json)
+    return code
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
     options = read_options(Options, "compare", argv)
     if not options.runs:
         raise UsageError("compare", "a run is missing; expected RUN ...")
     if Path(options.figure).suffix not in FORMATS:
         raise UsageError("compare", f"invalid --figure={options.figure!r}; expected a name in {', '.join(FORMATS)}")
-    require("compare", "report", "matplotlib", "scipy")
-    code: int = import_module("kernelbank.report.comparison").run(options.runs, Path(options.figure), options.json)
-    return code
+    return options

@@ -49,14 +49,20 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError, and leaves no file, where anything does not fit."""
+    options = read(argv)
+    require("convert", "train", "timm", "safetensors")
+    request = {name: value for name, value in asdict(options).items() if name != "json"}
+    transcript = import_module("kernelbank.weights.transcript")  # torch and timm take seconds to import
+    print(transcript.convert(request, Console(stderr=True).status, options.json))
+    return 0
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
     options = read_options(Options, "convert", argv)
     if options.mixer is not None and options.to != OURS:
         raise UsageError("convert", f"invalid --mixer={options.mixer!r} with --to {options.to}; expected --to {OURS}, "
                                     "since no other dialect holds specs")  # fmt: skip
     if options.untrained and options.model is not None:
         raise UsageError("convert", "invalid --untrained with --model; expected --model with a file as SRC alone")
-    require("convert", "train", "timm", "safetensors")
-    request = {name: value for name, value in asdict(options).items() if name != "json"}
-    transcript = import_module("kernelbank.weights.transcript")  # torch and timm take seconds to import
-    print(transcript.convert(request, Console(stderr=True).status, options.json))
-    return 0
+    return options

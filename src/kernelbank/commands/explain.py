@@ -70,8 +70,14 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError and SpecError, and leaves no file half-written."""
-    options = read_options(Options, "explain", argv)
-    options.check()
+    options = read(argv)
     require("explain", "train,report", "timm", "safetensors", "sklearn", "accelerate", "jinja2", "matplotlib")
     code: int = import_module("kernelbank.explanation.session").run(options)  # torch takes seconds to import
     return code
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
+    options = read_options(Options, "explain", argv)
+    options.check()
+    return options

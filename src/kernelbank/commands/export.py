@@ -55,8 +55,14 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError and SpecError, and leaves no file half-written."""
-    options = read_options(Options, "export", argv)
-    options.check()
+    options = read(argv)
     require("export", "train,export", "timm", "safetensors", "sklearn", "accelerate")
     code: int = import_module("kernelbank.exports.session").run(options)  # torch takes seconds to import
     return code
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
+    options = read_options(Options, "export", argv)
+    options.check()
+    return options

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 
+from kernelbank.commands.fields import Option, options_of
+from kernelbank.commands.help import help_text
 from kernelbank.errors import UsageError
 from kernelbank.text import suggest
 
@@ -25,7 +25,10 @@ def read_options(kind: type[T], verb: str, argv: list[str], default: T | None = 
 
     Raises: UsageError: If the words cannot be read.
     """
-    known = list(_options(kind))
+    known = list(options_of(kind, default))
+    if {"-h", "--help"} & set(argv):
+        print(help_text(kind, verb, default))
+        raise SystemExit(0)
     _check_switches(verb, argv, known)
     argv = _positionals_first(verb, argv, known)
     stderr = io.StringIO()
@@ -54,33 +57,7 @@ def default_text(metavar: str, default: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
-# ---- the options of a dataclass --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Option:
-    """A field as it is written on the command line. A switch takes no value, a tuple takes `several`."""
-
-    flag: str
-    positional: bool
-    switch: bool
-    several: bool
-
-
-def _options(kind: type[Any]) -> Iterator[_Option]:
-    """The fields of a dataclass; of a field that is a dataclass itself, its fields."""
-    hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        hint = hints[field.name]
-        plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(plain):
-            yield from _options(plain)  # type: ignore[arg-type]
-        else:
-            positional = any(mark is get_args(tyro.conf.Positional[int])[1] for mark in marks)
-            yield _Option(f"--{field.name.replace('_', '-')}", positional, plain is bool, get_origin(plain) is tuple)
-
-
-def _check_switches(verb: str, argv: list[str], known: list[_Option]) -> None:
+def _check_switches(verb: str, argv: list[str], known: list[Option]) -> None:
     """Raises: UsageError: If a switch has a value, which would be read as a positional argument."""
     switches = {option.flag for option in known if option.switch}
     for word in argv:
@@ -92,7 +69,7 @@ def _check_switches(verb: str, argv: list[str], known: list[_Option]) -> None:
 # ---- positional arguments by name ------------------------------------------------------------------------
 
 
-def _positionals_first(verb: str, argv: list[str], known: list[_Option]) -> list[str]:
+def _positionals_first(verb: str, argv: list[str], known: list[Option]) -> list[str]:
     """`argv` with the positional arguments that are given by name put in their places in front.
 
     Raises: UsageError: If one is given without a value, or twice, or if one before it is missing.
@@ -136,7 +113,7 @@ def _positionals_first(verb: str, argv: list[str], known: list[_Option]) -> list
 # ---- errors ----------------------------------------------------------------------------------------------
 
 
-def _unread(word: str, known: list[_Option]) -> str:
+def _unread(word: str, known: list[Option]) -> str:
     """Why tyro did not read a word."""
     if not word.startswith("-"):
         return f"cannot read {word!r} here; expected words first, then options"

@@ -28,10 +28,16 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError."""
-    options = read_options(Options, "report", argv)
-    if options.out is not None and Path(options.out).suffix != ".html":
-        raise UsageError("report", f"invalid --out={options.out!r}; expected a name that ends in .html")
+    options = read(argv)
     require("report", "report", "matplotlib", "jinja2", "plotly", "scipy")
     page = None if options.out is None else Path(options.out)
     code: int = import_module("kernelbank.report.folder").run(Path(options.folder), page, options.json)
     return code
+
+
+def read(argv: list[str]) -> Options:
+    """The options that `argv` states. Raises UsageError for words and values that cannot be used."""
+    options = read_options(Options, "report", argv)
+    if options.out is not None and Path(options.out).suffix != ".html":
+        raise UsageError("report", f"invalid --out={options.out!r}; expected a name that ends in .html")
+    return options

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from kernelbank.commands.options import read_options
+from kernelbank.commands.options import default_text, read_options
 from kernelbank.commands.recipes import note_scaled_warmup, option_value, starting_recipe
 from kernelbank.data.load import NAMED_DATA
 from kernelbank.errors import UsageError, require
@@ -26,11 +26,6 @@ from kernelbank.train.request import TRACKERS, DataOptions, ModelOptions, check_
 NEEDED = ("timm", "sklearn", "matplotlib", "torchvision", "accelerate")
 
 
-def _shown(metavar: str, default: str) -> Any:
-    """Return how the help shows an option whose default depends on other options."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Run a study of the paper: rows that change cells of a host model's mixers, trained with one recipe and compared
@@ -41,27 +36,27 @@ class Options:
     """softmax: what softmax does in attention. depthwise: the kernel bank with depth-wise kernels. assumptions: the
     choices that the paper leaves open. kernels: where kernels come from. future: larger kernels, hierarchical banks, no
     FFN. swap: another activation in a model that was trained with softmax."""
-    out: Annotated[str | None, _shown("FOLDER", "runs/STUDY, runs/STUDY-DESIGN")] = None
+    out: Annotated[str | None, default_text("FOLDER", "runs/STUDY, runs/STUDY-DESIGN")] = None
     """The folder for the run records, table.md, table.json and study.png."""
-    design: Annotated[str | None, _shown("|".join(DESIGNS), "digits without --data")] = None
+    design: Annotated[str | None, default_text("|".join(DESIGNS), "digits without --data")] = None
     """The defaults of the options below: hosts, rows, seeds, recipe and data."""
-    models: Annotated[tuple[str, ...] | None, _shown("MODEL ...", "the design's")] = None
+    models: Annotated[tuple[str, ...] | None, default_text("MODEL ...", "the design's")] = None
     """The host models: models of ours, or ViTs and Swins of timm."""
     model_args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Arguments of the hosts' constructors, values as JSON: patch_size=4 depth=6."""
-    rows: Annotated[tuple[str, ...] | None, _shown("LABEL ...", "the design's, or all")] = None
+    rows: Annotated[tuple[str, ...] | None, default_text("LABEL ...", "the design's, or all")] = None
     """The labels of the rows to run."""
-    seeds: Annotated[tuple[int, ...] | None, _shown("INT ...", "the design's, or 0 1 2")] = None
+    seeds: Annotated[tuple[int, ...] | None, default_text("INT ...", "the design's, or 0 1 2")] = None
     """The seeds of the runs."""
     quick: bool = False
     """The design quick: four rows, two seeds, eight epochs of digits in less than a minute."""
     dry_run: bool = False
     """Print rows, parameters, multiply-adds and estimated hours, from a few timed steps, and stop."""
-    jobs: Annotated[int | None, _shown("INT", "one on each GPU; on a CPU 2, or 1 on one core")] = None
+    jobs: Annotated[int | None, default_text("INT", "one on each GPU; on a CPU 2, or 1 on one core")] = None
     """The number of runs at a time, each in its own process. Results do not depend on it."""
-    shard: Annotated[str | None, _shown("K/N", "all runs")] = None
+    shard: Annotated[str | None, default_text("K/N", "all runs")] = None
     """Run part K of N of the runs, for schedulers. All parts write to one folder."""
-    on: Annotated[str | None, _shown("ray|ray://HOST:PORT", "this machine")] = None
+    on: Annotated[str | None, default_text("ray|ray://HOST:PORT", "this machine")] = None
     """Run on a Ray cluster, one task per run: the cluster that Ray finds, or the one at an address."""
     json: bool = False
     """Print the table as JSON."""
@@ -80,7 +75,6 @@ def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError before anything runs."""
     options, design = read(argv)
     study = _study(options.study)
-    _check(options, study, design)
     require("study", "train,report", *NEEDED)
     for name in options.tracker:
         require(f"tracker {name}", name, name)
@@ -126,7 +120,9 @@ def read(argv: list[str]) -> tuple[Options, Design]:
         source=DataOptions(data=design.data, train_images=design.train_images),
         hardware=Hardware(device="cpu") if (data or design.data) in NAMED_DATA else Hardware(),
     )
-    return read_options(Options, "study", argv, default), design
+    options = read_options(Options, "study", argv, default)
+    _check(options, _study(options.study), design)
+    return options, design
 
 
 def _settings(argv: list[str], recipe: str | None, design: Design) -> Recipe:

@@ -20,7 +20,6 @@ NEEDED = ("timm", "torchvision", "accelerate", "safetensors", "sklearn")
 def main(argv: list[str]) -> int:
     """Run the verb and return the exit code. Raises InputError before anything runs."""
     options = read(argv)
-    options.check()
     note_scaled_warmup("train", argv, options.recipe, options.settings)
     if options.show:
         _show_recipe(options)
@@ -33,10 +32,12 @@ def main(argv: list[str]) -> int:
 
 
 def read(argv: list[str]) -> TrainOptions:
-    """The options, with the defaults of the recipe that `argv` names. Raises UsageError and InputError."""
+    """The options that `argv` states, with the defaults of its recipe. Raises UsageError and InputError."""
     name = option_value(argv, "--recipe") or "paper"
     default = TrainOptions(recipe=name, settings=starting_recipe(argv, name))
-    return read_options(TrainOptions, "train", argv, default)
+    options = read_options(TrainOptions, "train", argv, default)
+    options.check()
+    return options
 
 
 def _show_recipe(options: TrainOptions) -> None:
