@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ def cached(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Return `compute(*arguments)`, from a cache for equal arguments. A graph that is compiled or exported holds the
     tensor as a constant, up to `MOST_EXPORTED` numbers where it is exported; a transform gets a tensor of its own."""
     if torch.compiler.is_dynamo_compiling():
-        return _constant(compute, *arguments)
+        return cast(Tensor, getattr(_CONSTANTS, _constant_name(compute, *arguments)))
     if torch.compiler.is_exporting():
         with _disable_current_modes():  # else the graph would hold the computation
             tensor = _remembered(compute, *arguments)
@@ -142,16 +142,27 @@ def _remembered(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return tensor
 
 
+class _Constants:
+    """The tensors that compiled graphs read, one attribute each, for as long as the process lives."""
+
+
+_CONSTANTS = _Constants()
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The tensor from the cache, which torch.compile puts into the graph as a constant."""
-    # a parameter: of two other tensors from one function torch.compile (2.14) takes the shape of the second as dynamic;
-    # from the cache: it fails on two parameters of one shape from one function, and takes one object twice
-    return _remembered(_parameter, compute, *arguments)
+def _constant_name(compute: Callable[..., Tensor], *arguments: Any) -> str:
+    """The attribute of `_CONSTANTS` that holds the tensor, put there if it is new."""
+    # Not the tensor itself: torch.compile (2.14) names what this function returns after the function, and fails on two
+    # tensors of one name. A parameter, since the shapes of other tensors may be taken as dynamic.
+    key = (compute, *arguments)
+    with _LOCK:
+        name = _CONSTANT_NAMES.setdefault(key, f"constant_{len(_CONSTANT_NAMES)}")
+    if not hasattr(_CONSTANTS, name):
+        setattr(_CONSTANTS, name, nn.Parameter(_remembered(compute, *arguments), requires_grad=False))
+    return name
 
 
-def _parameter(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return nn.Parameter(_remembered(compute, *arguments), requires_grad=False)
+_CONSTANT_NAMES: dict[Hashable, str] = {}
 
 
 # ---- visibility ------------------------------------------------------------------------------------------
