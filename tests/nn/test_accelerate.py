@@ -14,6 +14,7 @@ from torch import nn
 import kernelbank
 from kernelbank import use_path
 from kernelbank.errors import InputError
+from kernelbank.ops import machine
 from kernelbank.ops.paths.path import PathError
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -90,3 +91,88 @@ def test_bad_input() -> None:
         pytest.raises(PathError, match="no derivative; paths that do"),
     ):
         linear(torch.randn(2, 4))
+
+
+HALF = {"fast": 2.0, "slow": 0.5}
+
+
+@pytest.fixture
+def bfloat16_is(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> float:
+    gain = HALF[request.param]
+    monkeypatch.setattr("kernelbank.nn.accelerate.half_gain", lambda dtype: gain)
+    return gain
+
+
+@pytest.mark.parametrize("bfloat16_is", ["fast"], indirect=True)
+@pytest.mark.parametrize("spec", [None, "activation=relu,count", "activation=batchnorm,count"])
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_takes_and_gives_float32_and_is_undone(name: str, spec: str | None, bfloat16_is: float) -> None:
+    model, x = build(name), torch.randn(2, 3, 32, 32)
+    if spec is not None:
+        kernelbank.replace_mixers(model, spec)
+    state = {path: (tensor, tensor.clone()) for path, tensor in model.state_dict(keep_vars=True).items()}
+    with torch.no_grad():
+        before = model(x)
+        with kernelbank.accelerate(model, dtype="bfloat16") as handle:
+            assert handle.dtype == torch.bfloat16 and "2.00" in handle.reason
+            during, features = model(x), model.forward_features(x)
+        after = model(x)
+    assert during.dtype == torch.float32 and features.dtype == torch.bfloat16
+    assert not torch.equal(during, before)
+    assert float((during - before).abs().max()) < 0.05 * float(before.abs().max())
+    assert torch.equal(after, before)
+    assert not model._forward_hooks and not model._forward_pre_hooks
+    for path, tensor in model.state_dict(keep_vars=True).items():
+        assert tensor is state[path][0] and tensor.dtype == state[path][1].dtype and torch.equal(tensor, state[path][1])
+
+
+@pytest.mark.parametrize("bfloat16_is", ["fast"], indirect=True)
+def test_weights_are_cast_once_and_running_statistics_stay(bfloat16_is: float) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 4)).eval()
+    model[3].bias = nn.Parameter(torch.zeros(4))
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), kernelbank.accelerate(model, dtype=torch.bfloat16):
+        pointers = [parameter.data_ptr() for parameter in model.parameters()]
+        y = model(x)
+        assert pointers == [parameter.data_ptr() for parameter in model.parameters()]
+        dtypes = {path: tensor.dtype for path, tensor in model.state_dict().items()}
+    assert y.dtype == torch.float32
+    assert dtypes["0.weight"] == torch.bfloat16
+    assert dtypes["1.running_mean"] == dtypes["1.running_var"] == torch.float32
+
+
+@pytest.mark.parametrize("bfloat16_is", ["slow"], indirect=True)
+def test_where_bfloat16_is_slower_the_model_stays_in_float32(
+    bfloat16_is: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = build("vit_tiny_patch16_224"), torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), kernelbank.accelerate(model, dtype="bfloat16") as handle:
+        assert handle.dtype is None and "0.50 times" in handle.reason and len(handle) > 0
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert model(x).dtype == torch.float32
+    assert "stays in float32" in caplog.text
+
+
+def test_the_gain_of_bfloat16_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[int]()
+    monkeypatch.setattr(machine, "_half_gains", {})
+    monkeypatch.setattr(machine, "_least", lambda steps: calls.append(1) or dict.fromkeys(steps, 4.0) | {"half": 2.0})
+    assert machine.half_gain(torch.bfloat16) == machine.half_gain(torch.bfloat16) == 2.0
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "message"),
+    [
+        (lambda model: model, "int8", "invalid dtype='int8'; expected 'bfloat16', 'float16'"),
+        (lambda model: model, torch.float64, "invalid dtype=torch.float64"),
+        (lambda model: model.train(), "bfloat16", "training mode"),
+        (lambda model: model.double(), "bfloat16", "expected torch.float32"),
+        (lambda model: model.to("meta"), "bfloat16", "invalid device meta"),
+    ],
+)
+def test_models_that_cannot_be_lowered(change: Any, dtype: Any, message: str) -> None:
+    model = change(build("vit_tiny_patch16_224"))
+    with pytest.raises(InputError, match=message):
+        kernelbank.accelerate(model, dtype=dtype)
+    assert not any("Accelerated" in type(m).__name__ for m in model.modules())

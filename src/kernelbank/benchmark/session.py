@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,8 +122,12 @@ def _title(options: Any) -> str:
     return f"{what}, {'bfloat16' if options.bf16 else 'float32'}, {torch.get_num_threads()} CPU threads"
 
 
+OUTPUT = ("out", "figure", "json")
+"""The options that say where results go, which are no part of a record."""
+
+
 def _record(options: Any, rows: list[Measurement], growth: list[Growth], ceiling: float) -> dict[str, Any]:
-    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+    chosen = {name: value for name, value in asdict(options).items() if name not in OUTPUT}
     return {
         "record_version": RECORD_VERSION,
         "code": asdict(CodeIdentity.here()),

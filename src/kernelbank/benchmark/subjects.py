@@ -6,6 +6,7 @@ A subject is written as text:
 - ``vit_kb_small_patch16_224 : dwsa``: a model with other mixers
 - ``accelerate deit_small_patch16_224``: a stock model whose linear layers run in the fastest form
 - ``compile:vit_kb_small_patch16_224 : dwsa``: a model under torch.compile
+- ``bfloat16:vit_kb_small_patch16_224 : dwsa``: a model after ``accelerate(model, dtype="bfloat16")``
 - ``onnx:model.onnx``, ``openvino:model.onnx``: an ONNX file in onnxruntime or OpenVINO
 - ``dwsa support=window(7)``: one mixer
 
@@ -33,6 +34,7 @@ from kernelbank.errors import InputError, SpecError
 from kernelbank.exports.runtimes import RUNTIMES, open_file
 from kernelbank.nn.accelerate import accelerate
 from kernelbank.nn.build import build
+from kernelbank.nn.lowered import Half
 from kernelbank.nn.mixer import Mixer
 from kernelbank.ops.paths import SLOTS
 from kernelbank.ops.paths.path import PathError
@@ -77,6 +79,10 @@ class Subject:
 
 FILES = {"onnx": "onnxruntime", "openvino": "OpenVINO"}
 """The runtime of a file by the word before its name."""
+FORMS = ("compile", "bfloat16")
+"""The words before a model."""
+DTYPES: dict[str, Half | None] = {"accelerate": None, "bfloat16": "bfloat16"}
+"""The dtype for `accelerate` by the form of a subject."""
 
 
 def read(text: str) -> Subject:
@@ -84,8 +90,8 @@ def read(text: str) -> Subject:
     word, colon, rest = text.partition(":")
     if colon and (runtime := FILES.get(word.strip())) is not None:
         return Subject(text, None, None, (), runtime, Path(rest.strip()))
-    form = "compile" if colon and word.strip() == "compile" else "eager"
-    return _read(text, rest.strip() if form == "compile" else text, form)
+    form = word.strip() if colon and word.strip() in FORMS else "eager"
+    return _read(text, text if form == "eager" else rest.strip(), form)
 
 
 def _read(text: str, model: str, form: str) -> Subject:
@@ -101,15 +107,15 @@ def _read(text: str, model: str, form: str) -> Subject:
     words = body.split()
     if words[:1] == ["accelerate"]:
         if form != "eager":
-            raise InputError(f"invalid subject {text!r}; expected compile or accelerate, not both")
+            raise InputError(f"invalid subject {text!r}; expected {form} or accelerate, not both")
         words, form = words[1:], "accelerate"
     name, colon, spec = " ".join(words).partition(":")
     name, spec = name.strip(), spec.strip()
     if not name or (colon and not spec):
         raise InputError(f"{text!r} names nothing to measure; expected MODEL, MODEL : SPEC or SPEC")
     if not colon and (name.split()[0] in ROWS or "=" in name):
-        if form == "accelerate":
-            raise InputError("accelerate takes a model; a mixer chooses the form of its linear layers itself")
+        if form in DTYPES:
+            raise InputError(f"{form} takes a model; a mixer chooses the form of its linear layers itself")
         MixerSpec.parse(name).at_block(1)
         return Subject(text, None, name, paths, form)
     if not timm.is_model(name):
@@ -131,11 +137,11 @@ class Runner:
         torch.manual_seed(0)
         build_subject = _build_mixer if subject.is_mixer else _build_model
         self.module, self.x, self.macs = build_subject(subject, site)
-        if subject.form == "accelerate":
-            accelerate(self.module)
+        self.module.train(site.train)
+        if subject.form in DTYPES:
+            accelerate(self.module, DTYPES[subject.form])
         if site.half and not site.train:
             self.module, self.x = self.module.bfloat16(), self.x.bfloat16()
-        self.module.train(site.train)
         # not in place: the multiply-adds are counted in the eager model
         self.runs = torch.compile(self.module) if subject.form == "compile" else self.module
         self.step: Callable[[], object] = self._training_step() if site.train else self._inference_step()

@@ -23,9 +23,9 @@ class Options:
 
     subject: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SUBJECT")] = ()
     """What to measure, each quoted: "MODEL" of timm, "MODEL : SPEC" for a model with other mixers, "SPEC" for one
-    mixer, "accelerate MODEL" for linear layers in the fastest form, "compile:MODEL" for torch.compile, "onnx:FILE" and
-    "openvino:FILE" for an ONNX file in onnxruntime or OpenVINO. "... @path,path" forces paths. Ratios are relative to
-    the first."""
+    mixer, "accelerate MODEL" for linear layers in the fastest form, "bfloat16:MODEL" for that and bfloat16,
+    "compile:MODEL" for torch.compile, "onnx:FILE" and "openvino:FILE" for an ONNX file in onnxruntime or OpenVINO.
+    "... @path,path" forces paths. Ratios are relative to the first."""
     batch: tuple[int, ...] = (8,)
     """Batch sizes. Every one is measured."""
     img_size: tuple[int, ...] = (224,)

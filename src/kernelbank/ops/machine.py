@@ -6,9 +6,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -116,22 +117,51 @@ def fused_linear_works() -> bool:
         return False
 
 
+def half_gain(dtype: torch.dtype) -> float:
+    """Return the speed of F.linear in `dtype` relative to the fastest form in float32, on this CPU and for many tokens,
+    or 0 where it does not run. It is measured at the first call."""
+    key = dtype, torch.get_num_threads()
+    with _LOCK:
+        if key not in _half_gains:
+            forms = {name: form for name, form in FORMS.items() if name != "mkldnn" or fused_linear_works()}
+            tensors = _tensors(ROWS[1])
+            steps = {name: partial(form, *tensors) for name, form in forms.items()}
+            try:
+                x, weight, bias = (tensor.to(dtype) for tensor in tensors)
+                least = _least(steps | {"half": partial(plain, x, weight, bias)})
+                half = least.pop("half")
+                _half_gains[key] = round(min(least.values()) / half, 2)
+            except RuntimeError:  # torch has no kernel for the dtype
+                _half_gains[key] = 0.0
+        return _half_gains[key]
+
+
+_half_gains: dict[tuple[torch.dtype, int], float] = {}
+
+
 def _gains(forms: dict[str, Linear], rows: int) -> dict[str, float]:
-    """Return the time of F.linear over that of each form, with the minimum over ROUNDS turns, since other load can only
-    add time."""
+    """Return the time of F.linear over that of each form."""
+    tensors = _tensors(rows)
+    least = _least({name: partial(form, *tensors) for name, form in forms.items()})
+    return {name: round(least["linear"] / seconds, 2) for name, seconds in least.items()}
+
+
+def _tensors(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and bias of the linear layer that is timed."""
     generator = torch.Generator("cpu").manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator, device="cpu") for shape in ((rows, 384), (1152, 384), (1152,))
     )
-    least = dict.fromkeys(forms, float("inf"))
+    return x, weight, bias
+
+
+def _least(steps: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the seconds of each step, the minimum over ROUNDS turns, since other load can only add time."""
+    least = dict.fromkeys(steps, float("inf"))
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for _ in range(ROUNDS + 1):
-            for name, form in forms.items():
-                least[name] = min(least[name], _seconds(form, x, weight, bias))
-    return {name: round(least["linear"] / seconds, 2) for name, seconds in least.items()}
-
-
-def _seconds(form: Linear, x: Tensor, weight: Tensor, bias: Tensor) -> float:
-    start = time.perf_counter()
-    form(x, weight, bias)
-    return time.perf_counter() - start
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
