@@ -25,8 +25,8 @@ def main() -> None:
         model = timm.create_model("test_resnet", in_chans=1, num_classes=10)
         if spec is not None:
             kernelbank.dynamize(model, spec)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        for _ in range(2):
+        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for _ in range(3):
             for rows in torch.randperm(1400).split(100):
                 batch = nn.functional.interpolate(images[rows], scale_factor=2)
                 loss = nn.functional.cross_entropy(model(batch), labels[rows])

@@ -85,7 +85,7 @@ def test_statistics_and_the_probe_are_fixed_in_their_thread_alone(monkeypatch: p
             pass
         assert over_processes() and in_another_thread(over_processes) is False
     assert not over_processes()
-    monkeypatch.setattr(machine, "probe", lambda device="cpu": machine.Machine(device, reason="measured"))
+    monkeypatch.setattr(machine, "probe", lambda device="cpu", dtype=None: machine.Machine(device, reason="measured"))
     monkeypatch.setattr(machine, "_probed", {})
     with unprobed():
         assert "the run" in machine.machine().reason

@@ -37,7 +37,9 @@ def started(words: list[str], folder: Path) -> int:
     code = 99
     try:
         torch.set_num_threads(1)
-        machine.probe = lambda device="cpu": machine.Machine(device, 1, True, False, {"conv1x1": (gain, gain)})
+        machine.probe = lambda device="cpu", dtype=None: machine.Machine(
+            device, 1, True, False, {"conv1x1": (gain, gain)}
+        )
         other = replace(LINEAR_PATHS["conv1x1"], run=lambda *x, **options: plain(*x, **options) * (1 + 1e-6))
         LINEAR_PATHS["conv1x1"] = other
         sys.stdout = sys.stderr = open(folder.with_suffix(".txt"), "a")

@@ -67,7 +67,7 @@ def probed(_: Path) -> Any:
     """Two epochs, where the probe of every process prefers another linear layer, which rounds differently; and a digest
     of the weights. GAINS holds the gains of the processes."""
     gain = float(os.environ["GAINS"].split()[int(os.environ.get("RANK", "0"))])
-    machine.probe = lambda device="cpu": machine.Machine(device, 1, True, False, {"conv1x1": (gain, gain)})
+    machine.probe = lambda device="cpu", dtype=None: machine.Machine(device, 1, True, False, {"conv1x1": (gain, gain)})
     other = replace(LINEAR_PATHS["conv1x1"], run=lambda *x, **options: plain(*x, **options) * (1 + 1e-4))
     LINEAR_PATHS["conv1x1"] = other
     with torch.no_grad():  # outside training the probe decides

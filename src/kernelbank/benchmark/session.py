@@ -43,7 +43,7 @@ def _explain(options: Any) -> int:
     if len(options.subject) != 1:
         raise UsageError("benchmark", "--explain takes one spec")
     spec = MixerSpec.parse(options.subject[0]).at_block(1)
-    profile, plans = machine(), list[dict[str, Any]]()
+    profile, plans = machine(dtype=_dtype(options)), list[dict[str, Any]]()
     for side in options.grid:
         for batch in options.batch:
             check_host(options.dim, options.heads, (side, side), 0)
@@ -132,7 +132,7 @@ def _record(options: Any, rows: list[Measurement], growth: list[Growth], ceiling
         "record_version": RECORD_VERSION,
         "code": asdict(CodeIdentity.here()),
         "machine": asdict(MachineIdentity.here(torch.get_num_threads())),
-        "probe": machine().describe(),
+        "probe": machine(dtype=_dtype(options)).describe(),
         "options": chosen,
         "ceiling_macs_per_second": ceiling,
         "rows": [asdict(row) for row in rows],
@@ -142,7 +142,7 @@ def _record(options: Any, rows: list[Measurement], growth: list[Growth], ceiling
 
 def _show(rows: list[Measurement], growth: list[Growth], ceiling: float, options: Any) -> None:
     console = _console()
-    console.print(_title(options) + f"; {machine().describe()}", soft_wrap=True)
+    console.print(_title(options) + f"; {machine(dtype=_dtype(options)).describe()}", soft_wrap=True)
     console.print(f"fastest linear layer: {2 * ceiling / 1e9:.0f} GFLOP/s; ratio: speed relative to the first subject; "
                   "medians and quartiles over rounds", soft_wrap=True)  # fmt: skip
     heads = ["subject", "batch", "side", "ms", "quartiles", "ratio", "quartiles", "images/s", "GMAC", "of ceiling"]

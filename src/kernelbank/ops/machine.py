@@ -29,7 +29,7 @@ _log = logging.getLogger("kernelbank")
 @dataclass(frozen=True)
 class Machine:
     """The properties of a machine. `gains` is the speed of each form of a linear layer relative to F.linear, for few
-    and for many tokens (float32, no gradient). It is empty if the machine was not probed, for the given `reason`."""
+    and for many tokens (in `dtype`, no gradient). It is empty if the machine was not probed, for the given `reason`."""
 
     device: str = "cpu"
     threads: int = 1
@@ -37,6 +37,7 @@ class Machine:
     fused: bool = False
     gains: dict[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     reason: str = ""
+    dtype: torch.dtype = torch.float32
 
     def gain(self, form: str, tokens: int) -> float:
         """Return the speed of `form` relative to F.linear at the probed number of tokens nearest to `tokens`."""
@@ -54,7 +55,7 @@ class Machine:
         )
 
 
-_probed: dict[tuple[str, int], Machine] = {}
+_probed: dict[tuple[str, int, torch.dtype], Machine] = {}
 _LOCK = ForkSafeLock()
 _fixed = Scope("kernelbank_unprobed", False)
 
@@ -69,25 +70,35 @@ def unprobed() -> Iterator[None]:
         yield
 
 
-def machine(device: str = "cpu") -> Machine:
-    """Return the machine of `device` with the current number of threads, which is probed at the first call. It has no
-    gains inside `unprobed`, in a graph or under a transform, which would record or transform the probe."""
+def machine(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
+    """Return the machine of `device` with the current number of threads, which is probed at the first call.
+
+    The probe runs in bfloat16 if that is the `dtype` and the processor has instructions for it, else in float32. There
+    are no gains inside `unprobed`, in a graph or under a transform, which would record or transform the probe.
+    """
     if recorded() or transformed():
         return Machine(device, reason="graphs and transforms run F.linear")
     threads = torch.get_num_threads()
     if _fixed.get():
         return Machine(device, threads, reason="the run fixes the form of linear layers")
     with _LOCK:
-        if (device, threads) not in _probed:
+        timed = torch.bfloat16 if dtype == torch.bfloat16 and _has_bfloat16() else torch.float32
+        key = device, threads, timed
+        if key not in _probed:
             with _disable_current_modes():  # modes that record operations must not include the probe
-                profile = probe(device)
+                profile = probe(device, timed)
             if profile.reason and device == "cpu":
                 _log.info("linear layers run as F.linear: %s", profile.reason)
-            _probed[device, threads] = profile
-        return _probed[device, threads]
+            _probed[key] = profile
+        return _probed[key]
 
 
-def probe(device: str = "cpu") -> Machine:
+def _has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor; without its instructions that is slow."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def probe(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
     """Compare the speed of the forms of a linear layer. A machine that cannot be probed has no gains, and a reason."""
     threads, has = torch.get_num_threads(), torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if device != "cpu":
@@ -98,8 +109,8 @@ def probe(device: str = "cpu") -> Machine:
         return Machine(device, threads, True, reason="one core cannot time and work at once")
     fused = fused_linear_works()
     candidates = {name: form for name, form in FORMS.items() if name != "mkldnn" or fused}
-    few, many = (_gains(candidates, rows) for rows in ROWS)
-    return Machine(device, threads, True, fused, {name: (few[name], many[name]) for name in candidates})
+    few, many = (_gains(candidates, rows, dtype) for rows in ROWS)
+    return Machine(device, threads, True, fused, {name: (few[name], many[name]) for name in candidates}, dtype=dtype)
 
 
 def fused_linear_works() -> bool:
@@ -139,9 +150,9 @@ def half_gain(dtype: torch.dtype) -> float:
 _half_gains: dict[tuple[torch.dtype, int], float] = {}
 
 
-def _gains(forms: dict[str, Linear], rows: int) -> dict[str, float]:
+def _gains(forms: dict[str, Linear], rows: int, dtype: torch.dtype) -> dict[str, float]:
     """Return the time of F.linear over that of each form."""
-    tensors = _tensors(rows)
+    tensors = [tensor.to(dtype) for tensor in _tensors(rows)]
     least = _least({name: partial(form, *tensors) for name, form in forms.items()})
     return {name: round(least["linear"] / seconds, 2) for name, seconds in least.items()}
 

@@ -202,7 +202,7 @@ _LOCK = ForkSafeLock()
 
 def _planned(s: Context, call: Call) -> Plan:
     """`plan` on this machine with the forced paths, remembered unless a compiler traces it."""
-    profile, forced = machine(call.device), _forced_paths()
+    profile, forced = machine(call.device, call.dtype), _forced_paths()
     if call.compiling:
         return plan(s, call, profile, forced)
     key = (s.spec, s.dim, s.num_heads, s.geo, s.training, s.attn_drop, s.mask is None, frozenset(s.modules), call,
@@ -229,7 +229,7 @@ def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = 
     """
     learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     call = Call.of(x, learns)
-    choice = linear_form(call, machine(call.device), _forced_paths())
+    choice = linear_form(call, machine(call.device, call.dtype), _forced_paths())
     return LINEAR_PATHS[choice.path].run(x, weight, bias, gelu)
 
 

@@ -52,9 +52,9 @@ def plain_preferred(call: Call, m: Machine) -> Reason:
 
 
 def _gain(form: str, call: Call, m: Machine, behind: float = WORTH) -> Reason:
-    """Why a form is preferred in float32: its speed in the probe is worth it, and no supported form is `behind` times
-    as fast."""
-    if call.dtype != torch.float32 or call.autocast:
+    """Why a form is preferred in the dtype of the probe: its speed there is worth it, and no supported form is `behind`
+    times as fast."""
+    if call.dtype != m.dtype or call.autocast:
         return None
     supported = [name for name in FORMS if name != "mkldnn" or onednn_unsupported(call, m) is None]
     gain, best = m.gain(form, call.tokens), max(m.gain(name, call.tokens) for name in supported)
