@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from kernelbank import Mixer, MixerSpec, mix, use_path
+from kernelbank.ops import machine
 from kernelbank.ops.context import Call, Context
 from kernelbank.ops.expansion import LARGEST
 from kernelbank.ops.geometry import geometry
@@ -78,6 +80,18 @@ def test_the_linear_form_follows_the_probe_the_gradient_and_the_dtype() -> None:
     assert chosen("vit", (14, 14), dtype=torch.bfloat16).linear.path == "linear"
     assert chosen("vit", (14, 14), m=Machine("cpu", 1, reason="one core")).linear.path == "linear"
     assert "2.10x" in chosen("vit", (14, 14)).linear.reason
+    half = replace(CPU, dtype=torch.bfloat16)
+    assert chosen("vit", (14, 14), dtype=torch.bfloat16, m=half).linear.path == "mkldnn"
+    assert chosen("vit", (14, 14), m=half).linear.path == "linear"
+
+
+def test_a_probe_in_bfloat16_needs_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_probed", {})
+    monkeypatch.setattr(machine, "probe", lambda device, dtype: Machine(device, reason="a test", dtype=dtype))
+    for has in (False, True):
+        monkeypatch.setattr(machine, "_has_bfloat16", lambda has=has: has)
+        found = [machine.machine(dtype=dtype).dtype for dtype in (torch.float64, torch.float16, torch.bfloat16)]
+        assert found == [torch.float32, torch.float32, torch.bfloat16 if has else torch.float32]
 
 
 def test_the_fused_form_may_be_a_little_slower() -> None:
