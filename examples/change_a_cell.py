@@ -16,7 +16,7 @@ from torch import nn
 import kernelbank
 
 ACTIVATIONS = ("softmax", "relu,count", "layernorm,count", "identity,count")
-EPOCHS = 12
+EPOCHS = 10
 
 
 def build(activation: str) -> nn.Module:

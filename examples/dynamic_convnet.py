@@ -27,7 +27,7 @@ def main() -> None:
             kernelbank.dynamize(model, spec)
         optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
         for _ in range(3):
-            for rows in torch.randperm(1400).split(100):
+            for rows in torch.randperm(700).split(50):
                 batch = nn.functional.interpolate(images[rows], scale_factor=2)
                 loss = nn.functional.cross_entropy(model(batch), labels[rows])
                 optimiser.zero_grad()

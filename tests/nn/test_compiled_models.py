@@ -45,7 +45,7 @@ def _no_graphs() -> None:
     counters.clear()
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_is_one_graph_for_every_batch(name: str, dynamic: bool | None) -> None:
     model = build(name)
