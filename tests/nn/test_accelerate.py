@@ -127,6 +127,14 @@ def test_bfloat16_takes_and_gives_float32_and_is_undone(name: str, spec: str | N
 
 
 @pytest.mark.parametrize("bfloat16_is", ["fast"], indirect=True)
+def test_copies_and_pickles_compute_in_bfloat16_too(bfloat16_is: float) -> None:
+    model, x = build("vit_tiny_patch16_224"), torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), kernelbank.accelerate(model, dtype="bfloat16"):
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("bfloat16_is", ["fast"], indirect=True)
 def test_weights_are_cast_once_and_running_statistics_stay(bfloat16_is: float) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 4)).eval()
     model[3].bias = nn.Parameter(torch.zeros(4))

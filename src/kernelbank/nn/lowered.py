@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ class Lowered:
             tensor.data = tensor.data.to(dtype)
         # the children too, so that parts such as timm's forward_features take images
         self._hooks: list[RemovableHandle] = [
-            module.register_forward_pre_hook(_casting_input(dtype), with_kwargs=True)
+            module.register_forward_pre_hook(partial(_cast_input, dtype), with_kwargs=True)
             for module in (model, *model.children())
         ]
         self._hooks.append(model.register_forward_hook(_cast_output))
@@ -72,12 +72,9 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-def _casting_input(dtype: torch.dtype) -> Callable[..., tuple[Any, Any]]:
-    def cast(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments with float32 tensors in `dtype`."""
-        return tree_map(lambda value: _to(value, torch.float32, dtype), (args, kwargs))
-
-    return cast
+def _cast_input(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments with float32 tensors in `dtype`."""
+    return tree_map(lambda value: _to(value, torch.float32, dtype), (args, kwargs))
 
 
 def _cast_output(module: nn.Module, args: Any, output: Any) -> Any:
