@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import timm
@@ -298,3 +299,30 @@ def test_refusals_name_the_field_and_leave_the_model(make: object, text: str, me
     assert {name: (type(m), len(m._forward_hooks)) for name, m in model.named_modules()} == modules
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not hasattr(model, "replaced")
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel, lambda model: nn.DataParallel(compiled(model))])
+def test_the_model_in_a_wrapper_is_changed(wrap: Any) -> None:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2).eval()
+    wrapped, x = wrap(model), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        softmax = wrapped(x)
+        assert replace_mixers(wrapped, "activation=relu,count") is wrapped
+        assert torch.equal(wrapped(x), model(x))
+        assert not torch.allclose(wrapped(x), softmax)
+    assert "relu_attention" in str(model.replaced)
+
+
+def test_distributed_data_parallel_is_refused() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2)
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    with pytest.raises(InputError, match="expected its module, wrapped afterwards"):
+        replace_mixers(wrapped, "activation=relu,count")

@@ -11,6 +11,7 @@ from typing import Any
 
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, table_names, window_sides
@@ -46,7 +47,8 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     `kernelbank.from_timm` returns a backbone that resamples them once.
 
     Args:
-        model: A VisionTransformer or SwinTransformer of timm, or a backbone of this library.
+        model: A VisionTransformer or SwinTransformer of timm, or a backbone of this library. It may be compiled or in
+            DataParallel: the model inside is changed, and has ``replaced``.
         text: A spec for all stages, or one per stage separated by ``|``. Cells alone (``"activation=relu,count"``)
             change the spec that the model has.
 
@@ -54,6 +56,7 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
         InputError: For another model, or attention that no spec describes. The model is then unchanged.
         SpecError: For a spec that does not exist or does not fit. The model is then unchanged.
     """
+    wrapped, model = model, unwrapped(model)
     attentions = list(block_attentions(model))
     if not attentions:
         raise InputError("invalid model without blocks; expected at least one")
@@ -71,7 +74,24 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
         attention.place(specs[attention.stage], mixer)
     _remember(model, specs)
     setattr(model, "replaced", report)  # noqa: B010 - the type of a module knows no such attribute
-    return model
+    return wrapped
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile's and DataParallel's wrappers.
+
+    Raises: InputError: For DistributedDataParallel, which would not average the gradients of new parameters.
+    """
+    match model:
+        case OptimizedModule():
+            return unwrapped(model._orig_mod)
+        case nn.DataParallel():
+            return unwrapped(model.module)
+        case nn.parallel.DistributedDataParallel():
+            raise InputError("invalid model in DistributedDataParallel, which would not average the gradients of new "
+                             "parameters; expected its module, wrapped afterwards")  # fmt: skip
+        case _:
+            return model
 
 
 def _lines(attentions: Sequence[BlockAttention], logs: Iterable[Iterable[Carried]]) -> list[Carried]:
