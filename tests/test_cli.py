@@ -49,13 +49,13 @@ def helped(capsys: Capture, *argv: str) -> str:
 
 
 def test_verbs_and_options_are_the_golden_ones(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a wanted change: ``KERNELBANK_GOLDEN=1 pytest tests/test_cli.py`` writes the file anew."""
+    """After a wanted change: ``UPDATE_GOLDEN=1 pytest tests/test_cli.py`` writes the file anew."""
     monkeypatch.setenv("COLUMNS", "100")
     _, listed, _ = run(capsys, "--help")
     text = f"$ kernelbank --help\n{listed}"
     for verb in cli.VERBS:
         text += f"\n$ kernelbank {verb} --help\n{helped(capsys, verb)}"
-    if os.environ.get("KERNELBANK_GOLDEN"):
+    if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
 

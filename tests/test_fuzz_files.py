@@ -8,6 +8,7 @@ import io
 import json
 import random
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +205,13 @@ def test_folders_of_records(tmp_path: Path) -> None:
 WILD = {"nan": float("nan"), "infinite": float("inf"), "above 100": 1e300, "negative": -5.0}
 
 
-@pytest.mark.parametrize("wild", WILD)
-@pytest.mark.parametrize("field", ["val_top1", "train_loss", "test_top1", "lr"])
+@pytest.mark.parametrize(
+    ("field", "wild"),
+    [*product(("val_top1", "test_top1"), WILD), *product(("train_loss", "lr"), sorted({*WILD} - {"above 100"}))],
+)
 def test_numbers_that_no_run_has(tmp_path: Path, wild: str, field: str) -> None:
     """Such a record is set aside by a report and is an error of a comparison; neither computes with it."""
     value, records = WILD[wild], tmp_path / "records"
-    if wild == "above 100" and field in ("train_loss", "lr"):
-        pytest.skip("a finite number >= 0")
     records.mkdir()
     whole = replace(RECORD, recipe={"epochs": 2, "lr": 1e-3})
     whole.save(records / "whole.json")

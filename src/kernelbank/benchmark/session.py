@@ -87,9 +87,10 @@ def _measure(options: Any) -> int:
     sites = _sites(options, subjects)
     for subject in subjects:
         check(subject, sites[0])
+    code = CodeIdentity.here()  # before the measurement, since files may change while it runs
     rows, ceiling = measure(subjects, sites, options.rounds, options.memory, _print_progress)
     growth = growths(rows)
-    record = _record(options, rows, growth, ceiling)
+    record = _record(options, code, rows, growth, ceiling)
     if options.out is not None:
         replace_text(options.out, json.dumps(record, indent=2) + "\n")
     if options.figure is not None:
@@ -126,11 +127,13 @@ OUTPUT = ("out", "figure", "json")
 """The options that say where results go, which are no part of a record."""
 
 
-def _record(options: Any, rows: list[Measurement], growth: list[Growth], ceiling: float) -> dict[str, Any]:
+def _record(
+    options: Any, code: CodeIdentity, rows: list[Measurement], growth: list[Growth], ceiling: float
+) -> dict[str, Any]:
     chosen = {name: value for name, value in asdict(options).items() if name not in OUTPUT}
     return {
         "record_version": RECORD_VERSION,
-        "code": asdict(CodeIdentity.here()),
+        "code": asdict(code),
         "machine": asdict(MachineIdentity.here(torch.get_num_threads())),
         "probe": machine(dtype=_dtype(options)).describe(),
         "options": chosen,

@@ -82,7 +82,8 @@ def machine(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
     if _fixed.get():
         return Machine(device, threads, reason="the run fixes the form of linear layers")
     with _LOCK:
-        timed = torch.bfloat16 if dtype == torch.bfloat16 and _has_bfloat16() else torch.float32
+        half = device == "cpu" and dtype == torch.bfloat16 and _has_bfloat16()
+        timed = torch.bfloat16 if half else torch.float32
         key = device, threads, timed
         if key not in _probed:
             with _disable_current_modes():  # modes that record operations must not include the probe
@@ -95,7 +96,7 @@ def machine(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
 
 def _has_bfloat16() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor; without its instructions that is slow."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def probe(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Machine:
