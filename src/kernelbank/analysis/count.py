@@ -34,7 +34,7 @@ def multiply_adds(model: nn.Module, spec: ModelSpec, image: tuple[int, int]) -> 
         cost(mixer.spec, mixer.dim, mixer.num_heads, mixer.grid, mixer.prefix, mixer.qk_norm).macs
         for mixer in (attention.mixer for attention in attentions)
     )  # fmt: skip
-    with _without([model.get_submodule(f"{attention.name}.attn") for attention in attentions]):
+    with _without([model.get_submodule(attention.name) for attention in attentions]):
         return total + _count(model, spec.in_chans, image)
 
 

@@ -36,6 +36,8 @@ class Options:
     """Print the registered models: parameters, cost per image, and the figures that their sources publish."""
     prove: bool = False
     """Check the identities behind the table. The exit code is 1 if one fails."""
+    coverage: bool = False
+    """Count the pretrained models of timm whose token mixers a spec describes, by class. It takes about two minutes."""
 
 
 HOST = ("dim", "heads", "grid", "prefix")
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> int:
     host = {name: getattr(options, name) for name in HOST}
     if options.prove:
         return _call("prove:show_proofs", options.json)
+    if options.coverage:
+        return _call("coverage:show_coverage", options.json)
     if options.models:
         return _call("show:show_models", options.json)
     if options.spec:
@@ -75,6 +79,8 @@ def _check(options: Options) -> None:
         raise UsageError("atlas", "--prove checks the identities of the whole table; expected no spec")
     if options.models and (options.spec or options.prove):
         raise UsageError("atlas", "--models prints the registered models; expected no spec and no --prove")
+    if options.coverage and (options.spec or options.prove or options.models):
+        raise UsageError("atlas", "--coverage counts models of timm; expected no spec, --prove or --models")
     if not options.spec:
         if options.figure is not None:
             raise UsageError("atlas", "--figure draws one spec; expected a spec, such as: atlas vit --figure vit.svg")

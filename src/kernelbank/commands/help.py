@@ -25,7 +25,7 @@ _RECIPE = {
 }
 SECTIONS: dict[str, dict[str, str]] = {
     "atlas": {
-        "output": "models prove figure json",
+        "output": "models prove coverage figure json",
         "size of the mixer": "dim heads grid prefix",
     },
     "convert": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from kernelbank.errors import InputError
 from kernelbank.explanation.layer import LayerMaps
 from kernelbank.explanation.maps import Wanted, layer_maps
 from kernelbank.nn.block import narrowed
-from kernelbank.nn.edit.stock import AttentionMixer, block_attentions
+from kernelbank.nn.edit.stock import SeatedMixer, block_attentions, has_adapter
 from kernelbank.nn.mixer import Mixer
 from kernelbank.spec.inventory import Grid
 from kernelbank.text import suggest
@@ -78,8 +79,8 @@ def explain(
     second time for its map.
 
     Args:
-        model: A backbone of this library, timm's VisionTransformer or SwinTransformer, any module that contains a
-            `Mixer`, or a `Mixer` alone (then `images` are tokens).
+        model: A backbone of this library, a model of timm with an adapter (``kernelbank atlas --coverage``), any module
+            that contains a `Mixer`, or a `Mixer` alone (then `images` are tokens).
         images: The model's input, (B, C, H, W).
         layers: Numbers, in the order of the model, or names such as ``blocks.3.attn``. All token mixers with None.
         heads: The heads. All of them with None.
@@ -92,7 +93,7 @@ def explain(
             BatchNorm in training mode.
         SpecError: If the images do not fit the model.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = _with_mixers(getattr(model, "_orig_mod", model))
     watched = _selected(list(_watched(model, images)), layers, model)
     _check_mode(model)
     inputs: dict[str, Inputs] = {}
@@ -144,21 +145,35 @@ def _check_mode(model: nn.Module) -> None:
 
 # ---- the mixers of a model -------------------------------------------------------------------------------
 
+_WATCHED_AS_THEY_ARE = (VisionTransformer, SwinTransformer)
+"""Models of timm whose attention is watched where it is."""
+
+
+def _with_mixers(model: nn.Module) -> nn.Module:
+    """`model`, or for other models of timm with an adapter a copy in which mixers with the same weights stand."""
+    if isinstance(model, _WATCHED_AS_THEY_ARE) or not has_adapter(model):
+        return model
+    stock = [model.get_submodule(attention.name) for attention in block_attentions(model)]
+    model = copy.deepcopy(model, {id(module): module for module in stock})
+    for attention in list(block_attentions(model)):
+        attention.place(attention.spec, attention.mixer)
+    return model
+
 
 def _watched(model: nn.Module, images: Tensor) -> Iterator[Watched]:
     """The token mixers of the model. Raises InputError for an attention that no spec holds."""
-    if not isinstance(model, (VisionTransformer, SwinTransformer)):
+    if not isinstance(model, _WATCHED_AS_THEY_ARE):
         yield from (w for w in _every_mixer(model) if w.name.rpartition(".")[2] != "mlp")
         return
     for attention in block_attentions(model):
-        block: Any = model.get_submodule(attention.name)
-        name = f"{attention.name}.attn"
-        if isinstance(block.attn, Mixer):
-            yield Watched(name, block.attn, block.attn, _reader(block.attn))
+        name, owner = attention.name, attention.name.rpartition(".")[0]
+        stock = model.get_submodule(name)
+        if isinstance(stock, Mixer):
+            yield Watched(name, stock, stock, _reader(stock))
         elif isinstance(model, SwinTransformer):
-            yield Watched(name, attention.mixer, block.norm1, _read_map, after=True)
+            yield Watched(name, attention.mixer, model.get_submodule(f"{owner}.norm1"), _read_map, after=True)
         else:
-            yield Watched(name, attention.mixer, block.attn, _token_reader(block.attn, _patch_grid(model, images)))
+            yield Watched(name, attention.mixer, stock, _token_reader(stock, _patch_grid(model, images)))
 
 
 def _every_mixer(model: nn.Module) -> Iterator[Watched]:
@@ -173,7 +188,7 @@ def _selected(watched: list[Watched], layers: Layers | None, model: nn.Module) -
     none."""
     if not watched:
         raise InputError(f"invalid model without mixers: {type(model).__name__}; expected a backbone of kernelbank, "
-                         "timm's VisionTransformer or SwinTransformer, or a module with a Mixer")  # fmt: skip
+                         "a model of timm with an adapter, or a module with a Mixer")  # fmt: skip
     if layers is None:
         return watched
     by_name = {one.name: one for one in [*_every_mixer(model), *watched]}
@@ -213,14 +228,13 @@ def _kept(inputs: Inputs) -> Inputs:
 
 def _reader(mixer: Mixer) -> Callable[..., Inputs]:
     """How the inputs of a Mixer are read from the arguments of its forward."""
+    if isinstance(mixer, SeatedMixer):
+        return mixer.inputs
     signature = inspect.signature(mixer.forward)
 
     def read(*args: Any, **kwargs: Any) -> Inputs:
         given = signature.bind(*args, **kwargs).arguments
         x, mask = given["x"], given.get("attn_mask")
-        if isinstance(mixer, AttentionMixer):
-            grid = mixer.token_grid(x.shape[1] - mixer.prefix)
-            return x, grid, narrowed(x, mask, given.get("is_causal", False))
         return x, given.get("grid") or mixer.grid, mask
 
     return read

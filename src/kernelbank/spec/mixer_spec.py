@@ -201,16 +201,17 @@ def read_stages(text: str, count: int, bases: Sequence[MixerSpec | None] = ()) -
 
     Raises: SpecError: If a spec is invalid, or the number of specs is neither 1 nor `count`.
     """
-    pairs = zip(_stage_texts(text, count), bases or (None,) * count, strict=True)
+    pairs = zip(stage_texts(text, count), bases or (None,) * count, strict=True)
     return tuple(MixerSpec.parse(part, base) for part, base in pairs)
 
 
 def read_mlps(text: str, count: int) -> tuple[MixerSpec | None, ...]:
     """Read the specs of the MLPs as `read_stages`; ``none`` stands for no MLP: ``"ffn"``, ``"none | ffn"``."""
-    return tuple(None if part.strip() == "none" else MixerSpec.parse(part) for part in _stage_texts(text, count))
+    return tuple(None if part.strip() == "none" else MixerSpec.parse(part) for part in stage_texts(text, count))
 
 
-def _stage_texts(text: str, count: int) -> list[str]:
+def stage_texts(text: str, count: int) -> list[str]:
+    """Return the text for each of `count` stages. Raises SpecError unless there is one text, or one per stage."""
     if not isinstance(text, str):
         raise SpecError(f"invalid spec {text!r}; expected text, such as 'vit activation=relu,count'")
     parts = text.split("|")

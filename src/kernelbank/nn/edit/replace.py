@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from typing import Any
 
+from timm.models._features import FeatureGetterNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
@@ -16,22 +17,31 @@ from torch._dynamo.eval_frame import OptimizedModule
 from kernelbank.errors import InputError
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone, remember, table_names, window_sides
 from kernelbank.nn.edit.carry import Carried, carry
-from kernelbank.nn.edit.stock import BlockAttention, block_attentions
-from kernelbank.spec import MixerSpec, SpecError, read_stages
+from kernelbank.nn.edit.stock import BlockAttention, LeftAttention, block_attentions, left_attentions
+from kernelbank.spec import MixerSpec, SpecError
+from kernelbank.spec.mixer_spec import stage_texts
 from kernelbank.text import columns
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """The outcome of `replace_mixers`: the `specs` of the stages, the outcome for every tensor of every mixer, and the
-    number of `others`, the tensors outside the mixers, which stay. Its string is a table."""
+    """The outcome of `replace_mixers`. Its string is a table.
+
+    Attributes:
+        specs: The specs of the stages.
+        lines: The outcome for every tensor of every mixer.
+        others: The number of tensors outside the mixers, which stay.
+        left: The token mixers that stay, since no spec describes them.
+    """
 
     specs: tuple[MixerSpec, ...]
     lines: tuple[Carried, ...]
     others: int
+    left: tuple[LeftAttention, ...] = ()
 
     def __str__(self) -> str:
         rows = [("tensor", "verdict", "how"), *_merged(self.lines), (f"{self.others} tensors outside", "kept", "")]
+        rows += [(left.name, "left", left.reason) for left in self.left]
         return "\n".join([columns(rows), " | ".join(map(str, self.specs))])
 
 
@@ -47,8 +57,9 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     `kernelbank.from_timm` returns a backbone that resamples them once.
 
     Args:
-        model: A VisionTransformer or SwinTransformer of timm, or a backbone of this library. It may be compiled or in
-            DataParallel: the model inside is changed, and has ``replaced``.
+        model: A model of timm with an adapter (``kernelbank atlas --coverage`` lists the classes), or a backbone of
+            this library. It may be compiled, in DataParallel, or made with ``features_only``: the model inside is
+            changed, and has ``replaced``.
         text: A spec for all stages, or one per stage separated by ``|``. Cells alone (``"activation=relu,count"``)
             change the spec that the model has.
 
@@ -59,26 +70,35 @@ def replace_mixers(model: nn.Module, text: str) -> nn.Module:
     wrapped, model = model, unwrapped(model)
     attentions = list(block_attentions(model))
     if not attentions:
-        raise InputError("invalid model without blocks; expected at least one")
-    bases = {attention.stage: attention.spec for attention in reversed(attentions)}
-    specs = read_stages(text, len(bases), [bases[stage] for stage in sorted(bases)])
-    for stage, spec in enumerate(specs):
-        if (spec.frame == "bn_relu") != (bases[stage].frame == "bn_relu"):
-            raise SpecError(f"invalid frame={spec.frame} in place of {bases[stage].frame}: bn_relu has BatchNorm "
+        left = "".join(f" ({left.name}: {left.reason})" for left in list(left_attentions(model))[:1])
+        raise InputError(f"invalid model without blocks that a spec describes{left}; expected at least one")
+    specs = _stage_specs(attentions, text)
+    for attention, spec in zip(attentions, specs, strict=True):
+        if (spec.frame == "bn_relu") != (attention.spec.frame == "bn_relu"):
+            raise SpecError(f"invalid frame={spec.frame} in place of {attention.spec.frame}: bn_relu has BatchNorm "
                             "around it, other frames LayerNorm; expected a backbone built with the spec")  # fmt: skip
-    results = [carry(old.mixer, specs[old.stage].at_block(old.index)) for old in attentions]
+    results = [carry(old.mixer, spec.at_block(old.index)) for old, spec in zip(attentions, specs, strict=True)]
     names = [attention.name for attention in attentions]
     lines = _lines(attentions, [log for _, log in results])
-    report = Replaced(specs, tuple(lines), _outside(model, names))
-    for attention, (mixer, _) in zip(attentions, results, strict=True):
-        attention.place(specs[attention.stage], mixer)
-    _remember(model, specs)
+    stages = {attention.stage: spec for attention, spec in zip(reversed(attentions), reversed(specs), strict=True)}
+    by_stage = tuple(stages[stage] for stage in sorted(stages))
+    report = Replaced(by_stage, tuple(lines), _outside(model, names), tuple(left_attentions(model)))
+    for attention, spec, (mixer, _) in zip(attentions, specs, results, strict=True):
+        attention.place(spec, mixer)
+    _remember(model, by_stage)
     setattr(model, "replaced", report)  # noqa: B010 - the type of a module knows no such attribute
     return wrapped
 
 
+def _stage_specs(attentions: Sequence[BlockAttention], text: str) -> list[MixerSpec]:
+    """The spec of every block, an alternating shift unresolved: the text of its stage, on what it has."""
+    texts = stage_texts(text, 1 + max(attention.stage for attention in attentions))
+    read = cache(MixerSpec.parse)
+    return [read(texts[attention.stage], attention.spec) for attention in attentions]
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile's and DataParallel's wrappers.
+    """Return the model inside the wrappers of torch.compile, DataParallel and timm's `features_only`.
 
     Raises: InputError: For DistributedDataParallel, which would not average the gradients of new parameters.
     """
@@ -87,6 +107,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return unwrapped(model._orig_mod)
         case nn.DataParallel():
             return unwrapped(model.module)
+        case FeatureGetterNet():
+            return unwrapped(model.model)
         case nn.parallel.DistributedDataParallel():
             raise InputError("invalid model in DistributedDataParallel, which would not average the gradients of new "
                              "parameters; expected its module, wrapped afterwards")  # fmt: skip
@@ -97,17 +119,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _lines(attentions: Sequence[BlockAttention], logs: Iterable[Iterable[Carried]]) -> list[Carried]:
     """The outcome for every tensor, by its name in the model. A tensor that the model lacks is initialised to zeros."""
     return [
-        replace(line, name=f"{attention.name}.attn.{line.name}", verdict="initialised", how="zeros")
+        replace(line, name=f"{attention.name}.{line.name}", verdict="initialised", how="zeros")
         if line.name in attention.lacking and line.verdict == "kept"
-        else replace(line, name=f"{attention.name}.attn.{line.name}")
+        else replace(line, name=f"{attention.name}.{line.name}")
         for attention, log in zip(attentions, logs, strict=True)
         for line in log
     ]
 
 
-def _outside(model: nn.Module, blocks: list[str]) -> int:
-    """The number of tensors in the state dict outside the attention of `blocks`."""
-    inside = tuple(f"{name}.attn." for name in blocks)
+def _outside(model: nn.Module, names: list[str]) -> int:
+    """The number of tensors in the state dict outside the mixers with these names."""
+    inside = tuple(f"{name}." for name in names)
     return sum(not name.startswith(inside) for name in model.state_dict())
 
 
@@ -125,7 +147,8 @@ def _remember(model: nn.Module, specs: tuple[MixerSpec, ...]) -> None:
 def no_weight_decay(model: Any) -> set[str]:
     """The parameters that the class of a stock model excludes from weight decay, and the relative tables, as in
     Swin."""
-    return {*type(model).no_weight_decay(model), *table_names(model)}
+    stated = getattr(type(model), "no_weight_decay", None)
+    return {*(stated(model) if stated else ()), *table_names(model)}
 
 
 # ---- the table -------------------------------------------------------------------------------------------
@@ -135,9 +158,15 @@ def _merged(lines: tuple[Carried, ...]) -> list[tuple[str, str, str]]:
     """One row for the tensors of several blocks with the same outcome: ``blocks.0-11.attn.q.weight``."""
     alike: dict[tuple[str, str, str], list[int]] = {}
     for line in lines:
-        head, block, tail = re.split(r"(?<=blocks\.)(\d+)", line.name, maxsplit=1)
+        head, block, tail = _numbered(line.name)
         alike.setdefault((f"{head}{{}}{tail}", line.verdict, line.how), []).append(int(block))
     return [(name.format(_ranges(blocks)), verdict, how) for (name, verdict, how), blocks in alike.items()]
+
+
+def _numbered(name: str) -> tuple[str, str, str]:
+    """The name of a tensor of a mixer in three parts, of which the second is its last number, that of the block."""
+    head, block, tail = re.split(r"(?<=\.)(\d+)(?=\.\D*$)", name, maxsplit=1)
+    return head, block, tail
 
 
 def _ranges(numbers: list[int]) -> str:
