@@ -103,6 +103,9 @@ def choose_spec(choose: Choose) -> MixerSpec:
         cells |= _choose_static(choose, isinstance(kernel, TwoStep))
     else:
         cells |= _choose_dynamic(choose, kernel, cells["frame"])
+        if isinstance(kernel, TwoStep) and cells["frame"] == "linear" and choose((True, False)):
+            norm = choose(("layernorm", "rmsnorm", "l2"))
+            cells["kernel"] = TwoStep(kernel.heads, norm, choose(("fixed", "learned")))
     return MixerSpec(**cells)
 
 

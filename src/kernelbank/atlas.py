@@ -74,6 +74,13 @@ ROWS: dict[str, Row] = {
         cite="Shaw et al., arXiv 1803.02155; Liu et al., arXiv 2103.14030",
         note="study 1 of the paper changes the activation of this row and of swin",
     ),
+    "vit_qk_norm": Row(
+        title="self-attention with a LayerNorm of queries and keys per head",
+        bank="dynamic", support="all", mix="stack", kernel="two_step(norm=layernorm)",
+        size="1", activation="softmax", position="none", frame="linear",
+        cite="Dehghani et al., arXiv 2302.05442",
+        note="`norm=rmsnorm` is that of recent models",
+    ),
     "vit_rope": Row(
         title="self-attention with axial rotary position embedding",
         bank="dynamic", support="all", mix="stack", kernel="two_step",
@@ -98,6 +105,13 @@ ROWS: dict[str, Row] = {
             Published("Swin-S", 49.61, 8.7, 83.2, _SWIN),
             Published("Swin-B", 87.77, 15.4, 83.5, _SWIN),
         ),
+    ),
+    "swin_v2": Row(
+        title="shifted-window self-attention of Swin V2: cosines times a learned scale",
+        bank="dynamic", support="window(8, alternate)", mix="stack", kernel="two_step(norm=l2, scale=learned)",
+        size="1", activation="softmax", position="relative", frame="linear",
+        cite="Liu et al., arXiv 2111.09883",
+        note="published with a relative table computed by an MLP, and without a bias on k",
     ),
     "maxvit_grid": Row(
         title="grid attention of MaxViT: 7 x 7 positions spread over the whole grid",

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal
 
 from kernelbank.errors import SpecError
 from kernelbank.schema import decode
-from kernelbank.spec import MixerSpec, Window, read_mlps, read_stages
+from kernelbank.spec import MixerSpec, TwoStep, Window, read_mlps, read_stages
 from kernelbank.spec.arguments import COUNT
 from kernelbank.spec.text import finite
 
 Grid = tuple[int, int]
-MODEL_VERSION = 2
+MODEL_VERSION = 3
+READABLE_VERSIONS = (2, 3)
 RESERVED_ARGUMENTS = frozenset({
     "cache_dir", "checkpoint_path", "img_size", "in_chans", "num_classes", "pretrained", "pretrained_cfg",
     "pretrained_cfg_overlay",
@@ -68,9 +69,9 @@ class Dropout:
 class ViTTrunk:
     """timm's VisionTransformer without the mixers and MLPs of its blocks: one stage, prefix tokens first.
 
-    The arguments are timm's. `init_values` is the initial LayerScale (None: no LayerScale), `qk_norm` a LayerNorm per
-    head on queries and keys, `fc_norm` a norm after pooling (None: where the pooling averages, as in timm), `norm_eps`
-    the epsilon of every LayerNorm but those of `qk_norm`.
+    The arguments are timm's. `init_values` is the initial LayerScale (None: no LayerScale), `fc_norm` a norm after
+    pooling (None: where the pooling averages, as in timm), `norm_eps` the epsilon of every LayerNorm but those of the
+    mixers.
 
     Raises:
         SpecError: If a size is not a whole number >= 1, or an option is unknown.
@@ -91,7 +92,6 @@ class ViTTrunk:
     final_norm: bool = True
     fc_norm: bool | None = None
     init_values: float | None = None
-    qk_norm: bool = False
     dynamic_img_size: bool = False
     dynamic_img_pad: bool = False
     norm_eps: float = 1e-6
@@ -285,14 +285,36 @@ class ModelSpec:
             raise ValueError(f"expected a JSON object, got {type(document).__name__}")
         rest = dict(document)
         version, family = rest.pop("model_version", None), rest.pop("family", None)
-        if version != MODEL_VERSION:
+        if version not in READABLE_VERSIONS:
             raise ValueError(f"invalid model_version={version!r}; expected {MODEL_VERSION}")
         if not isinstance(family, str) or family not in TRUNKS:
             raise ValueError(f"invalid family={family!r}; expected one of {', '.join(TRUNKS)}")
         if "trunk" not in rest:
             raise ValueError("model lacks the field 'trunk'")
+        if version == 2:
+            rest = _with_norm_in_spec(rest)
         trunk = decode(TRUNKS[family], rest.pop("trunk"), "trunk")
         return decode(cls, rest, "model", trunk=trunk)
+
+
+def _with_norm_in_spec(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of version 2, whose ViT trunks say whether the mixers normalise queries and keys, as one of version 3,
+    whose specs do."""
+    trunk, mixer = document["trunk"], document.get("mixer")
+    if not isinstance(trunk, Mapping):
+        return document
+    rest = {name: value for name, value in trunk.items() if name != "qk_norm"}
+    if trunk.get("qk_norm") is True and isinstance(mixer, str):
+        mixer = str(with_qk_norm(MixerSpec.parse(mixer)))
+    return document | {"trunk": rest, "mixer": mixer}
+
+
+def with_qk_norm(spec: MixerSpec) -> MixerSpec:
+    """`spec` with a LayerNorm of queries and keys per head, as timm's argument `qk_norm` adds it. Raises SpecError for
+    a spec that is not attention."""
+    if not isinstance(spec.kernel, TwoStep):
+        raise SpecError(f"invalid qk_norm=True for {spec}; expected a dynamic two_step in frame linear")
+    return replace(spec, kernel=replace(spec.kernel, norm="layernorm"))
 
 
 def by_stage(texts: list[str]) -> str:

@@ -86,7 +86,7 @@ def _explains(grid: Grid, state: Mapping[str, Tensor], model: Backbone) -> bool:
         f"{path}.{entry.name}" not in state or state[f"{path}.{entry.name}"].shape == entry.shape
         for path, mixer, own_grid in model.mixers_on(grid)
         if not isinstance(mixer.spec.support, Window)
-        for entry in inventory(mixer.spec, mixer.dim, mixer.num_heads, own_grid, mixer.prefix, mixer.qk_norm)
+        for entry in inventory(mixer.spec, mixer.dim, mixer.num_heads, own_grid, mixer.prefix)
     )
 
 

@@ -203,8 +203,8 @@ def test_one_step_products() -> None:
 
 
 def test_qk_norm_adds_its_affines() -> None:
-    spec = MixerSpec.parse("vit")
-    assert cost(spec, 8, 2, (2, 2), qk_norm=True).params - cost(spec, 8, 2, (2, 2)).params == 4 * 4
+    spec, normed = MixerSpec.parse("vit"), MixerSpec.parse("vit_qk_norm")
+    assert cost(normed, 8, 2, (2, 2)).params - cost(spec, 8, 2, (2, 2)).params == 4 * 4
 
 
 def test_a_step_adds_its_multiplies_per_score() -> None:

@@ -110,7 +110,7 @@ def test_prefix_entries_follow_what_they_sum_over() -> None:
 
 
 def test_what_does_not_fit_is_dropped_with_the_reason_and_drawn_anew() -> None:
-    m = mixer("vit", qk_norm=True)
+    m = mixer("vit_qk_norm")
     carried, log = carry(m, MixerSpec.parse("ddwconv"))
     fates = [(line.name, line.verdict, line.how) for line in log]
     assert ("key.weight", "dropped", "32 x 32 does not become 1568 x 8") in fates

@@ -37,7 +37,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_timm_attention_loads_strictly_and_agrees(qk_norm: bool) -> None:
     theirs = randomised(Attention(24, 3, qkv_bias=True, qk_norm=qk_norm, norm_layer=partial(nn.LayerNorm, eps=1e-6)))
-    ours = Mixer("vit", 24, 3, (4, 5), prefix=1, qk_norm=qk_norm, dtype=torch.float64)
+    ours = Mixer("vit_qk_norm" if qk_norm else "vit", 24, 3, (4, 5), prefix=1, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(2, 21, 24, dtype=torch.float64)
     assert close(ours(x), theirs(x))
@@ -292,7 +292,7 @@ def test_timm_tensors_that_do_not_fit_are_reported_not_scrambled() -> None:
     (lambda: Mixer("swin", 8, 2, (2, 2)), "at_block"),
     (lambda: Mixer("dwsa", 8, 2, (2, 2), attn_drop=0.1), "invalid attn_drop=0.1"),
     (lambda: Mixer("vit", 8, 2, (2, 2), proj_drop=1.0), "invalid proj_drop=1.0"),
-    (lambda: Mixer("dwsa", 8, 2, (2, 2), qk_norm=True), "invalid qk_norm=True for dwsa"),
+    (lambda: Mixer("ffn kernel=two_step(norm=l2)", 8, 2, (2, 2)), "a norm or a learned scale needs bank dynamic"),
     (lambda: Mixer("vit", 8, 2, (0, 2)), "invalid grid height=0; expected"),
     (lambda: Mixer("vit", 8, 2, 4), "invalid grid=4; expected"),
     (lambda: Mixer("vit", 8, 2, (4, 4, 4)), "invalid grid=.4, 4, 4.; expected"),

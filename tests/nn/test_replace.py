@@ -267,7 +267,7 @@ REFUSED = {
                         r"blocks\.0\.attn: invalid attention=None; expected timm's Attention"),
     "differential attention": (lambda: vit(attn_layer="diff"), "vit", "attention=DiffAttention"),
     "scale_norm": (lambda: vit(scale_attn_norm=True), "vit", "scale_norm has no place in a spec"),
-    "rms qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.RmsNorm), "vit", "norm_layer of qk_norm"),
+    "another qk_norm": (lambda: vit(qk_norm=True, norm_layer=timm.layers.SimpleNorm), "vit", "norm_layer of qk_norm"),
     "eps of qk_norm": (lambda: vit(qk_norm=True, norm_layer=nn.LayerNorm), "vit", "eps 1e-06"),
     "dropped patches": (lambda: vit(patch_drop_rate=0.5), "vit", "patch_drop_rate"),
     "dynamic, refused late": (lambda: vit(dynamic_img_size=True), "involution kernel=grouped(32)", "a multiple of 32"),

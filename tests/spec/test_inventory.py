@@ -35,7 +35,6 @@ def test_every_tensor_of_every_row_is_the_golden_one() -> None:
     ("dwsa", {"dim": 10, "num_heads": 3}, "invalid dim=10; expected a multiple of 3, the number of heads"),
     ("vit", {"dim": 0}, "invalid dim=0; expected a whole number >= 1"),
     ("vit", {"grid": (2, -1)}, "invalid grid width=-1"),
-    ("ffn", {"qk_norm": True}, "invalid qk_norm=True for ffn"),
 ])  # fmt: skip
 def test_hosts_that_cannot_hold_the_spec_are_refused(text: str, kwargs: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):

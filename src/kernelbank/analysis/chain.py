@@ -108,6 +108,8 @@ def _two_steps(host: Host) -> Iterator[Link]:
             position = ", q and k rotated"
         case _:
             position = ""
+    if isinstance(spec.kernel, TwoStep) and spec.kernel.norm != "none":
+        position += f", {spec.kernel.norm} of q and k"
     yield Link(kind, f"{kind} conv{position}", f"{width} → 1 per kernel, {spec.size} × {spec.size}", scores, "k")
     scores_text = f"on {host.heads} × {scores[-1]} scores per position"
     yield Link("activation", show_pipeline(spec.activation), scores_text, scores)

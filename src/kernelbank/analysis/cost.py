@@ -81,13 +81,12 @@ def _scale(multiplies: int) -> Cost:
     return Cost(multiplies=multiplies)
 
 
-def cost(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0, qk_norm: bool = False) -> Cost:
+def cost(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0) -> Cost:
     """Return the cost of one mixer. Raises: SpecError: As `inventory`, and if the shift depends on the block."""
-    tensors = inventory(spec, dim, num_heads, grid, prefix, qk_norm)
+    tensors = inventory(spec, dim, num_heads, grid, prefix)
     host = Host(spec, dim, num_heads, grid, prefix)
     params = sum(tensor.numel for tensor in tensors if not tensor.buffer)
-    qk = _scale(LAYER_NORM * (host.tokens * dim + host.kernels * host.taps)) if qk_norm else Cost()
-    return sum([Cost(params=params), qk, *_frame(host), *_bank(host), *_mix(host), *_kernel(host)], Cost())
+    return sum([Cost(params=params), *_frame(host), *_bank(host), *_mix(host), *_kernel(host)], Cost())
 
 
 def _frame(host: Host) -> Iterator[Cost]:
@@ -151,6 +150,8 @@ def _kernel(host: Host) -> Iterator[Cost]:
             yield applied(host.pairs * host.dim * (area + 1), host.pairs * host.heads + host.tokens * host.dim)
             if isinstance(spec.position, Rope):
                 yield _scale(ROTATION * 2 * (host.tokens - host.prefix) * host.dim)
+            if spec.kernel.norm != "none":
+                yield _scale(LAYER_NORM * (host.tokens * host.dim + host.kernels * host.taps))
             scaled = isinstance(spec.bank, Dynamic)
             steps = scaled + sum(STEPS[step.name].multiplies for step in spec.activation)
             yield _scale(host.pairs * host.heads * steps)
@@ -208,10 +209,9 @@ def _block(stage: Stage, index: int, trunk: Trunk) -> Iterator[Cost]:
     mixer, mlp = stage.mixer.at_block(index), None if stage.mlp is None else stage.mlp.at_block(index)
     host = (stage.dim, stage.num_heads, stage.grid, stage.prefix)
     positions, norm_inside = stage.prefix + math.prod(stage.grid), mixer.frame == "bn_relu"
-    qk_norm = isinstance(trunk, ViTTrunk) and trunk.qk_norm
     if not norm_inside:
         yield _layer_norm(positions, stage.dim)
-    yield cost(mixer, *host, qk_norm)
+    yield cost(mixer, *host)
     if mlp is not None:
         yield _batch_norm(positions, stage.dim) if norm_inside else _layer_norm(positions, stage.dim)
         yield cost(mlp, *host)

@@ -31,7 +31,7 @@ def multiply_adds(model: nn.Module, spec: ModelSpec, image: tuple[int, int]) -> 
     except InputError:
         return _count(model, spec.in_chans, image)
     total = sum(
-        cost(mixer.spec, mixer.dim, mixer.num_heads, mixer.grid, mixer.prefix, mixer.qk_norm).macs
+        cost(mixer.spec, mixer.dim, mixer.num_heads, mixer.grid, mixer.prefix).macs
         for mixer in (attention.mixer for attention in attentions)
     )  # fmt: skip
     with _without([model.get_submodule(attention.name) for attention in attentions]):

@@ -87,12 +87,23 @@ def _count(spec: MixerSpec) -> str:
             return "n_i" if isinstance(spec.support, (Window, Dilated)) else "n"
 
 
+def _hat(spec: MixerSpec, name: str) -> str:
+    """The symbol of a query or kernel, with a hat where it is normalised."""
+    normed = isinstance(spec.kernel, TwoStep) and spec.kernel.norm != "none"
+    return f"{name[0]}̂{name[1:]}" if normed else name
+
+
+def _scaled(spec: MixerSpec, product: str) -> str:
+    learned = isinstance(spec.kernel, TwoStep) and spec.kernel.scale == "learned"
+    return f"τ {product}" if learned else f"{product} / √d"
+
+
 def _score(spec: MixerSpec) -> _Term:
-    operand, key = _operand(spec), _key(spec, "k")
+    operand, key = _hat(spec, _operand(spec)), _hat(spec, _key(spec, "k"))
     if isinstance(spec.position, Rope):
-        return _Term(f"(R_i {operand}_i) (R_j {key}_j)ᵀ / √d", loose=True)
+        return _Term(_scaled(spec, f"(R_i {operand}_i) (R_j {key}_j)ᵀ"), loose=True)
     product = f"{operand}_i {key}_jᵀ" if spec.size == 1 else f"Σ_t {operand}_{{i+t}} {key}_jtᵀ"
-    scaled = product if isinstance(spec.bank, Static) else f"{product} / √d"
+    scaled = product if isinstance(spec.bank, Static) else _scaled(spec, product)
     if isinstance(spec.position, Relative):
         return _Term(f"{scaled} + p_ij", loose=True)
     if _biased(spec):
@@ -253,6 +264,8 @@ def _symbols(spec: MixerSpec) -> Iterator[str]:
             yield f"⊙: the channels of each of {'h' if G == 'host' else G} groups share one weight per tap"
         case Depthwise():
             yield "⊙: channel by channel"
+    if isinstance(spec.kernel, TwoStep):
+        yield from _norms(spec.kernel)
     if isinstance(spec.position, Relative):
         steps = ", counted in these steps" if isinstance(spec.support, Dilated) else ""
         yield f"p_ij: learned, one value per head and offset i − j{steps}"
@@ -263,6 +276,19 @@ def _symbols(spec: MixerSpec) -> Iterator[str]:
         yield f"{_count(spec)}: the number of kernels that position i sees"
     if "positions" in counted:
         yield "m_j: the number of positions that see kernel j"
+
+
+_NORMS = {
+    "layernorm": "after a LayerNorm over the d channels of a head", "l2": "divided by their lengths",
+    "rmsnorm": "after an RMSNorm over the d channels of a head",
+}  # fmt: skip
+
+
+def _norms(kernel: TwoStep) -> Iterator[str]:
+    if kernel.norm != "none":
+        yield f"q̂, k̂: q and k {_NORMS[kernel.norm]}"
+    if kernel.scale == "learned":
+        yield "τ: learned, one per head, at most 100"
 
 
 def _rotation(rope: Rope) -> Iterator[str]:

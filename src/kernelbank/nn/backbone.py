@@ -17,9 +17,9 @@ from timm.models.swin_transformer import SwinTransformer, resolve_stage_window_s
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from kernelbank.model import check_image
+from kernelbank.model import check_image, with_qk_norm
 from kernelbank.nn.block import BlockOptions, Norm, PlainBlock, StageBlock, StageSpecs, TokenGrid
-from kernelbank.nn.edit.stock import check_head_norm
+from kernelbank.nn.edit.stock import head_norm_kind
 from kernelbank.nn.mixer import Mixer
 from kernelbank.spec import MixerSpec, SpecError, Window, read_mlps, read_stages
 from kernelbank.spec.arguments import COUNT
@@ -40,7 +40,8 @@ class PlainBackbone(VisionTransformer):
     """A plain backbone: timm's VisionTransformer, with `mixer` and `mlp` in every block (``none`` removes the MLP).
 
     `mixer` and `mlp` are specs as text. The other arguments are timm's: class_token, reg_tokens, global_pool,
-    pos_embed, no_embed_class, init_values (LayerScale), qk_norm, dynamic_img_size, drop rates and so on. With
+    pos_embed, no_embed_class, init_values (LayerScale), dynamic_img_size, drop rates and so on; `qk_norm` adds a
+    LayerNorm per head to the kernel of `mixer`. With
     `dynamic_img_size`, and in `set_input_size`, relative tables and the matrices of `project` are resampled as the
     position embedding is.
 
@@ -76,7 +77,10 @@ class PlainBackbone(VisionTransformer):
         _check_counts(depth=depth, num_heads=num_heads, embed_dim=embed_dim)
         norm = cast(Norm, get_norm_layer(norm_layer) or ViTLayerNorm)
         if qk_norm:
-            check_head_norm(norm(1), "qk_norm")
+            if head_norm_kind(norm(1), "qk_norm") != "layernorm":
+                raise SpecError("invalid qk_norm=True with another norm_layer; expected mixer="
+                                "'vit kernel=two_step(norm=rmsnorm)'")  # fmt: skip
+            specs = replace(specs, mixer=with_qk_norm(specs.mixer))
         super().__init__(
             img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=0, num_heads=num_heads,
             dynamic_img_size=dynamic_img_size, dynamic_img_pad=dynamic_img_pad, norm_layer=norm_layer, device=device,
@@ -85,7 +89,7 @@ class PlainBackbone(VisionTransformer):
         token_grid = TokenGrid(cast(PatchEmbed, self.patch_embed), dynamic_img_size)
         options = BlockOptions(
             dim=embed_dim, num_heads=num_heads, grid=self.patch_embed.grid_size, prefix=self.num_prefix_tokens,
-            qk_norm=qk_norm, init_values=init_values, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate,
+            init_values=init_values, proj_drop=proj_drop_rate, attn_drop=attn_drop_rate,
             dynamic=dynamic_img_size, norm_layer=norm, device=device, dtype=dtype,
         )  # fmt: skip
         rates = cast(list[float], calculate_drop_path_rates(drop_path_rate, depth))

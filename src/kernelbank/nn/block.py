@@ -89,14 +89,13 @@ class StageSpecs:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """The arguments of a block besides its specs: `qk_norm`, `init_values` (LayerScale), the drop rates, `dynamic`
+    """The arguments of a block besides its specs: `init_values` (LayerScale), the drop rates, `dynamic`
     sizes and `norm_layer` are timm's."""
 
     dim: int
     num_heads: int
     grid: Grid
     prefix: int = 0
-    qk_norm: bool = False
     init_values: float | None = None
     proj_drop: float = 0.0
     attn_drop: float = 0.0
@@ -122,7 +121,7 @@ class Block(nn.Module):
         dd = {"device": options.device, "dtype": options.dtype}
         normed_inside = mixer.frame == "bn_relu"
         self.norm1 = nn.Identity() if normed_inside else options.norm_layer(options.dim, **dd)
-        self.attn = _mixer(mixer, options, attn_drop=options.attn_drop, qk_norm=options.qk_norm)
+        self.attn = _mixer(mixer, options, attn_drop=options.attn_drop)
         self.ls1, self.drop_path1 = _branch(options)
         self.norm2: nn.Module | None = None
         self.mlp: Mixer | None = None
@@ -215,9 +214,9 @@ def narrowed(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | N
     return earlier if attn_mask is None else earlier & read_mask(attn_mask, x)
 
 
-def _mixer(spec: MixerSpec, options: BlockOptions, attn_drop: float, qk_norm: bool = False) -> Mixer:
+def _mixer(spec: MixerSpec, options: BlockOptions, attn_drop: float) -> Mixer:
     return Mixer(
-        spec, options.dim, options.num_heads, options.grid, prefix=options.prefix, qk_norm=qk_norm, attn_drop=attn_drop,
+        spec, options.dim, options.num_heads, options.grid, prefix=options.prefix, attn_drop=attn_drop,
         proj_drop=options.proj_drop, dynamic_grid=options.dynamic, device=options.device, dtype=options.dtype,
     )  # fmt: skip
 

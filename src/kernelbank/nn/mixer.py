@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,6 @@ class Mixer(Tempered):
         num_heads: The number of heads.
         grid: (H, W), the positions.
         prefix: The number of tokens before the grid (class token, registers).
-        qk_norm: LayerNorm per head on queries and keys, as timm's.
         attn_drop: The rate at which entries of the attention map of a two_step spec are dropped.
         proj_drop: The dropout rate of the output.
         dynamic_grid: Resample what depends on the grid in a forward on another one.
@@ -74,7 +74,6 @@ class Mixer(Tempered):
         grid: Grid,
         *,
         prefix: int = 0,
-        qk_norm: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         dynamic_grid: bool = False,
@@ -85,7 +84,7 @@ class Mixer(Tempered):
         self.spec = MixerSpec.parse(spec) if isinstance(spec, str) else spec
         if not isinstance(self.spec, MixerSpec):
             raise SpecError(f"invalid spec={spec!r}; expected a MixerSpec or its text")
-        self.dim, self.num_heads, self.grid, self.prefix, self.qk_norm = dim, num_heads, grid, prefix, qk_norm
+        self.dim, self.num_heads, self.grid, self.prefix = dim, num_heads, grid, prefix
         check_host(dim, num_heads, grid, prefix)
         _check_drop("attn_drop", attn_drop)
         _check_drop("proj_drop", proj_drop)
@@ -94,7 +93,7 @@ class Mixer(Tempered):
                             "have an attention map")  # fmt: skip
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
         self.dynamic_grid = dynamic_grid
-        self.entries = inventory(self.spec, dim, num_heads, grid, prefix, qk_norm)
+        self.entries = inventory(self.spec, dim, num_heads, grid, prefix)
         geometry(self.spec, grid, prefix)  # raises for an unresolved shift
         self.linears = linear_names(self.entries)
         for entry in self.entries:
@@ -164,7 +163,7 @@ class Mixer(Tempered):
     def set_grid(self, grid: Grid) -> None:
         """Move to another grid in place: tables and the matrices of `project` become new parameters, resampled and
         rescaled (docs/backbones.md), and the rest stays. Raises SpecError if one of them is parametrised or pruned."""
-        entries = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        entries = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix)
         old = named_tensors(self, self.entries, without=self.linears)
         before, after = (Placement(self.spec, side, self.prefix) for side in (self.grid, grid))
         moved = {
@@ -180,7 +179,7 @@ class Mixer(Tempered):
 
     def tensors_on(self, grid: Grid, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """`tensors` on another grid. Raises SpecError where a shape depends on the grid, without `dynamic_grid`."""
-        entries = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix, self.qk_norm)
+        entries = inventory(self.spec, self.dim, self.num_heads, grid, self.prefix)
         for own, other in zip(self.entries, entries, strict=True):
             if own.shape != other.shape and not self.dynamic_grid:
                 raise SpecError(
@@ -232,6 +231,8 @@ def initialise_tensor(tensor: Tensor, entry: Entry, generator: torch.Generator |
             tensor.zero_()
         case "ones":
             tensor.fill_(1)
+        case "log_10":
+            tensor.fill_(math.log(10))
         case "uniform":
             tensor.uniform_(-(entry.fan_in**-0.5), entry.fan_in**-0.5, generator=generator)
         case _:

@@ -160,7 +160,7 @@ def _projection(source: Tensor, entry: Entry, before: Placement, after: Placemen
 
 
 def _norm(source: Tensor, entry: Entry, before: Placement, after: Placement) -> Moved | None:
-    """q_norm is a LayerNorm per head in frame linear (qk_norm) and a BatchNorm in bn_relu."""
+    """q_norm is a norm per head in frame linear and a BatchNorm in bn_relu."""
     return (source, "") if before.spec.frame == after.spec.frame and source.shape == entry.shape else None
 
 

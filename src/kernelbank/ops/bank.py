@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernelbank.ops.context import Context, Params
-from kernelbank.ops.frame import batch_norm, head_norm, linear, linear_dtype
+from kernelbank.ops.frame import batch_norm, linear, linear_dtype
 from kernelbank.ops.geometry import pool_cells
+from kernelbank.ops.normed import head_norm
 from kernelbank.ops.rotation import rotate
 from kernelbank.spec import Dynamic
 
@@ -60,7 +61,7 @@ def two_step_bank(source_BTC: Tensor, p: Params, s: Context) -> TwoStepBank:
     taps, hidden = generate_taps(cells, p, s)
     value = SQUASH[s.spec.bank.squash](linear(hidden, p, "value", s))
     taps = taps.unflatten(-1, (h, d, -1))  # (B, n, h, d, t)
-    taps = rotate(head_norm(taps.transpose(-1, -2), p, "k_norm"), s).transpose(-1, -2)
+    taps = rotate(head_norm(taps.transpose(-1, -2), p, "k_norm", s), s).transpose(-1, -2)
     return TwoStepBank(taps.flatten(3).transpose(1, 2), value.unflatten(-1, (h, d)).transpose(1, 2), d**-0.5)
 
 

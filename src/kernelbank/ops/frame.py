@@ -11,8 +11,6 @@ from kernelbank.ops import statistics
 from kernelbank.ops.context import Context, Params
 from kernelbank.ops.statistics import EPS, MOMENTUM
 
-HEAD_EPS = 1e-6  # LayerNorm in timm's ViT
-
 
 def linear(x: Tensor, p: Params, name: str, s: Context) -> Tensor:
     """A linear layer on tokens: x W^T + b, with b where there is one. A layer among the context's modules is
@@ -64,11 +62,3 @@ def leave(o_BTC: Tensor, p: Params, s: Context) -> Tensor:
         return linear(o_BTC, p, "out", s)
     o_BTC = linear(F.relu(batch_norm(o_BTC, p, "out_norm", s.training)), p, "out", s)
     return batch_norm(o_BTC, p, "last_norm", s.training)
-
-
-def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
-    """LayerNorm over the d channels of each head, the last axis, where the mixer has qk_norm (then it has k_norm)."""
-    if "k_norm.weight" not in p:
-        return x
-    weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
-    return F.layer_norm(x, weight.shape, weight, bias, HEAD_EPS)

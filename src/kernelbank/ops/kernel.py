@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kernelbank.ops.activation import activate
 from kernelbank.ops.bank import TwoStepBank, box, two_step_bank
 from kernelbank.ops.context import Context, Params
-from kernelbank.ops.frame import head_norm
 from kernelbank.ops.geometry import Geometry, from_grid, to_grid, unfold
 from kernelbank.ops.mix import generated_kernel, learned_kernel, project
+from kernelbank.ops.normed import head_norm, scaled_query
 from kernelbank.ops.position import matrix, relative, spread
 from kernelbank.ops.precision import wide
 from kernelbank.ops.rotation import rotate
@@ -42,8 +42,9 @@ def queries(operand_BTC: Tensor, p: Params, s: Context) -> Tensor:
 
 
 def normed_operand(operand_BTC: Tensor, p: Params, s: Context) -> Tensor:
-    """The operand after the LayerNorm per head of qk_norm, where the mixer has one, and the rotation of rope."""
-    return rotate(head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm"), s).flatten(2)
+    """The operand after the norm per head, the learned scale and the rotation of rope, where the spec has them."""
+    normed = head_norm(operand_BTC.unflatten(-1, (s.heads, -1)), p, "q_norm", s)
+    return rotate(scaled_query(normed, p, s), s).flatten(2)
 
 
 def products(q: Tensor, bank: TwoStepBank, p: Params, s: Context) -> Tensor:

@@ -72,12 +72,19 @@ def batch_norm(x: Tensor, p: Params, name: str, s: Context, eps: float = 1e-5) -
     return normalise(x, mean, var, eps) * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
-def head_norm(x: Tensor, p: Params, name: str) -> Tensor:
-    """LayerNorm over the d channels of each head, the last axis; x itself without qk_norm."""
-    if "k_norm.weight" not in p:
-        return x
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
-    return normalise(x, mean, var, EPS) * p[f"{name}.weight"] + p[f"{name}.bias"]
+def head_norm(x: Tensor, p: Params, name: str, s: Context) -> Tensor:
+    """x normalised over the d channels of each head, the last axis."""
+    assert isinstance(s.spec.kernel, TwoStep)
+    match s.spec.kernel.norm:
+        case "layernorm":
+            mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+            return normalise(x, mean, var, EPS) * p[f"{name}.weight"] + p[f"{name}.bias"]
+        case "rmsnorm":
+            return x / torch.sqrt((x * x).mean(-1, keepdim=True) + EPS) * p[f"{name}.weight"]
+        case "l2":
+            return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+        case _:
+            return x
 
 
 # ---- the grid --------------------------------------------------------------------------------------------
@@ -184,7 +191,7 @@ def two_step_kernels(source: Tensor, p: Params, s: Context) -> tuple[Tensor, Ten
         return k.expand(B, -1, -1, -1, -1), p["value.weight"].reshape(h, d, -1).mT.expand(B, -1, -1, -1)
     hidden = reduced(cells(source, s), p, s)
     k = squash(affine(hidden, p, "key"), s).unflatten(-1, (h, d, -1))
-    k = head_norm(k.mT, p, "k_norm").mT.transpose(1, 2)
+    k = head_norm(k.mT, p, "k_norm", s).mT.transpose(1, 2)
     if isinstance(s.spec.position, Rope):  # of size 1
         k = torch.stack([rotated(k[:, :, j, :, 0], j, s) for j in range(k.shape[2])], 2)[..., None]
     v = squash(affine(hidden, p, "value"), s).unflatten(-1, (h, d)).transpose(1, 2)
@@ -195,12 +202,15 @@ def two_step_kernels(source: Tensor, p: Params, s: Context) -> tuple[Tensor, Ten
 
 
 def two_step(operand: Tensor, source: Tensor, p: Params, s: Context) -> Tensor:
-    """s_ij = q_i . k_j / sqrt(d) + p_ij, a = phi(s) over what is visible, o_i = sum_j a_ij v_j."""
+    """s_ij = q_i . k_j / sqrt(d) + p_ij, with a learned scale in the place of 1 / sqrt(d) if the kernel has one,
+    a = phi(s) over what is visible, o_i = sum_j a_ij v_j."""
     (B, T, _), h = operand.shape, s.heads
     k, v = two_step_kernels(source, p, s)
     if isinstance(s.spec.bank, Dynamic):
-        operand = head_norm(operand.unflatten(-1, (h, -1)), p, "q_norm").flatten(2)
-    scale = (s.dim // h) ** -0.5 if isinstance(s.spec.bank, Dynamic) else 1.0
+        operand = head_norm(operand.unflatten(-1, (h, -1)), p, "q_norm", s).flatten(2)
+    scale = operand.new_full((h,), (s.dim // h) ** -0.5 if isinstance(s.spec.bank, Dynamic) else 1.0)
+    if "logit_scale" in p:
+        scale = torch.exp(p["logit_scale"]).clamp(max=100)
     table: Table = {}
     for i in range(T):
         q = patch(operand, i, s).unflatten(1, (h, -1))  # (B, h, d, t)

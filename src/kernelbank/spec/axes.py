@@ -236,10 +236,26 @@ class Predict(Value):
 
 @dataclass(frozen=True)
 class TwoStep(Value):
-    """C_in -> 1 per kernel, activation, 1 -> C_out per kernel, in `heads` groups (paper, section 4.2)."""
+    """C_in -> 1 per kernel, activation, 1 -> C_out per kernel, in `heads` groups (paper, section 4.2).
+
+    Args:
+        heads: The number of heads; ``host`` is that of the model.
+        norm: How the operand and the first kernels of a dynamic bank are normalised over the channels of a head, each
+            tap by itself: ``layernorm`` (ViT-22B, arXiv 2302.05442) and ``rmsnorm`` have learned scales; ``l2`` makes
+            the scores cosines (Swin V2, arXiv 2111.09883).
+        scale: What the scores are multiplied by: ``fixed`` is 1 / sqrt(d), ``learned`` is a number per head, at most
+            100 (Swin V2).
+    """
 
     word: ClassVar[str] = "two_step"
     heads: int | Channels | Literal["host"] = argument(HEADS, HOST)
+    norm: Literal["none", "layernorm", "rmsnorm", "l2"] = argument(one_of("none", "layernorm", "rmsnorm", "l2"), "none")
+    scale: Literal["fixed", "learned"] = argument(one_of("fixed", "learned"), "fixed")
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is normalised and the scale is fixed."""
+        return self.norm == "none" and self.scale == "fixed"
 
 
 @dataclass(frozen=True)

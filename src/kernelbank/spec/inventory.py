@@ -34,13 +34,13 @@ from kernelbank.spec.axes import (
 from kernelbank.spec.mixer_spec import MixerSpec
 
 Grid = tuple[int, int]
-Init = Literal["linear", "uniform", "zeros", "ones"]
+Init = Literal["linear", "uniform", "zeros", "ones", "log_10"]
 
 
 @dataclass(frozen=True)
 class Tensor:
     """One parameter or buffer. `init` is its initialisation: ``linear`` is a truncated normal of standard deviation
-    0.02 (timm's), ``uniform`` is uniform in +-1/sqrt(fan_in), ``zeros`` and ``ones`` are constants."""
+    0.02 (timm's), ``uniform`` is uniform in +-1/sqrt(fan_in), ``zeros``, ``ones`` and ``log_10`` are constants."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,20 +54,16 @@ class Tensor:
         return math.prod(self.shape)
 
 
-def inventory(
-    spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0, qk_norm: bool = False
-) -> tuple[Tensor, ...]:
+def inventory(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int = 0) -> tuple[Tensor, ...]:
     """Return every tensor of `spec` at `dim` channels, `num_heads` heads and an H x W `grid` after `prefix` tokens.
 
-    Raises: SpecError: If the channels do not divide into the heads or groups, or if `qk_norm` is True for a spec that
-        is not a dynamic two_step in frame linear, or if heads are no multiple of 4 channels wide for position rope.
+    Raises: SpecError: If the channels do not divide into the heads or groups, or if heads are no multiple of 4 channels
+        wide for position rope.
     """
     check_host(dim, num_heads, grid, prefix)
     if isinstance(spec.position, Rope) and (width := dim // heads(spec, dim, num_heads)) % 4:
         raise SpecError(f"invalid heads of {width} channels for position={spec.position}; expected a multiple of 4")
-    if qk_norm and not (isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep) and spec.frame == "linear"):
-        raise SpecError(f"invalid qk_norm=True for {spec}; expected a dynamic two_step in frame linear")
-    return tuple(_tensors(spec, dim, num_heads, grid, prefix, qk_norm))
+    return tuple(_tensors(spec, dim, num_heads, grid, prefix))
 
 
 def check_host(dim: int, num_heads: int, grid: Grid, prefix: int) -> None:
@@ -192,15 +188,14 @@ def _affine(name: str, width: int) -> Iterator[Tensor]:
     yield Tensor(f"{name}.bias", (width,), "zeros")
 
 
-def _tensors(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int, qk_norm: bool) -> Iterator[Tensor]:
+def _tensors(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int) -> Iterator[Tensor]:
     normed = spec.frame == "bn_relu"
     if spec.frame != "bare":
         yield from _linear("q", dim, dim, spec.bias and not normed)
     if normed:
         yield from _batch_norm("q_norm", dim)
-    if qk_norm:
-        yield from _affine("q_norm", dim // heads(spec, dim, num_heads))
-        yield from _affine("k_norm", dim // heads(spec, dim, num_heads))
+    if isinstance(spec.kernel, TwoStep):
+        yield from _head_norms(spec.kernel, heads(spec, dim, num_heads), dim)
 
     match spec.bank:
         case Dynamic():
@@ -231,6 +226,17 @@ def _tensors(spec: MixerSpec, dim: int, num_heads: int, grid: Grid, prefix: int,
         yield from _linear("out", dim, dim, not normed)
     if normed:
         yield from _batch_norm("last_norm", dim)
+
+
+def _head_norms(kernel: TwoStep, h: int, dim: int) -> Iterator[Tensor]:
+    """The norms of queries and kernels per head, and the learned scale of the scores."""
+    for name in ("q_norm", "k_norm"):
+        if kernel.norm in ("layernorm", "rmsnorm"):
+            yield Tensor(f"{name}.weight", (dim // h,), "ones")
+        if kernel.norm == "layernorm":
+            yield Tensor(f"{name}.bias", (dim // h,), "zeros")
+    if kernel.scale == "learned":
+        yield Tensor("logit_scale", (h,), "log_10")
 
 
 def _generator(spec: MixerSpec, dim: int, num_heads: int) -> Iterator[Tensor]:

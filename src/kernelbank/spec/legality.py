@@ -66,6 +66,9 @@ def _kernel(cells: Cells) -> Iterator[str]:
         yield f"full needs bank static, not {bank}, because generating full kernels would take C*C*C weights"
     if isinstance(bank, Box) and kernel != Grouped(1):
         yield "bank box has one weight shared by all channels"
+    attention = isinstance(bank, Dynamic) and cells["frame"] == "linear"
+    if isinstance(kernel, TwoStep) and not kernel.plain and not attention:
+        yield f"a norm or a learned scale needs bank dynamic and frame linear, not {bank} and {cells['frame']}"
 
 
 def _bank(cells: Cells) -> Iterator[str]:

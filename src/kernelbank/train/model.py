@@ -16,7 +16,7 @@ import kernelbank.models  # noqa: F401  (registers ours with timm)
 from kernelbank.analysis.cost import model_cost
 from kernelbank.errors import InputError, SpecError
 from kernelbank.memory import check_memory
-from kernelbank.model import Dropout, ModelSpec, TimmTrunk, by_stage, with_window
+from kernelbank.model import Dropout, ModelSpec, TimmTrunk, by_stage, with_qk_norm, with_window
 from kernelbank.nn.backbone import HierarchicalBackbone, PlainBackbone
 from kernelbank.nn.build import build
 from kernelbank.nn.edit.replace import replace_mixers
@@ -99,9 +99,9 @@ def describe(
             trunk = TimmTrunk(name=name, arguments=others)
             return ModelSpec(trunk=trunk, mixer=mixer, img_size=img_size, in_chans=in_chans, num_classes=num_classes,
                              dropout=dropout, name=name)  # fmt: skip
-        spec, window = find(name), others.pop("window_size", None)
+        spec, window, qk_norm = find(name), others.pop("window_size", None), others.pop("qk_norm", False)
         return replace(
-            spec, trunk=_with_arguments(spec, others), mixer=_mixer(spec, mixer, window), mlp=mlp or spec.mlp,
+            spec, trunk=_with_arguments(spec, others), mixer=_mixer(spec, mixer, window, qk_norm), mlp=mlp or spec.mlp,
             img_size=img_size or spec.img_size, in_chans=in_chans, num_classes=num_classes, dropout=dropout,
         )  # fmt: skip
     except SpecError:
@@ -110,13 +110,17 @@ def describe(
         raise InputError(str(error)) from None
 
 
-def _mixer(spec: ModelSpec, text: str | None, window: Any) -> str:
-    """The mixers of `spec`, changed by the specs or cells of `text` and with windows of another side."""
+def _mixer(spec: ModelSpec, text: str | None, window: Any, qk_norm: Any) -> str:
+    """The mixers of `spec`, changed by the specs or cells of `text`, with windows of another side and, with `qk_norm`,
+    a LayerNorm of queries and keys."""
     stages = spec.stages
     if text is not None:
         specs = read_stages(text, len(stages), [stage.mixer for stage in stages])
     else:
         specs = tuple(stage.mixer for stage in stages)
+    if type(qk_norm) is not bool:
+        raise ValueError(f"invalid model_args.qk_norm={qk_norm!r}; expected bool")
+    specs = tuple(map(with_qk_norm, specs)) if qk_norm else specs
     mixer = by_stage([str(mixer) for mixer in specs])
     if window is None:
         return mixer

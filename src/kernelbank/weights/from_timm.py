@@ -17,7 +17,7 @@ from kernelbank.model import Dropout, ModelSpec, SwinTrunk, ViTTrunk, by_stage
 from kernelbank.nn.backbone import Backbone
 from kernelbank.nn.build import build_backbone
 from kernelbank.nn.edit.replace import replace_mixers
-from kernelbank.nn.edit.stock import block_attentions
+from kernelbank.nn.edit.stock import block_attentions, has_adapter
 from kernelbank.nn.linears import TensorHolder
 from kernelbank.nn.mixer import Mixer
 from kernelbank.text import suggest
@@ -112,7 +112,9 @@ def read_model(model: nn.Module) -> ModelSpec:
         return _read_vit(model)
     if type(model) is swin_transformer.SwinTransformer:
         return _read_swin(model)
-    raise InputError(f"invalid model: a {type(model).__name__}; expected timm's VisionTransformer or SwinTransformer")
+    other = "; replace_mixers changes it as it is" if has_adapter(model) else ""
+    raise InputError(f"invalid model: a {type(model).__name__}; expected timm's VisionTransformer or SwinTransformer"
+                     f"{other}")  # fmt: skip
 
 
 def _read_vit(model: Any) -> ModelSpec:
@@ -140,7 +142,7 @@ def _read_vit(model: Any) -> ModelSpec:
         global_pool=model.global_pool, pool_include_prefix=model.pool_include_prefix,
         pre_norm=not isinstance(model.norm_pre, nn.Identity),
         final_norm=not (isinstance(model.norm, nn.Identity) and isinstance(model.fc_norm, nn.Identity)),
-        fc_norm=not isinstance(model.fc_norm, nn.Identity), qk_norm=attentions[0].mixer.qk_norm,
+        fc_norm=not isinstance(model.fc_norm, nn.Identity),
         init_values=LAYER_SCALE if isinstance(first.ls1, LayerScale) else None,
         dynamic_img_size=bool(model.dynamic_img_size), dynamic_img_pad=bool(model.patch_embed.dynamic_img_pad),
         norm_eps=_read_norms(model),

@@ -52,7 +52,8 @@ def _infer_vit(shapes: Shapes, img_size: Grid | None) -> Inferred:
     width, channels, height, breadth = shapes["patch_embed.proj.weight"]
     first = "blocks.0"
     assumed = [f"norm eps {ViTTrunk.norm_eps:g}", "GELU", "norms before the branches", "attention scale d^-1/2"]
-    if f"{first}.attn.q_norm.weight" in shapes:
+    normed = f"{first}.attn.q_norm.weight" in shapes
+    if normed:
         heads = width // shapes[f"{first}.attn.q_norm.weight"][0]
     else:
         heads = HEADS_OF_WIDTH.get(width) or max(width // HEAD_CHANNELS, 1)
@@ -68,10 +69,10 @@ def _infer_vit(shapes: Shapes, img_size: Grid | None) -> Inferred:
         pre_norm="norm_pre.weight" in shapes, fc_norm="fc_norm.weight" in shapes,
         final_norm="norm.weight" in shapes or "fc_norm.weight" in shapes,
         init_values=LAYER_SCALE if f"{first}.ls1.gamma" in shapes else None,
-        qk_norm=f"{first}.attn.q_norm.weight" in shapes,
     )  # fmt: skip
     spec = ModelSpec(
-        trunk=trunk, mixer="vit" + ("" if biased else " bias=False"), img_size=image, in_chans=channels,
+        trunk=trunk, mixer=("vit_qk_norm" if normed else "vit") + ("" if biased else " bias=False"), img_size=image,
+        in_chans=channels,
         mlp=mlp_text(width, shapes[f"{first}.mlp.fc1.weight"][0], "gelu", f"{first}.attn.proj.bias" in shapes),
         num_classes=shapes.get("head.weight", (0,))[0],
     )  # fmt: skip

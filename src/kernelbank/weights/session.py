@@ -11,12 +11,10 @@ from typing import Any, cast
 
 import timm
 import torch
-from torch import nn
 
 from kernelbank.errors import InputError, SpecError, UsageError
-from kernelbank.model import RESERVED_ARGUMENTS, ModelSpec, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
+from kernelbank.model import RESERVED_ARGUMENTS, ModelSpec, SwinTrunk, TimmTrunk, by_stage
 from kernelbank.nn.edit.replace import Replaced, replace_mixers
-from kernelbank.nn.mixer import Mixer
 from kernelbank.weights import convert
 from kernelbank.weights.alike import settle
 from kernelbank.weights.contents import Contents
@@ -265,15 +263,9 @@ def _replace(spec: ModelSpec, state: State, mixer: str) -> tuple[ModelSpec, Stat
     model = replace_mixers(rebuild(spec, state, "the converted state"), mixer)
     report = cast(Replaced, model.replaced)
     changed = replace(spec, mixer=by_stage(list(map(str, report.specs))))
-    if isinstance(spec.trunk, ViTTrunk):
-        changed = replace(changed, trunk=replace(spec.trunk, qk_norm=_has_qk_norm(model)))
     state = dict(model.state_dict())
     rebuild(changed, state, "the converted state")  # what is written can be loaded
     return changed, state, report
-
-
-def _has_qk_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, Mixer) and module.qk_norm for module in model.modules())
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from kernelbank.errors import InputError
 from kernelbank.model import Grid, ModelSpec, Stage, SwinTrunk, TimmTrunk, ViTTrunk, by_stage
 from kernelbank.spec import Channels, MixerSpec, Static, Window
 
-VIT, SWIN, FFN = MixerSpec.parse("vit"), MixerSpec.parse("swin"), MixerSpec.parse("ffn")
+VIT, VIT_QK_NORM = MixerSpec.parse("vit"), MixerSpec.parse("vit_qk_norm")
+SWIN, FFN = MixerSpec.parse("swin"), MixerSpec.parse("ffn")
 Padding = Literal["masked", "mmpretrain", "timm"]
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 """Activations of an MLP that timm and a spec both have, by their name in both."""
@@ -71,14 +72,14 @@ def stock_arguments(spec: ModelSpec) -> dict[str, Any]:
             "depths": trunk.depths, "num_heads": trunk.num_heads, "window_size": tuple((side, side) for side in sides),
         }  # fmt: skip
     for stage in stages:
-        if replace(stage.mixer, bias=True, resets=()) != VIT:
+        if replace(stage.mixer, bias=True, resets=()) not in (VIT, VIT_QK_NORM):
             raise InputError(f"invalid mixer={str(stage.mixer)!r} for timm's VisionTransformer; expected 'vit'")
     same = (
         "depth", "num_heads", "class_token", "reg_tokens", "pos_embed", "no_embed_class", "pool_include_prefix",
-        "pre_norm", "final_norm", "fc_norm", "init_values", "qk_norm", "dynamic_img_pad",
+        "pre_norm", "final_norm", "fc_norm", "init_values", "dynamic_img_pad",
     )  # fmt: skip
     return arguments | {name: getattr(trunk, name) for name in same} | {
-        "act_layer": activation, "proj_bias": mlp_bias,
+        "act_layer": activation, "proj_bias": mlp_bias, "qk_norm": stages[0].mixer.kernel == VIT_QK_NORM.kernel,
     }  # fmt: skip
 
 

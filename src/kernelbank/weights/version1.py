@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from kernelbank.errors import SpecError
-from kernelbank.model import MODEL_VERSION, RESERVED_ARGUMENTS, Dropout, ModelSpec, TimmTrunk
+from kernelbank.model import RESERVED_ARGUMENTS, Dropout, ModelSpec, TimmTrunk
 from kernelbank.nn.build import build
 from kernelbank.nn.mixer import Mixer
 from kernelbank.nn.state import translate
@@ -34,7 +34,7 @@ def converted(document: Mapping[str, Any]) -> ModelSpec:
     trunk = {key: value for key, value in arguments.items() if key not in OF_SPECS and key not in OF_MODEL}
     sizes = {key: arguments[key] for key in OF_MODEL if key in arguments}
     return ModelSpec.from_document({
-        "model_version": MODEL_VERSION, "family": FAMILIES.get(family, family) if isinstance(family, str) else family,
+        "model_version": 2, "family": FAMILIES.get(family, family) if isinstance(family, str) else family,
         "trunk": trunk | {"norm_eps": document.get("norm_eps")}, "mixer": document.get("mixer"),
         "mlp": document.get("mlp"), "name": document.get("source", ""), **sizes,
     })  # fmt: skip

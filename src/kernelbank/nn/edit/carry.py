@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kernelbank.nn.linears import is_plain
 from kernelbank.nn.mixer import Mixer, initialise_tensor
 from kernelbank.nn.transform import Placement, move, side
-from kernelbank.spec import Dynamic, MixerSpec, SpecError, TwoStep
+from kernelbank.spec import MixerSpec, SpecError
 from kernelbank.spec.inventory import Grid
 from kernelbank.spec.inventory import Tensor as Entry
 
@@ -43,7 +43,7 @@ def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> 
     """
     spec, grid = spec or mixer.spec, grid or mixer.grid
     carried = type(mixer)(
-        spec, mixer.dim, mixer.num_heads, grid, prefix=mixer.prefix, qk_norm=mixer.qk_norm and _takes_qk_norm(spec),
+        spec, mixer.dim, mixer.num_heads, grid, prefix=mixer.prefix,
         attn_drop=mixer.attn_drop, proj_drop=mixer.proj_drop, dynamic_grid=mixer.dynamic_grid, device="meta",
     )  # fmt: skip
     for name in mixer.linears:
@@ -75,10 +75,6 @@ def carry(mixer: M, spec: MixerSpec | None = None, grid: Grid | None = None) -> 
     carried.assign(tensors)
     carried.temperature = mixer.temperature
     return carried.train(mixer.training), tuple(log)
-
-
-def _takes_qk_norm(spec: MixerSpec) -> bool:
-    return isinstance(spec.bank, Dynamic) and isinstance(spec.kernel, TwoStep) and spec.frame == "linear"
 
 
 def _fresh(entry: Entry, like: Tensor | None) -> Tensor:

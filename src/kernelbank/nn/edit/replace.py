@@ -11,6 +11,7 @@ from typing import Any
 
 from timm.models._features import FeatureGetterNet
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
@@ -136,8 +137,8 @@ def _outside(model: nn.Module, names: list[str]) -> int:
 def _remember(model: nn.Module, specs: tuple[MixerSpec, ...]) -> None:
     """Update the arguments that a saved configuration and timm's resizing use."""
     if isinstance(model, (PlainBackbone, HierarchicalBackbone)):
-        remember(model, mixer=" | ".join(map(str, specs)), window_size=None)
-    if isinstance(model, SwinTransformer):  # timm scales these with the grid
+        remember(model, mixer=" | ".join(map(str, specs)), window_size=None, qk_norm=None)
+    if isinstance(model, (SwinTransformer, SwinTransformerV2)):  # timm scales these with the grid
         model._ref_window_sizes = window_sides(specs, model._ref_window_sizes)
         model._ref_grid_size = tuple(model.patch_embed.grid_size)
     if not isinstance(model, (PlainBackbone, HierarchicalBackbone)):

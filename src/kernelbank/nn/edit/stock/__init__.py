@@ -6,7 +6,7 @@ sizes of feature maps).
 """
 
 from kernelbank.nn.edit.stock.found import BlockAttention, LeftAttention
-from kernelbank.nn.edit.stock.read import check_head_norm
+from kernelbank.nn.edit.stock.read import head_norm_kind
 from kernelbank.nn.edit.stock.registry import ADAPTERS, block_attentions, has_adapter, left_attentions
 from kernelbank.nn.edit.stock.seats import AttentionMixer, SeatedMixer
 
@@ -17,7 +17,7 @@ __all__ = [
     "LeftAttention",
     "SeatedMixer",
     "block_attentions",
-    "check_head_norm",
     "has_adapter",
+    "head_norm_kind",
     "left_attentions",
 ]

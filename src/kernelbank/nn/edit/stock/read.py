@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from timm.layers import RelPosBias, RelPosBiasTf, RelPosMlp
+from timm.layers import RelPosBias, RelPosBiasTf, RelPosMlp, RmsNorm
+from timm.layers.norm import RmsNormFp32
 from torch import Tensor, nn
 
 from kernelbank.errors import InputError
 from kernelbank.nn.edit.carry import M
-from kernelbank.ops.frame import HEAD_EPS
 from kernelbank.ops.geometry import relative_offsets
-from kernelbank.spec import MixerSpec
+from kernelbank.ops.normed import HEAD_EPS
+from kernelbank.spec import MixerSpec, TwoStep
 from kernelbank.spec.inventory import Grid
 
 RELATIVE = (RelPosBias, RelPosBiasTf, RelPosMlp)
@@ -86,16 +87,18 @@ def read_attention(
     origins = projections(attention, name, heads, head_first)
     check_options(attention, name, heads, origins, inner_norm)
     spec = spec.override(bias=str("q.bias" in origins))
-    if normed := _reads_norms(attention, name):
-        origins |= {f"{side}.{kind_}": origin(getattr(getattr(attention, side), kind_))
-                    for side in ("q_norm", "k_norm") for kind_ in ("weight", "bias")}  # fmt: skip
+    if isinstance(getattr(attention, "q_norm", None), nn.Module):
+        spec, norms = _with_norms(spec, attention, name)
+        origins |= norms
     dim = origins["q.weight"].value.shape[1]
     mixer = kind(
-        spec.at_block(block), dim, heads, grid, prefix=prefix, qk_norm=normed, attn_drop=_rate(attention, "attn_drop"),
+        spec.at_block(block), dim, heads, grid, prefix=prefix, attn_drop=_rate(attention, "attn_drop"),
         proj_drop=_rate(attention, "proj_drop"), dynamic_grid=True, device="meta",
     )  # fmt: skip
     if bias is not None:
         origins |= table(bias, mixer.entries, prefix, name)
+    if hasattr(attention, "logit_scale"):
+        origins["logit_scale"] = origin(attention.logit_scale, attention.logit_scale.flatten())
     lacking = frozenset(entry.name for entry in mixer.entries) - set(origins)
     return Read(assigned(mixer, origins, attention), lacking)
 
@@ -195,7 +198,7 @@ def check_options(attention: Any, name: str, heads: int, origins: Origins, inner
     unsupported = {
         "attn_head_dim": {origins[f"{part}.weight"].value.shape for part in ("q", "key", "value", "out")}
         != {(width, width)},
-        "scale": attention.scale != (width // heads) ** -0.5,
+        "scale": getattr(attention, "scale", (width // heads) ** -0.5) != (width // heads) ** -0.5,
         "gated": getattr(attention, "gate", None) is not None,
         "scale_norm": not inner_norm and not isinstance(getattr(attention, "norm", None), (nn.Identity, type(None))),
     }  # fmt: skip
@@ -205,22 +208,32 @@ def check_options(attention: Any, name: str, heads: int, origins: Origins, inner
             raise InputError(f"invalid {name}: {field} has no place in a spec; expected timm's {kind} without it")
 
 
-def _reads_norms(attention: Any, name: str) -> bool:
-    """Whether queries and keys are normalised per head. Raises InputError for other norms than those of qk_norm."""
-    norms = [getattr(attention, side, None) for side in ("q_norm", "k_norm")]
-    for norm in norms:
-        if norm is not None and not isinstance(norm, nn.Identity):
-            check_head_norm(norm, name)
-    return isinstance(norms[0], nn.LayerNorm)
+def _with_norms(spec: MixerSpec, attention: Any, name: str) -> tuple[MixerSpec, Origins]:
+    """`spec` with the norm of queries and keys per head that `attention` has, and its tensors. Raises InputError for
+    another norm than an affine LayerNorm or RMSNorm with the epsilon of the operator."""
+    norms = {side: getattr(attention, side) for side in ("q_norm", "k_norm")}
+    if all(isinstance(norm, nn.Identity) for norm in norms.values()):
+        return spec, {}
+    kinds = {head_norm_kind(norm, name) for norm in norms.values()}
+    if len(kinds) > 1:
+        raise InputError(f"invalid norms of {name}, which differ between q and k; expected the same")
+    assert isinstance(spec.kernel, TwoStep)
+    tensors = {
+        f"{side}.{key}": origin(tensor) for side, norm in norms.items() for key, tensor in norm.named_parameters()
+    }
+    return replace(spec, kernel=replace(spec.kernel, norm=kinds.pop())), tensors
 
 
-def check_head_norm(norm: nn.Module, name: str) -> None:
-    """Raise InputError unless `norm` is that of qk_norm per head: an affine LayerNorm with eps 1e-6."""
-    affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
-    if not (affine and norm.eps == HEAD_EPS):
-        raise InputError(
-            f"invalid norm_layer of qk_norm in {name}: {norm}; expected an affine LayerNorm, eps {HEAD_EPS}"
-        )
+def head_norm_kind(norm: Any, name: str) -> Literal["layernorm", "rmsnorm"]:
+    """The kind of a norm per head. Raises InputError unless it is an affine LayerNorm or RMSNorm with eps 1e-6."""
+    tensors = {key for key, _ in norm.named_parameters()}
+    if getattr(norm, "eps", None) == HEAD_EPS:
+        if isinstance(norm, nn.LayerNorm) and tensors == {"weight", "bias"}:
+            return "layernorm"
+        if isinstance(norm, (RmsNorm, RmsNormFp32, nn.RMSNorm)) and tensors == {"weight"}:
+            return "rmsnorm"
+    raise InputError(f"invalid norm_layer of qk_norm in {name}: {norm}; expected an affine LayerNorm or RMSNorm, "
+                     f"eps {HEAD_EPS}")  # fmt: skip
 
 
 def check_parts(attention: nn.Module, name: str, parts: tuple[type[nn.Module], ...] = ()) -> None:

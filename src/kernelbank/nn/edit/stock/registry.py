@@ -25,6 +25,7 @@ ADAPTERS: Mapping[str, Adapter] = MappingProxyType({
     "Beit": tokens.beit,
     "VisionTransformerRelPos": tokens.relpos,
     "SwinTransformer": swin.swin,
+    "SwinTransformerV2": swin.swin_v2,
     "MaxxVit": partitions.maxvit,
     "TinyVit": partitions.tiny_vit,
     "DaVit": partitions.davit,
