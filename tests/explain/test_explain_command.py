@@ -161,7 +161,7 @@ BAD = {
     "no picture": ([OURS], "a picture is missing"),
     "no such model": (["vit_kb_tset", "PHOTO"], "unknown model 'vit_kb_tset'; did you mean"),
     "no such second model": ([OURS, "PHOTO", "--against", "resnet0"], "unknown model 'resnet0'"),
-    "no mixers": (["test_convnext", "PHOTO"], "invalid model without mixers: ConvNeXt"),
+    "no mixers": (["test_resnet", "PHOTO"], "invalid model without mixers: ResNet"),
     "a folder that is no run": (["FOLDER", "PHOTO"], "the folder has no run.json"),
     "a file that is no model": (["TEXT", "PHOTO"], "unknown kind of file '.txt'"),
     "no such picture": ([OURS, "none.png"], "invalid image none.png: no such file"),

@@ -179,6 +179,7 @@ ZERO_GRADIENT = {row: {"key.bias"} for row in ("vit", "vit_relpos", "swin", "max
                                                "vit3", "swin3", "layernorm_attention")}  # fmt: skip
 ZERO_GRADIENT["layernorm_attention"].add("value.bias")  # the kernels' weights sum to zero
 ZERO_GRADIENT |= {"external_attention": {"q.bias"}, "dwnet": {"bias"}, "ddwconv": {"bias"}}
+ZERO_GRADIENT["vit_qk_norm"] = {"k_norm.bias"}  # it adds the same to all scores of a query
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row != "pool"])  # which has none

@@ -255,7 +255,7 @@ def test_files_that_are_not_ours_or_damaged_do_not_load(files: Path, capsys: Cap
         entry = json.loads(file.metadata()["kernelbank"])
     good, trunk = entry["model"], entry["model"]["trunk"]
     for change, match in [
-        ({}, ""), ({"model_version": 1}, "invalid model_version=1; expected 2"),
+        ({}, ""), ({"model_version": 1}, "invalid model_version=1; expected 3"),
         ({"family": "round"}, "invalid family='round'; expected one of vit, swin, timm"),
         ({"mixer": 3}, "invalid model.mixer=3; expected str"), ({"wings": 2}, "unknown field 'wings'"),
         ({"trunk": {**trunk, "norm_eps": "x"}}, "invalid trunk.norm_eps='x'; expected float"),

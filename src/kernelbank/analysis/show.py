@@ -27,7 +27,7 @@ COLUMNS = ("bank", "support", "mix", "kernel", "size", "activation", "position",
 LAYOUTS = (
     (("row", *COLUMNS),),
     (("row", "bank", "support", "mix", "kernel"), ("", "size", "activation", "position", "frame")),
-    (("row", "", "", ""), ("bank", "support", "mix", "kernel"), ("size", "activation", "position", "frame")),
+    (("row", "", ""), ("bank", "support", "mix"), ("frame", "activation", "kernel"), ("size", "", "position")),
 )
 """The printed lines of a row of the table, widest layout first: the first one that fits the terminal is used."""
 
