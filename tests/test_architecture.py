@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors", "text", "schema"}, {"files", "memory", "terminal"}, {"atlas"}, {"spec"}, {"model"}, {"zoo"},
     {"records"}, {"ops"}, {"nn"},
-    {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"train"}, {"studies"}, {"report"},
+    {"analysis", "data"}, {"models"}, {"weights", "testing"}, {"huggingface"}, {"train"}, {"studies"}, {"report"},
     {"explanation"}, {"exports"}, {"benchmark"},
     {"commands"}, {"cli"},
     {"__init__", "__main__"},

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernelbank.explanation.capture import explain
     from kernelbank.exports.export import export
+    from kernelbank.huggingface import register_attention, set_attention
     from kernelbank.nn.accelerate import accelerate
     from kernelbank.nn.edit.dynamize import dynamize
     from kernelbank.nn.edit.replace import replace_mixers
     from kernelbank.nn.mixer import Mixer
+    from kernelbank.ops.attend import attend
     from kernelbank.ops.paths.path import PathError
     from kernelbank.ops.plan import mix, use_path
     from kernelbank.spec import MixerSpec, SpecError
@@ -23,13 +25,16 @@ __all__ = [
     "PathError",
     "SpecError",
     "accelerate",
+    "attend",
     "dynamize",
     "explain",
     "export",
     "from_timm",
     "load",
     "mix",
+    "register_attention",
     "replace_mixers",
+    "set_attention",
     "use_path",
 ]
 
@@ -39,6 +44,7 @@ _HOMES = {
     "PathError": "kernelbank.ops.paths.path",
     "SpecError": "kernelbank.spec",
     "accelerate": "kernelbank.nn.accelerate",
+    "attend": "kernelbank.ops.attend",
     "dynamize": "kernelbank.nn.edit.dynamize",
     "explain": "kernelbank.explanation.capture",
     "export": "kernelbank.exports.export",
@@ -46,6 +52,8 @@ _HOMES = {
     "load": "kernelbank.weights.load",
     "mix": "kernelbank.ops.plan",
     "replace_mixers": "kernelbank.nn.edit.replace",
+    "register_attention": "kernelbank.huggingface",
+    "set_attention": "kernelbank.huggingface",
     "use_path": "kernelbank.ops.plan",
 }
 
